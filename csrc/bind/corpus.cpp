@@ -1,0 +1,7 @@
+#include "bind/module.h"
+
+namespace vecsmith {
+
+void bind_corpus(pybind11::module_&) {}
+
+}  // namespace vecsmith

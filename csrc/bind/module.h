@@ -1,0 +1,12 @@
+// One bind_<room> function per file in csrc/bind; module.cpp calls them all.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace vecsmith {
+
+void bind_skipgram(pybind11::module_& m);
+void bind_corpus(pybind11::module_& m);
+void bind_word2vec_format(pybind11::module_& m);
+
+}  // namespace vecsmith

@@ -1,0 +1,7 @@
+#include "bind/module.h"
+
+namespace vecsmith {
+
+void bind_skipgram(pybind11::module_&) {}
+
+}  // namespace vecsmith

@@ -1,0 +1,31 @@
+"""The only door to the hot paths. One public module per operator; each checks its arguments once,
+calls its registered ``torch.ops.vecsmith`` operator, and leaves the rest to a backend.
+
+``registry()`` lists the operators and their backends, ``explain()`` says which backend would be used
+here and why (``vecsmith info`` prints it).
+"""
+
+from __future__ import annotations
+
+from vecsmith.ops._registry import (
+    Backend,
+    BackendUnavailable,
+    Operator,
+    choose,
+    explain,
+    registry,
+)
+from vecsmith.ops._tables import empty_table
+from vecsmith.ops.skipgram import skipgram, skipgram_pairs
+
+__all__ = [
+    "Backend",
+    "BackendUnavailable",
+    "Operator",
+    "choose",
+    "empty_table",
+    "explain",
+    "registry",
+    "skipgram",
+    "skipgram_pairs",
+]

@@ -1,0 +1,121 @@
+"""Argument checks shared by the operators: "<op>: expected ..., got ...", before anything is changed."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def _shape(shape: tuple[int | None, ...]) -> str:
+    return "[" + ", ".join("any" if n is None else str(n) for n in shape) + "]"
+
+
+def tensor(
+    op: str, name: str, value: object, dtype: torch.dtype, shape: tuple[int | None, ...], like: Tensor
+) -> None:
+    """``value`` is a contiguous tensor of this dtype and shape (None: any length) beside ``like``."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: expected {name} to be a torch.Tensor; got {type(value).__name__}")
+    if value.dtype != dtype:
+        raise TypeError(f"{op}: expected {name} to be {dtype}; got {value.dtype}")
+    fits = value.dim() == len(shape) and all(
+        want is None or want == have for want, have in zip(shape, value.shape, strict=True)
+    )
+    if not fits:
+        raise ValueError(
+            f"{op}: expected {name} of shape {_shape(shape)}; got {_shape(tuple(value.shape))}"
+        )
+    if value.device != like.device:
+        raise ValueError(f"{op}: expected {name} on {like.device}; got it on {value.device}")
+    if not value.is_contiguous():
+        raise ValueError(f"{op}: expected {name} to be contiguous; got strides {value.stride()}")
+
+
+def table(
+    op: str, name: str, value: object, like: Tensor | None = None, rows: int | None = None
+) -> None:
+    """``value`` is a floating [rows, D] table with unit stride along D and rows that do not overlap."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{op}: expected {name} to be a torch.Tensor; got {type(value).__name__}")
+    if value.layout != torch.strided:
+        raise TypeError(f"{op}: expected {name} to be a strided tensor; got {value.layout}")
+    if not value.dtype.is_floating_point:
+        raise TypeError(f"{op}: expected {name} to be floating point; got {value.dtype}")
+    if value.dim() != 2 or value.shape[1] < 1:
+        raise ValueError(
+            f"{op}: expected {name} of shape [rows, D >= 1]; got {_shape(tuple(value.shape))}"
+        )
+    if value.shape[0] >= 2**31:
+        raise ValueError(f"{op}: expected {name} of fewer than 2^31 rows; got {value.shape[0]}")
+    if rows is not None and value.shape[0] != rows:
+        raise ValueError(f"{op}: expected {name} of {rows} rows; got {value.shape[0]}")
+    if like is not None:
+        if value.shape[1] != like.shape[1]:
+            raise ValueError(f"{op}: expected {name} of D={like.shape[1]}; got {value.shape[1]}")
+        if value.dtype != like.dtype or value.device != like.device:
+            raise TypeError(
+                f"{op}: expected {name} to be {like.dtype} on {like.device}; "
+                f"got {value.dtype} on {value.device}"
+            )
+    if value.shape[1] > 1 and value.stride(1) != 1:
+        raise ValueError(f"{op}: expected {name} with unit stride along D; got {value.stride()}")
+    if value.shape[0] > 1 and value.stride(0) < value.shape[1]:
+        raise ValueError(f"{op}: expected {name} with rows apart; got strides {value.stride()}")
+
+
+def distinct(op: str, **tables: Tensor | None) -> None:
+    """No two of the tables share memory: an update of one would be read through the other."""
+    if torch.compiler.is_compiling():
+        return  # pointers are not known while tracing; the eager call has checked
+    spans = []
+    for name, value in tables.items():
+        if value is None or value.numel() == 0:
+            continue
+        first = value.data_ptr()
+        last = first + ((value.shape[0] - 1) * value.stride(0) + value.shape[1]) * value.element_size()
+        for other, low, high in spans:
+            if first < high and low < last:
+                raise ValueError(f"{op}: expected tables apart; {name} shares memory with {other}")
+        spans.append((name, first, last))
+
+
+def integer(op: str, name: str, value: object, *, low: int, high: int = 2**62) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+        raise TypeError(f"{op}: expected {name} to be an int; got {type(value).__name__}")
+    if not low <= value <= high:
+        raise ValueError(f"{op}: expected {name} in {low}..{high}; got {value}")
+
+
+def rate(op: str, name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{op}: expected {name} to be a float; got {type(value).__name__}")
+    if not (math.isfinite(value) and value >= 0):
+        raise ValueError(f"{op}: expected {name} to be finite and >= 0; got {value}")
+
+
+def seed(op: str, value: object) -> int:
+    """Any int; its low 64 bits count, as a signed int64 (what an operator's schema can carry)."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{op}: expected seed to be an int; got {type(value).__name__}")
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def threads(op: str, value: int | None) -> int:
+    if value is None:
+        return torch.get_num_threads()
+    integer(op, "num_threads", value, low=1, high=4096)
+    return value
+
+
+def ids(op: str, name: str, value: Tensor, low: int, high: int) -> None:
+    """All entries are in low..high-1 (one pass over the tensor)."""
+    if value.numel() == 0:
+        return
+    least, most = (int(v) for v in torch.aminmax(value))
+    if least < low or most >= high:
+        raise IndexError(
+            f"{op}: expected {name} in {low}..{high - 1}; got {least if least < low else most}"
+        )

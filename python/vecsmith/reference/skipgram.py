@@ -1,0 +1,294 @@
+"""word2vec's training step, in plain PyTorch: skip-gram and CBOW, negative sampling and hierarchical
+softmax, with every random draw a pure function of (seed, epoch, position).
+
+The model (Mikolov et al. 2013a, 2013b)
+---------------------------------------
+Input rows x_c = ``input_table[c]`` and output rows o_t. The output rows of a center word w are
+
+* negative sampling: w itself with label 1, and K negatives with label 0 (rows of ``output_table``);
+* hierarchical softmax: the inner nodes on w's path through the Huffman tree, with label
+  1 - code (rows of ``tree_table``).
+
+One *step* has inputs h_1..h_m and outputs o_1..o_n with labels y_j:
+
+    loss   =  - sum_ij [ y_j log s(h_i . o_j) + (1 - y_j) log s(-h_i . o_j) ],   s(z) = 1/(1+exp(-z))
+    g_ij   =  alpha * (y_j - s(h_i . o_j))
+    o_j   +=  sum_i g_ij h_i          h_i  +=  sum_j g_ij o_j       (right sides: values before the step)
+
+* skip-gram, ``shared_negatives="window"``: one step per center; the h_i are the rows of all the words
+  in its window, and all share one set of negatives (Ji et al. 2016, "Parallelizing word2vec in shared
+  and distributed memory"). Hierarchical softmax is one such step too.
+* skip-gram, ``shared_negatives="pair"``: one step per (context, center), in order, each with its own
+  negatives: word2vec's own rule.
+* CBOW: one step per center with a single h. ``cbow_mean``: h = mean of the window's rows, and each of
+  these rows receives the whole update of h. Otherwise h = their sum and each receives 1/m of it. Both
+  are what word2vec and gensim do (Irsoy et al. 2021 discuss the choice).
+
+As in word2vec.c, the *context* words are the inputs and the *center* is the positive output. With both
+negative sampling and hierarchical softmax, the tree's step comes first.
+
+A *mini-batch* of windows (``batch_positions`` > 0): the windows whose centers' positions p share
+floor(p / batch_positions) take all their gradients at the values before the batch, and the sum of the
+updates is applied. This is what deterministic mode trains: unlike one step after another it can be
+spread over any number of workers without changing one bit of the result.
+
+Positions, windows, sub-sampling, rate
+--------------------------------------
+Token i of ``tokens`` has position p = first_position + i. A token w survives sub-sampling if
+u < keep[w]. Windows are taken over the survivors of a sentence: r = ``window``, or 1 + floor(window*u)
+when ``shrink_windows``; the contexts of survivor k are survivors k-r .. k+r of its sentence except k.
+The rate falls linearly over the words seen: alpha(p) = alpha + (min_alpha - alpha) * (words_before + p)
+/ words_total, not below min(alpha, min_alpha).
+
+Random draws
+------------
+SplitMix64 (Steele, Lea, Flood 2014) as a counter-based generator:
+
+    mix(z):  z ^= z >> 30; z *= 0xBF58476D1CE4E5B9; z ^= z >> 27; z *= 0x94D049BB133111EB; z ^= z >> 31
+    key(stream)  = mix(mix(mix(seed + G) + epoch + G) + stream + G),   G = 0x9E3779B97F4A7C15
+    draw(stream, n) = mix(key(stream) + (n + 1) * G)                   (all modulo 2^64)
+
+    sub-sampling  stream 0, n = p                      u = (bits >> 40) * 2^-24
+    window        stream 1, n = p                      r = 1 + ((bits >> 32) * window >> 32)
+    negative k    stream 2, n = (p*slots + slot)*K + k i = (bits >> 32) * V >> 32;
+                  alias table (Walker 1977):           (bits & (2^32-1)) >> 1 < alias[i,0] ? i : alias[i,1]
+
+``slots`` = 1, slot = 0 for window-shared negatives and CBOW; slots = 2*window+1,
+slot = (context index - center index) + window for "pair". A negative that equals its positive is
+drawn again with bits <- mix(bits + G), up to 32 times; then the slot stays empty.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15
+STREAM_SUBSAMPLE, STREAM_WINDOW, STREAM_NEGATIVE = 0, 1, 2
+REDRAWS = 32
+
+
+def _signed(value: int) -> int:
+    """The int64 with the bits of ``value`` modulo 2^64 (torch has no uint64 arithmetic)."""
+    value &= (1 << 64) - 1
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def mix(z: Tensor) -> Tensor:
+    """SplitMix64's finalizer, elementwise on int64 taken as uint64. z: any shape, int64."""
+    z = (z ^ _shift_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
+    z = (z ^ _shift_right(z, 27)) * _signed(0x94D049BB133111EB)
+    return z ^ _shift_right(z, 31)
+
+
+def stream_key(seed: int, epoch: int, stream: int) -> int:
+    """key(stream) of the module docstring, as a Python int in [-2^63, 2^63)."""
+    key = torch.tensor(_signed(seed + GOLDEN))
+    key = mix(mix(key) + _signed(epoch + GOLDEN))
+    return int(mix(key + _signed(stream + GOLDEN)))
+
+
+def draw(key: int, counter: Tensor) -> Tensor:
+    """64 random bits for each counter. counter: int64, any shape -> int64 of that shape."""
+    return mix(key + (counter + 1) * _signed(GOLDEN))
+
+
+def uniform(bits: Tensor) -> Tensor:
+    """[0, 1) in steps of 2^-24, as float32."""
+    return _shift_right(bits, 40).to(torch.float32) * 2.0**-24
+
+
+def below(bits: Tensor, n: int) -> Tensor:
+    """An integer in 0..n-1 (n <= 2^31) from the high 32 bits."""
+    return _shift_right(_shift_right(bits, 32) * n, 32)
+
+
+def keep_mask(tokens: Tensor, positions: Tensor, keep: Tensor | None, seed: int, epoch: int) -> Tensor:
+    """Which tokens survive sub-sampling. tokens, positions: [N] -> bool [N]."""
+    if keep is None:
+        return torch.ones_like(tokens, dtype=torch.bool)
+    bits = draw(stream_key(seed, epoch, STREAM_SUBSAMPLE), positions)
+    return uniform(bits) < keep[tokens.long()]
+
+
+def window_sizes(positions: Tensor, window: int, shrink: bool, seed: int, epoch: int) -> Tensor:
+    """The reduced window r of each center. positions: [N] -> int64 [N]."""
+    if not shrink:
+        return torch.full_like(positions, window)
+    return 1 + below(draw(stream_key(seed, epoch, STREAM_WINDOW), positions), window)
+
+
+def negatives_for(
+    positive: Tensor, counter: Tensor, negative: int, alias: Tensor, seed: int, epoch: int
+) -> Tensor:
+    """K negatives per positive, never equal to it; -1 where 32 further draws did not help.
+
+    positive: [N] int64; counter: [N] int64, p*slots + slot; alias: [V, 2] int32
+    (threshold in 0..2^31-1, alias) -> [N, K] int64
+    """
+    steps = torch.arange(negative, device=positive.device)
+    bits = draw(stream_key(seed, epoch, STREAM_NEGATIVE), counter[:, None] * negative + steps)
+    chosen = torch.full_like(bits, -1)
+    for _ in range(REDRAWS + 1):
+        index = below(bits, alias.shape[0])
+        threshold, other = alias[index].long().unbind(-1)
+        word = torch.where((bits & 0xFFFFFFFF) >> 1 < threshold, index, other)
+        chosen = torch.where((chosen < 0) & (word != positive[:, None]), word, chosen)
+        bits = mix(bits + _signed(GOLDEN))
+    return chosen
+
+
+def _step(inputs: Tensor, outputs: Tensor, labels: Tensor, alpha: float):
+    """One step at given values. inputs [m, D], outputs [n, D], labels [n] ->
+    (updates of inputs [m, D], updates of outputs [n, D], loss fp64)."""
+    score = inputs @ outputs.T
+    gradient = alpha * (labels - torch.sigmoid(score))
+    sign = (2 * labels - 1).double()
+    loss = torch.nn.functional.softplus(-sign * score.double()).sum()
+    return gradient @ outputs, gradient.T @ inputs, loss
+
+
+def skipgram(
+    input_table: Tensor,
+    output_table: Tensor | None,
+    tree_table: Tensor | None,
+    tokens: Tensor,
+    offsets: Tensor,
+    keep: Tensor | None,
+    alias: Tensor | None,
+    path_offsets: Tensor | None,
+    path_nodes: Tensor | None,
+    path_codes: Tensor | None,
+    *,
+    window: int,
+    negative: int,
+    cbow: bool,
+    cbow_mean: bool,
+    shrink_windows: bool,
+    shared_negatives: str,
+    alpha: float,
+    min_alpha: float,
+    words_before: int,
+    words_total: int,
+    seed: int,
+    epoch: int,
+    first_position: int,
+    batch_positions: int,
+) -> Tensor:
+    """Train on a chunk of corpus, in place; see the module docstring for every formula.
+
+    input_table [V, D]; output_table [V, D] (negative > 0) or None; tree_table [V-1, D] (hierarchical
+    softmax) or None; tokens [N] int32; offsets [S+1] int64: sentence s is
+    tokens[offsets[s]:offsets[s+1]]; keep [V] float32 or None; alias [V, 2] int32;
+    path_offsets [V+1] int64, path_nodes [P] int32, path_codes [P] uint8: word w's path is
+    path_nodes[path_offsets[w]:path_offsets[w+1]], root first.
+
+    Returns float64 [2]: the summed loss and the number of (input, output) terms in it.
+    """
+    loss, terms = 0.0, 0
+    pending: list[tuple[Tensor, Tensor, Tensor]] = []  # (table, rows, update), in order
+    batch = None
+
+    def apply() -> None:
+        for table, rows, update in pending:
+            table.index_add_(0, rows, update)
+        pending.clear()
+
+    for s in range(offsets.numel() - 1):
+        first, last = int(offsets[s]), int(offsets[s + 1])
+        positions = first_position + torch.arange(first, last, device=tokens.device)
+        sentence = tokens[first:last]
+        survives = keep_mask(sentence, positions, keep, seed, epoch)
+        sentence, positions = sentence[survives].long(), positions[survives]
+        reach = window_sizes(positions, window, shrink_windows, seed, epoch).tolist()
+        for k in range(sentence.numel()):
+            p, r = int(positions[k]), reach[k]
+            if batch_positions and p // batch_positions != batch:
+                apply()
+                batch = p // batch_positions
+            around = [j for j in range(max(0, k - r), min(sentence.numel(), k + r + 1)) if j != k]
+            if not around:
+                continue
+            contexts, center = sentence[around], sentence[k]
+            rate = alpha + (min_alpha - alpha) * ((words_before + p) / words_total)
+            rate = max(rate, min(alpha, min_alpha))
+            slots = torch.tensor(around, device=tokens.device) - k + window
+            pairwise = shared_negatives == "pair" and not cbow
+            groups = [([j], slots[j : j + 1]) for j in range(len(around))]
+            if not pairwise:
+                groups = [(list(range(len(around))), None)]
+            for members, slot in groups:
+                rows = contexts[members]
+                targets = []
+                if tree_table is not None:
+                    path = slice(int(path_offsets[center]), int(path_offsets[center + 1]))
+                    targets.append((tree_table, path_nodes[path].long(), 1 - path_codes[path].float()))
+                if negative:
+                    at = torch.tensor([p], device=tokens.device)
+                    counter = at if slot is None else at * (2 * window + 1) + slot
+                    drawn = negatives_for(center[None], counter, negative, alias, seed, epoch)[0]
+                    words = torch.cat([center[None], drawn[drawn >= 0]])
+                    labels = torch.zeros(words.numel(), device=tokens.device)
+                    labels[0] = 1
+                    targets.append((output_table, words, labels))
+                for table, words, labels in targets:
+                    m = len(members)
+                    x = input_table[rows]
+                    if cbow:
+                        x = x.mean(0, keepdim=True) if cbow_mean else x.sum(0, keepdim=True)
+                    dx, do, step_loss = _step(x, table[words], labels.to(x.dtype), rate)
+                    if cbow:
+                        dx = (dx if cbow_mean else dx / m).expand(m, -1)
+                    pending += [(input_table, rows, dx), (table, words, do)]
+                    loss += float(step_loss)
+                    terms += x.shape[0] * words.numel()
+                    if not batch_positions:
+                        apply()
+    apply()
+    return torch.tensor([loss, terms], dtype=torch.float64)
+
+
+def skipgram_pairs(
+    input_table: Tensor,
+    output_table: Tensor,
+    centers: Tensor,
+    contexts: Tensor,
+    negatives: Tensor,
+    *,
+    alpha: float,
+    batch_pairs: int,
+) -> Tensor:
+    """The explicit form: one step per pair, in order, each with h = input_table[centers[i]], the
+    positive output contexts[i] and the negative outputs negatives[i] (those that are -1 or equal the
+    positive are left out). ``batch_pairs`` > 0: pairs i that share floor(i / batch_pairs) take their
+    gradients at the values before the batch.
+
+    centers, contexts: [N] int64; negatives: [N, K] int64. Returns float64 [2]: loss, terms.
+    """
+    loss, terms = 0.0, 0
+    pending: list[tuple[Tensor, Tensor, Tensor]] = []
+
+    def apply() -> None:
+        for table, rows, update in pending:
+            table.index_add_(0, rows, update)
+        pending.clear()
+
+    for i in range(centers.numel()):
+        if not batch_pairs or i % batch_pairs == 0:
+            apply()
+        drawn = negatives[i]
+        drawn = drawn[(drawn >= 0) & (drawn != contexts[i])]
+        words = torch.cat([contexts[i : i + 1], drawn])
+        labels = torch.zeros(words.numel(), dtype=input_table.dtype, device=input_table.device)
+        labels[0] = 1
+        rows = centers[i : i + 1]
+        dx, do, step_loss = _step(input_table[rows], output_table[words], labels, alpha)
+        pending += [(input_table, rows, dx), (output_table, words, do)]
+        loss += float(step_loss)
+        terms += words.numel()
+    apply()
+    return torch.tensor([loss, terms], dtype=torch.float64)
