@@ -1,0 +1,274 @@
+"""Checkpoints of a training run: one file, written atomically, that a killed run goes on from.
+
+The file is a safetensors file (``checkpoint.safetensors``): the tables, and in its metadata the
+format version, the state as JSON (settings, fingerprint of the corpus, cursor) and a CRC-32 of the
+state and the tables. A new checkpoint is written beside the old one, fsynced and renamed over it,
+so that at every moment one whole checkpoint is on the disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import threading
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from torch import Tensor
+
+from vecsmith.io import load_safetensors, save_safetensors
+
+try:
+    import fcntl
+except ImportError:  # no flock here: two runs into one folder are not told apart
+    fcntl = None  # type: ignore[assignment]
+
+NAME = "checkpoint.safetensors"
+FORMAT = "vecsmith.word2vec.checkpoint"
+VERSION = "1"
+_LOCK = ".vecsmith-run.lock"
+_BLOCK_BYTES = 4 << 20
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be used: damaged, or of another run. Nothing was changed."""
+
+
+class FolderInUseError(RuntimeError):
+    """Another run is writing into the same folder."""
+
+
+class TrainingInterrupted(KeyboardInterrupt):
+    """Training was stopped by a signal, between two chunks of the corpus.
+
+    checkpoint: the file that holds the state, or None if it could not be written.
+    signum: the signal's number.
+    """
+
+    def __init__(self, signum: int, checkpoint: Path | None) -> None:
+        self.signum = signum
+        self.checkpoint = checkpoint
+        where = f"its state is in {checkpoint}" if checkpoint else "no checkpoint could be written"
+        super().__init__(f"training stopped by {signal.Signals(signum).name}; {where}")
+
+
+class Checkpoint:
+    """The checkpoint of one run, in one folder.
+
+    folder: created if needed; locked (flock) while a run holds it.
+    every: seconds of training between two checkpoints; 0: after every chunk of the corpus.
+    resume: go on from a checkpoint that is already there. False: start anew; the old checkpoint
+        stays until the first new one replaces it.
+    """
+
+    def __init__(
+        self, folder: str | os.PathLike[str], every: float = 60.0, resume: bool = True
+    ) -> None:
+        self.folder = Path(folder)
+        self.path = self.folder / NAME
+        self.every = every
+        self.resume = resume
+        # True once this object has written the file or gone on from it: it is ours to replace.
+        self.owned = False
+        self._holders = 0
+        self._lock: int | None = None
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[Checkpoint]:
+        """Lock the folder for this run; may be nested.
+
+        Raises: FolderInUseError if another run holds it, in this process or any other.
+        """
+        if self._holders == 0:
+            if self.folder.exists() and not self.folder.is_dir():
+                raise NotADirectoryError(
+                    errno.ENOTDIR, f"expected a folder; got the file {self.folder}"
+                )
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _acquire(self.folder / _LOCK)
+            # What a run that was killed while writing has left.
+            for debris in self.folder.glob(f".{NAME}.*.tmp"):
+                debris.unlink(missing_ok=True)
+        self._holders += 1
+        try:
+            yield self
+        finally:
+            self._holders -= 1
+            if self._holders == 0 and self._lock is not None:
+                # While it is still locked: nobody can have taken it who would lose it.
+                (self.folder / _LOCK).unlink(missing_ok=True)
+                os.close(self._lock)
+                self._lock = None
+
+    def read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """The state and the tables (memory-mapped) of the checkpoint in the folder, its checksum
+        verified; None if there is none.
+
+        Raises: CheckpointError if it is damaged or of an unknown version.
+        """
+        try:
+            tables, metadata = load_safetensors(self.path)
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise _damaged(self.path, str(error)) from None
+        if metadata.get("format") != FORMAT:
+            raise _damaged(
+                self.path, f"expected the format {FORMAT}; got {metadata.get('format')!r}"
+            )
+        if metadata.get("version") != VERSION:
+            raise _damaged(
+                self.path, f"expected version {VERSION}; got {metadata.get('version')!r}"
+            )
+        state = metadata.get("state", "")
+        if metadata.get("checksum") != _checksum_all(state, tables):
+            raise _damaged(self.path, "expected the checksum in its header; got another")
+        return json.loads(state), tables
+
+    def load(self, found: dict[str, Tensor], tables: dict[str, Tensor]) -> None:
+        """Copy the tables of a checkpoint into ``tables`` ([rows, D] float32 each).
+
+        Raises: CheckpointError, before anything is changed, if names or shapes differ.
+        """
+        theirs = {name: tuple(table.shape) for name, table in found.items()}
+        ours = {name: tuple(table.shape) for name, table in tables.items()}
+        if theirs != ours:
+            raise _damaged(self.path, f"expected tables {ours}; got {theirs}")
+        for name, table in tables.items():
+            table.copy_(found[name])
+        self.owned = True
+
+    def write(self, tables: dict[str, Tensor], state: dict[str, Any]) -> None:
+        """Write tables and state, atomically.
+
+        Raises: OSError (disk full, no permission ...); the checkpoint before it is still there.
+        """
+        text = json.dumps(state)
+        metadata = {"format": FORMAT, "version": VERSION, "state": text}
+        metadata["checksum"] = _checksum_all(text, tables)
+        save_safetensors(self.path, tables, metadata)
+        self.owned = True
+
+    def remove(self) -> None:
+        """Delete the checkpoint: what it held is saved elsewhere now."""
+        self.path.unlink(missing_ok=True)
+
+
+def _acquire(path: Path) -> int | None:
+    """An open, locked file at ``path``; None where the file system has no locks."""
+    if fcntl is None:
+        return None
+    while True:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(lock)
+            if isinstance(error, BlockingIOError):
+                raise FolderInUseError(
+                    f"expected {path.parent} to be free; got a folder that another run is writing "
+                    "into: wait for it to end, or give another folder"
+                ) from None
+            return None
+        # The run before may have removed the file between our opening and locking it.
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), os.stat(path)):
+                return lock
+        os.close(lock)
+
+
+def check_settings(path: Path, found: dict[str, Any], expected: dict[str, Any], what: str) -> None:
+    """Raises CheckpointError that names the entries in which the two differ."""
+    different = [k for k in {**expected, **found} if found.get(k) != expected.get(k)]
+    if different:
+        theirs = ", ".join(f"{k}={found.get(k)!r}" for k in different)
+        ours = ", ".join(f"{k}={expected.get(k)!r}" for k in different)
+        raise CheckpointError(
+            f"expected the checkpoint {path} to have been written with the same {what} as this run "
+            f"({ours}); got one with {theirs}. Give these again to go on from it, or another "
+            "folder, or resume=False (--no-resume) to start anew"
+        )
+
+
+def _damaged(path: Path, reason: str) -> CheckpointError:
+    return CheckpointError(
+        f"cannot go on from the checkpoint {path}: {reason}. Delete it, or give resume=False "
+        "(--no-resume), to start anew"
+    )
+
+
+def checksum(*tensors: Tensor, start: int = 0) -> str:
+    """CRC-32 over the values of CPU or CUDA tensors, row-major, in eight hexadecimal digits.
+    Strided and memory-mapped ones are read in blocks, never copied whole."""
+    crc = start
+    for tensor in tensors:
+        if not tensor.numel():
+            continue
+        row = tensor[0].numel() * tensor.element_size()
+        for rows in tensor.detach().split(max(1, _BLOCK_BYTES // row)):
+            crc = zlib.crc32(rows.cpu().contiguous().numpy(), crc)
+    return f"{crc:08x}"
+
+
+def _checksum_all(state: str, tables: dict[str, Tensor]) -> str:
+    ordered = [tables[name] for name in sorted(tables)]
+    return checksum(*ordered, start=zlib.crc32(state.encode("utf-8", "surrogatepass")))
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+
+def interrupt_on_terminate(signum: int, frame: FrameType | None) -> None:
+    """A handler for SIGTERM that stops a command as Ctrl-C does."""
+    raise KeyboardInterrupt
+
+
+class Interrupts:
+    """Turns SIGINT and SIGTERM into a flag while training runs, so that training stops between two
+    chunks with a state that can be written. A second signal stops at once.
+
+    Handlers that somebody else has set are left alone, and so is every thread but the main one.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self.signum: int | None = None
+        self._enabled = enabled and threading.current_thread() is threading.main_thread()
+        self._before: dict[int, Callable[..., Any] | int | None] = {}
+
+    def __enter__(self) -> Interrupts:
+        ours = (signal.default_int_handler, signal.SIG_DFL, interrupt_on_terminate)
+        if self._enabled:
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                before = signal.getsignal(signum)
+                if before in ours:
+                    self._before[signum] = before
+                    signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for signum, before in self._before.items():
+            signal.signal(signum, before)
+        self._before.clear()
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        if self.signum is not None:
+            raise KeyboardInterrupt
+        self.signum = signum
+
+
+def warn_not_written(path: Path, error: OSError, kept: bool) -> None:
+    """The one warning for a checkpoint that could not be written."""
+    before = "the one before it is whole" if kept else "there is none yet"
+    warnings.warn(
+        f"the checkpoint {path} could not be written ({error.strerror or error}); {before}; "
+        "training goes on",
+        RuntimeWarning,
+        stacklevel=3,
+    )

@@ -1,0 +1,330 @@
+"""The training loop of Word2Vec: the corpus in fixed chunks, one call of ``ops.skipgram`` for each,
+and between two chunks the progress bar, the callbacks, the checkpoint and a look for Ctrl-C."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vecsmith import ops
+from vecsmith.models._checkpoint import (
+    Checkpoint,
+    Interrupts,
+    TrainingInterrupted,
+    check_settings,
+    checksum,
+    warn_not_written,
+)
+
+if TYPE_CHECKING:
+    from vecsmith.data import Corpus
+
+# Positions of the corpus per call: small enough to answer Ctrl-C within a second, large enough that
+# a call costs nothing. Part of what deterministic mode computes (its mini-batches end with a call),
+# so it depends on nothing but the kind of device.
+CHUNK_POSITIONS = {"cpu": 1 << 18, "cuda": 1 << 22}
+# A checkpoint at the end of an epoch is left out where the one before it is younger than this.
+EPOCH_CHECKPOINT_SECONDS = 10.0
+# Where the loss is only wanted for the progress bar, it is taken from one chunk in so many.
+LOSS_EVERY = 8
+
+
+@dataclass
+class Tables:
+    """The three tables of a model; those that its settings do not need are None.
+
+    input: [V, D] word vectors; output: [V, D] for negative sampling; tree: [V-1, D] for
+    hierarchical softmax. float32, rows on cache lines (ops.empty_table).
+    """
+
+    input: Tensor
+    output: Tensor | None
+    tree: Tensor | None
+
+    def named(self) -> dict[str, Tensor]:
+        """Those that are there, under the names they have in files."""
+        every = {"vectors": self.input, "syn1neg": self.output, "syn1": self.tree}
+        return {name: table for name, table in every.items() if table is not None}
+
+    def to(self, device: torch.device) -> Tables:
+        """Copies on another device; the same object on the same device."""
+        if device == self.input.device:
+            return self
+
+        def move(table: Tensor | None) -> Tensor | None:
+            if table is None:
+                return None
+            return ops.empty_table(*table.shape, device=device).copy_(table)
+
+        return Tables(move(self.input), move(self.output), move(self.tree))  # type: ignore[arg-type]
+
+    def copy_from(self, other: Tables) -> None:
+        """Copies the values of ``other`` into these tables."""
+        for mine, theirs in zip(self.named().values(), other.named().values(), strict=True):
+            mine.copy_(theirs)
+
+
+@dataclass
+class Plan:
+    """What to train: everything that decides the result besides the tables and the corpus.
+
+    settings: the keyword arguments of ``ops.skipgram`` that stay the same for every chunk.
+    words_per_epoch: words that the learning rate counts as one epoch.
+    identity: what a checkpoint must agree in, beyond settings: {name: value}, JSON types.
+    """
+
+    settings: dict[str, Any]
+    epochs: int
+    words_per_epoch: int
+    device: torch.device
+    chunk_positions: int
+    identity: dict[str, Any]
+    compute_loss: bool = False
+    num_threads: int = 1
+    backend: str | None = None
+
+
+@dataclass
+class Cursor:
+    """How far training has come: the next chunk to train, and the loss so far."""
+
+    epoch: int = 0
+    chunk: int = 0
+    loss: float = 0.0
+    terms: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass
+class Hooks:
+    """What the model wants to be told: called with the cursor, in training order."""
+
+    epoch_begin: Callable[[], None]
+    epoch_end: Callable[[], None]
+    chunk_end: Callable[[Cursor, float], None] = field(default=lambda cursor, alpha: None)
+
+
+def chunk_bounds(offsets: Tensor, positions: int) -> list[int]:
+    """Sentence numbers at which the corpus is cut: 0, ..., S. Chunks hold whole sentences and about
+    ``positions`` tokens. offsets: [S+1] int64."""
+    array = offsets.numpy()
+    sentences = len(array) - 1
+    if sentences < 1:
+        return [0]
+    targets = np.arange(int(array[0]) + positions, int(array[-1]), positions)
+    cuts = np.searchsorted(array, targets)
+    return sorted({0, sentences, *(int(c) for c in cuts)})
+
+
+def train(
+    tables: Tables,
+    corpus: Corpus,
+    sampling: dict[str, Tensor | None],
+    plan: Plan,
+    hooks: Hooks,
+    checkpoint: Checkpoint | None,
+    progress: bool | None,
+) -> Cursor:
+    """Train ``tables`` in place for ``plan.epochs`` epochs; returns the last cursor.
+
+    sampling: the tensor arguments of ops.skipgram made from the vocabulary (keep, alias, path_*).
+
+    Raises: CheckpointError before anything is changed; TrainingInterrupted after a checkpoint
+    was written, if there is one to write.
+    """
+    bounds = chunk_bounds(corpus.offsets, plan.chunk_positions)
+    chunks = list(itertools.pairwise(bounds))
+    cursor = Cursor()
+    identity = {**plan.settings, **plan.identity, "epochs": plan.epochs}
+    identity.update(chunk_positions=plan.chunk_positions, words_per_epoch=plan.words_per_epoch)
+    state: dict[str, Any] = {}
+    if checkpoint is not None:
+        state = {"corpus": corpus_identity(corpus), "settings": identity}
+        found = checkpoint.read() if checkpoint.resume and not checkpoint.owned else None
+        if found is not None:
+            resumed, theirs = found
+            check_settings(checkpoint.path, resumed["corpus"], state["corpus"], "text")
+            check_settings(checkpoint.path, resumed["settings"], identity, "settings")
+            checkpoint.load(theirs, tables.named())
+            cursor = Cursor(**resumed["cursor"])
+            del found, theirs
+
+    here = tables.to(plan.device)
+    fixed = {k: v if v is None else v.to(plan.device) for k, v in sampling.items()}
+    started = last_written = time.monotonic()
+    already = cursor.seconds
+    warned = False
+
+    def write() -> bool:
+        nonlocal last_written, warned
+        assert checkpoint is not None
+        cursor.seconds = already + time.monotonic() - started
+        kept = checkpoint.owned
+        written = True
+        try:
+            checkpoint.write(here.named(), {**state, "cursor": vars(cursor)})
+        except OSError as error:
+            written = False
+            if not warned:
+                warn_not_written(checkpoint.path, error, kept)
+            warned = True
+        last_written = time.monotonic()
+        return written
+
+    bar = _Bar(corpus, plan, cursor, chunks, progress)
+    with Interrupts(enabled=checkpoint is not None) as interrupts, bar:
+        while cursor.epoch < plan.epochs:
+            hooks.epoch_begin()
+            for index in range(cursor.chunk, len(chunks)):
+                wants_loss = plan.compute_loss or (bar.visible and index % LOSS_EVERY == 0)
+                result, alpha = _chunk(here, corpus, fixed, plan, cursor, chunks[index], wants_loss)
+                if plan.compute_loss:
+                    cursor.loss += result[0]
+                    cursor.terms += result[1]
+                cursor.chunk = index + 1
+                hooks.chunk_end(cursor, alpha)
+                bar.update(chunks[index], alpha, result if wants_loss else None)
+                if interrupts.signum is not None:
+                    if here is not tables:
+                        tables.copy_from(here)
+                    path = checkpoint.path if checkpoint is not None and write() else None
+                    raise TrainingInterrupted(interrupts.signum, path)
+                if checkpoint is not None and time.monotonic() - last_written >= checkpoint.every:
+                    write()
+            if here is not tables:
+                tables.copy_from(here)
+            cursor.epoch, cursor.chunk = cursor.epoch + 1, 0
+            hooks.epoch_end()
+            if checkpoint is not None and cursor.epoch < plan.epochs:
+                age = time.monotonic() - last_written
+                if age >= min(checkpoint.every, EPOCH_CHECKPOINT_SECONDS):
+                    write()
+    cursor.seconds = already + time.monotonic() - started
+    return cursor
+
+
+def corpus_identity(corpus: Corpus) -> dict[str, Any]:
+    """What makes two encoded corpora the same, by content: a text that was moved is still it."""
+    return {
+        "tokens": corpus.tokens.numel(),
+        "sentences": corpus.offsets.numel() - 1,
+        "words": len(corpus.vocabulary),
+        "checksum": checksum(corpus.tokens, corpus.offsets),
+        "vocabulary": vocabulary_checksum(corpus.vocabulary.words, corpus.vocabulary.counts),
+    }
+
+
+def vocabulary_checksum(words: list[str], counts: np.ndarray) -> str:
+    """CRC-32 of words and counts, in order."""
+    crc = zlib.crc32(np.ascontiguousarray(counts, dtype=np.int64).view(np.uint8))
+    for first in range(0, len(words), 1 << 16):
+        block = "\n".join(words[first : first + (1 << 16)]) + "\n"
+        crc = zlib.crc32(block.encode("utf-8", "surrogatepass"), crc)
+    return f"{crc:08x}"
+
+
+def _chunk(
+    here: Tables,
+    corpus: Corpus,
+    fixed: dict[str, Tensor | None],
+    plan: Plan,
+    cursor: Cursor,
+    bounds: tuple[int, int],
+    wants_loss: bool,
+) -> tuple[tuple[float, float], float]:
+    """Train on the sentences bounds[0]..bounds[1]-1: ((loss, terms), the rate at their end)."""
+    offsets = corpus.offsets[bounds[0] : bounds[1] + 1]
+    tokens, first_position = corpus.tokens, 0
+    last = int(offsets[-1])
+    if plan.device.type != "cpu":
+        first_position = int(offsets[0])
+        tokens = tokens[first_position:last].to(plan.device)
+        offsets = (offsets - first_position).to(plan.device)
+    words_total = max(1, plan.words_per_epoch * plan.epochs)
+    words_before = cursor.epoch * plan.words_per_epoch
+    result = ops.skipgram(
+        here.input,
+        here.output,
+        tokens,
+        offsets,
+        tree_table=here.tree,
+        **fixed,
+        **plan.settings,
+        words_before=words_before,
+        words_total=words_total,
+        epoch=cursor.epoch,
+        first_position=first_position,
+        compute_loss=wants_loss,
+        num_threads=plan.num_threads,
+        backend=plan.backend,
+    )
+    alpha, min_alpha = plan.settings["alpha"], plan.settings["min_alpha"]
+    rate = alpha + (min_alpha - alpha) * (words_before + last) / words_total
+    # On CUDA the result is only fetched where it is wanted: fetching waits for the kernel.
+    loss, terms = result.tolist() if wants_loss or plan.device.type == "cpu" else (0.0, 0.0)
+    return (loss, terms), max(rate, min(alpha, min_alpha))
+
+
+class _Bar:
+    """The progress bar: raw words of the text, loss per term, rate, time left."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        plan: Plan,
+        cursor: Cursor,
+        chunks: list[tuple[int, int]],
+        progress: bool | None,
+    ) -> None:
+        self.visible = sys.stderr.isatty() if progress is None else progress
+        self._offsets = corpus.offsets
+        # The bar counts raw words, as peers do; the corpus holds those of the vocabulary.
+        self._raw_per_token = corpus.raw_words / max(1, corpus.tokens.numel())
+        self._loss: str | None = None
+        self._bar: Any = None
+        if self.visible:
+            from tqdm import tqdm
+
+            done = cursor.epoch * corpus.raw_words
+            done += sum(self._words(chunk) for chunk in chunks[: cursor.chunk])
+            self._bar = tqdm(
+                total=plan.epochs * corpus.raw_words,
+                initial=round(done),
+                unit=" words",
+                unit_scale=True,
+                dynamic_ncols=True,
+                smoothing=0.1,
+                desc="training",
+            )
+
+    def _words(self, chunk: tuple[int, int]) -> float:
+        return float(self._offsets[chunk[1]] - self._offsets[chunk[0]]) * self._raw_per_token
+
+    def update(
+        self, chunk: tuple[int, int], alpha: float, result: tuple[float, float] | None
+    ) -> None:
+        if self._bar is None:
+            return
+        if result is not None and result[1]:
+            self._loss = f"{result[0] / result[1]:.4f}"
+        postfix = {"alpha": f"{alpha:.5f}"}
+        if self._loss is not None:
+            postfix = {"loss": self._loss, **postfix}
+        self._bar.set_postfix(postfix, refresh=False)
+        self._bar.update(self._words(chunk))
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,844 @@
+"""Word2Vec: word vectors from text, with gensim's names."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import numbers
+import operator
+import os
+import shutil
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from types import GeneratorType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vecsmith import ops
+from vecsmith.data import Corpus, Vocabulary
+from vecsmith.models import _driver
+from vecsmith.models._checkpoint import Checkpoint, checksum
+from vecsmith.models._driver import Cursor, Hooks, Plan, Tables
+from vecsmith.models.keyed_vectors import KeyedVectors
+
+logger = logging.getLogger(__name__)
+
+# gensim's answers of a trim rule.
+RULE_DEFAULT, RULE_DISCARD, RULE_KEEP = 0, 1, 2
+
+_INIT_ROWS = 1 << 14
+
+
+class Word2Vec:
+    """Word vectors by skip-gram or CBOW, with negative sampling or hierarchical softmax.
+
+    Trains rows x_w (``wv``) and output rows o_w such that s(x_c . o_w), s(z) = 1 / (1 + exp(-z)),
+    is large for words w found within ``window`` words of c and small for words drawn at random
+    (Mikolov et al. 2013a, arXiv:1301.3781; 2013b, arXiv:1310.4546). The formulas, down to each
+    random draw, are in :mod:`vecsmith.reference.skipgram`.
+
+    Names, order and defaults are gensim's ``Word2Vec``; what differs is said below.
+
+    Args:
+        sentences: an iterable of lists of words, read exactly once (a generator will do), or a
+            :class:`vecsmith.data.Corpus`. None, with no ``corpus_file``: an untrained model.
+        corpus_file: a text with one sentence per line: a path (plain, .gz, .zst), a folder of such,
+            "-" for standard input, or an open binary file.
+        vector_size: D, the dimension of the vectors.
+        alpha, min_alpha: the learning rate at the first and at the last word; linear between.
+        window: the largest distance between a word and its context.
+        min_count: words seen less often are left out.
+        max_vocab_size: a bound on distinct words while counting (rare ones are pruned above it).
+        sample: threshold of sub-sampling of frequent words (0: none; >= 1: a count).
+        seed: keys the initial vectors and every random draw of training.
+        workers: threads (default ``torch.get_num_threads()``; gensim: 3).
+        sg: 1 for skip-gram, 0 for CBOW.
+        hs: 1 for hierarchical softmax; give ``negative=0`` with it.
+        negative: noise words per positive; 0 for none.
+        ns_exponent: noise words are drawn proportionally to count ** ns_exponent.
+        cbow_mean: CBOW takes the mean of the window's vectors (1) or their sum (0).
+        hashfxn: accepted and not used: initial vectors come from a seeded torch generator.
+        epochs: passes over the text.
+        null_word: only 0.
+        trim_rule: callable (word, count, min_count) -> gensim's RULE_DEFAULT (0), RULE_DISCARD (1)
+            or RULE_KEEP (2). Reads the text twice, so it refuses what can be read only once.
+        sorted_vocab: only 1: ids are in order of falling counts.
+        batch_words: accepted and not used: there are no batches to size.
+        compute_loss: sum the loss (fp64) for :meth:`get_latest_training_loss`.
+        callbacks: objects with any of ``on_train_begin``, ``on_epoch_begin``, ``on_epoch_end``,
+            ``on_train_end`` (gensim's ``CallbackAny2Vec`` among them), called with the model.
+        comment: kept, as in gensim.
+        max_final_vocab: raise min_count until at most so many words remain.
+        shrink_windows: draw each word's reach from 1..window; False: always ``window``.
+        shared_negatives: "window": the words of one window share their noise words (the fast
+            default); "pair": word2vec's own, noise for each pair. CBOW has one set either way.
+        device: "cpu" or "cuda". The tables rest on the CPU; training moves them for its duration.
+        checkpoint: a folder for checkpoints, created if needed and locked while in use. A run that
+            was killed goes on from there, mid-epoch, when it is started again with the same
+            text and settings: to the same bits in deterministic mode or with ``workers=1``. None:
+            no checkpoints. With it, SIGINT and SIGTERM stop training after a checkpoint
+            (:class:`TrainingInterrupted`, a ``KeyboardInterrupt``). A full disk is a warning and
+            training goes on; the checkpoint before stays whole.
+        checkpoint_every: seconds between two checkpoints (also written at the end of an epoch, if
+            the last one is older than 10 s); 0: after every chunk of the text.
+        resume: go on from a checkpoint found there; False: start anew.
+        cache_dir: the folder where the encoded text is kept and reused. None: a temporary folder,
+            removed after training.
+        progress: a progress bar on standard error; None: where that is a terminal.
+        backend: force a backend of ``ops.skipgram``.
+
+    Attributes:
+        wv: :class:`KeyedVectors`; ``wv.weight`` is the table of word vectors, an ``nn.Parameter``.
+        vocabulary: words and counts (:class:`vecsmith.data.Vocabulary`).
+        syn1neg, syn1: the output tables [V, D] (negative sampling) and [V-1, D] (hierarchical
+            softmax), NumPy views; None where there is none.
+        corpus_count, corpus_total_words: sentences and raw words of the text last counted.
+        total_train_time: seconds. train_count: finished calls of :meth:`train`.
+        min_alpha_yet_reached: the rate at which training stopped.
+
+    Under ``torch.use_deterministic_algorithms(True)`` the same seed gives the same bits for any
+    number of workers; otherwise several workers update the tables without locks (Hogwild).
+
+    Raises:
+        ValueError, TypeError: for an option out of range, before anything is read or written.
+        CheckpointError: the checkpoint found is damaged, or of other settings or another text.
+        FolderInUseError: another run is using the checkpoint folder.
+    """
+
+    def __init__(
+        self,
+        sentences: Iterable[list[str]] | Corpus | None = None,
+        corpus_file: Any = None,
+        vector_size: int = 100,
+        alpha: float = 0.025,
+        window: int = 5,
+        min_count: int = 5,
+        max_vocab_size: int | None = None,
+        sample: float = 1e-3,
+        seed: int = 1,
+        workers: int | None = None,
+        min_alpha: float = 0.0001,
+        sg: int = 0,
+        hs: int = 0,
+        negative: int = 5,
+        ns_exponent: float = 0.75,
+        cbow_mean: int = 1,
+        hashfxn: Callable[[str], int] | None = None,
+        epochs: int = 5,
+        null_word: int = 0,
+        trim_rule: Callable[[str, int, int], int] | None = None,
+        sorted_vocab: int = 1,
+        batch_words: int = 10_000,
+        compute_loss: bool = False,
+        callbacks: Iterable[Any] = (),
+        comment: str | None = None,
+        max_final_vocab: int | None = None,
+        shrink_windows: bool = True,
+        *,
+        shared_negatives: str = "window",
+        device: str | torch.device = "cpu",
+        checkpoint: str | os.PathLike[str] | Checkpoint | None = None,
+        checkpoint_every: float = 60.0,
+        resume: bool = True,
+        cache_dir: str | os.PathLike[str] | None = None,
+        progress: bool | None = None,
+        backend: str | None = None,
+    ) -> None:
+        self.vector_size = _integer("vector_size", vector_size, 1, 1 << 20)
+        self.alpha = _rate("alpha", alpha)
+        self.min_alpha = _rate("min_alpha", min_alpha, zero=True)
+        if self.min_alpha > self.alpha:
+            logger.warning(
+                "min_alpha=%g is above alpha=%g: the learning rate will rise",
+                self.min_alpha,
+                self.alpha,
+            )
+        self.window = _integer("window", window, 1, 1 << 20)
+        self.min_count = _integer("min_count", min_count, 0)
+        self.max_vocab_size = _optional("max_vocab_size", max_vocab_size)
+        self.max_final_vocab = _optional("max_final_vocab", max_final_vocab)
+        self.sample = _finite("sample", sample, low=0.0)
+        self.seed = _integer("seed", seed, 0, (1 << 63) - 1)
+        self.workers = _integer(
+            "workers", torch.get_num_threads() if workers is None else workers, 1, 1 << 16
+        )
+        self.sg = _flag("sg", sg)
+        self.hs = _flag("hs", hs)
+        self.negative = _integer("negative", negative, 0, 1 << 16)
+        if not self.hs and not self.negative:
+            raise ValueError(
+                "expected negative >= 1, or hs=1 for hierarchical softmax; got negative=0 and "
+                "hs=0, which trains nothing"
+            )
+        if self.hs and self.negative:
+            logger.warning(
+                "hs=1 and negative=%d: both hierarchical softmax and negative sampling are "
+                "trained; set one of them to 0 if that is not meant",
+                self.negative,
+            )
+        self.ns_exponent = _finite("ns_exponent", ns_exponent)
+        self.cbow_mean = _flag("cbow_mean", cbow_mean)
+        self.hashfxn = hashfxn
+        self.epochs = _integer("epochs", epochs, 1)
+        if _integer("null_word", null_word, 0):
+            raise ValueError(f"expected null_word=0 (others are not supported); got {null_word!r}")
+        self.null_word = 0
+        if not _flag("sorted_vocab", sorted_vocab):
+            raise ValueError("expected sorted_vocab=1 (0 is not supported); got 0")
+        self.sorted_vocab = 1
+        self.batch_words = _integer("batch_words", batch_words, 1)
+        self.compute_loss = bool(compute_loss)
+        self.comment = comment
+        self.shrink_windows = bool(shrink_windows)
+        if shared_negatives not in ("window", "pair"):
+            raise ValueError(
+                f"expected shared_negatives to be 'window' or 'pair'; got {shared_negatives!r}"
+            )
+        self.shared_negatives = shared_negatives
+        self.device = _device(device)
+        self.backend = backend
+        if backend is not None:
+            ops.registry()["skipgram"].backend(backend)
+        self.progress = progress if progress is None else bool(progress)
+        self.cache_dir = None if cache_dir is None else Path(cache_dir)
+        checkpoint_every = _finite("checkpoint_every", checkpoint_every, low=0.0)
+        if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
+            checkpoint = Checkpoint(checkpoint, checkpoint_every, bool(resume))
+        self._checkpoint = checkpoint
+        callbacks = _callbacks(callbacks)
+        _trim_rule(trim_rule)
+
+        self._chunk_positions = _driver.CHUNK_POSITIONS[self.device.type]
+        self.train_count = 0
+        self.total_train_time = 0.0
+        self.corpus_count = 0
+        self.corpus_total_words = 0
+        self.running_training_loss = 0.0
+        self.min_alpha_yet_reached = self.alpha
+        self.effective_min_count = self.min_count
+        self._training = False
+        self._corpus: Corpus | None = None
+        self._corpus_source: Any = None
+        self._temporary_cache: weakref.finalize | None = None
+        self._set_vocabulary(Vocabulary([], np.zeros(0, dtype=np.int64)))
+
+        if sentences is None and corpus_file is None:
+            if callbacks:
+                logger.warning(
+                    "callbacks are not kept by the model: give them to train(); ignored here"
+                )
+            return
+        _source(sentences, corpus_file)
+        with self._holding():
+            try:
+                self.build_vocab(sentences, corpus_file, trim_rule=trim_rule)
+                self.train(callbacks=callbacks)
+            finally:
+                self._forget_corpus()
+
+    # --- vocabulary ---------------------------------------------------------------------------
+
+    def build_vocab(
+        self,
+        corpus_iterable: Iterable[list[str]] | Corpus | None = None,
+        corpus_file: Any = None,
+        update: bool = False,
+        progress_per: int = 10_000,
+        keep_raw_vocab: bool = False,
+        trim_rule: Callable[[str, int, int], int] | None = None,
+        *,
+        sentences: Iterable[list[str]] | Corpus | None = None,
+        min_count: int | None = None,
+        sample: float | None = None,
+    ) -> None:
+        """Count the words of a text, choose the vocabulary and prepare the tables.
+
+        The text is encoded at the same time and kept for a :meth:`train` without arguments.
+
+        Args:
+            corpus_iterable, corpus_file: as in the constructor. ``sentences``: another name of
+                the first, gensim's older one.
+            update: add to the vocabulary that is there: old words keep ids and rows, counts add
+                up, new words get fresh rows.
+            progress_per, keep_raw_vocab: accepted and not used.
+            trim_rule: as in the constructor.
+            min_count, sample: replace the constructor's.
+
+        Raises:
+            ValueError: if no word is left.
+            RuntimeError: ``update`` of a model that has no vocabulary yet.
+        """
+        source = _source(_one_of(corpus_iterable, sentences), corpus_file)
+        _trim_rule(trim_rule)
+        if min_count is not None:
+            self.min_count = _integer("min_count", min_count, 0)
+        if sample is not None:
+            self.sample = _finite("sample", sample, low=0.0)
+        if update and not len(self.vocabulary):
+            raise RuntimeError(
+                "expected a model with a vocabulary to update; got one with none: call "
+                "build_vocab without update first"
+            )
+        self._forget_corpus()
+        corpus = self._encode(source, trim_rule=trim_rule)
+        vocabulary = corpus.vocabulary
+        if not len(vocabulary) and not update:
+            self._forget_corpus()
+            raise ValueError(
+                f"expected a text with words that occur at least min_count={self.min_count} times; "
+                f"got one of {corpus.raw_words} words in which none does"
+            )
+        self.corpus_count = corpus.offsets.numel() - 1
+        self.corpus_total_words = corpus.raw_words
+        self.effective_min_count = max(
+            self.min_count, int(vocabulary.counts.min()) if self.max_final_vocab else 0
+        )
+        if update:
+            # Its ids are those of its own vocabulary, not of the merged one.
+            self._forget_corpus()
+            self._grow_vocabulary(self.vocabulary.merged(vocabulary))
+        else:
+            self._corpus, self._corpus_source = corpus, source
+            self._set_vocabulary(vocabulary)
+
+    def build_vocab_from_freq(
+        self,
+        word_freq: Mapping[str, int],
+        keep_raw_vocab: bool = False,
+        corpus_count: int | None = None,
+        trim_rule: Callable[[str, int, int], int] | None = None,
+        update: bool = False,
+    ) -> None:
+        """As :meth:`build_vocab`, from a table of word frequencies.
+
+        Raises: ValueError if a count is negative or no word is left.
+        """
+        _trim_rule(trim_rule)
+        for word, count in word_freq.items():
+            if not isinstance(word, str):
+                raise TypeError(f"expected words to be str; got {word!r}")
+            _integer(f"the count of {word!r}", count, 0)
+        vocabulary = _trimmed(
+            list(word_freq), [int(c) for c in word_freq.values()], self.min_count, trim_rule
+        )
+        if not len(vocabulary) and not update:
+            raise ValueError(
+                f"expected words with counts of at least min_count={self.min_count}; "
+                f"got none among {len(word_freq)}"
+            )
+        self._forget_corpus()
+        self.corpus_count = corpus_count or 0
+        self.corpus_total_words = vocabulary.raw_words
+        if update:
+            self._grow_vocabulary(self.vocabulary.merged(vocabulary))
+        else:
+            self._set_vocabulary(vocabulary)
+
+    def _set_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Fresh tables for a new vocabulary."""
+        rows = len(vocabulary)
+        table = ops.empty_table(rows, self.vector_size)
+        _initialize(table, self.seed)
+        self._output = self._tree = None
+        if self.negative:
+            self._output = ops.empty_table(rows, self.vector_size).zero_()
+        if self.hs:
+            self._tree = ops.empty_table(max(rows - 1, 0), self.vector_size).zero_()
+        self._set_vectors(vocabulary, table)
+
+    def _grow_vocabulary(self, vocabulary: Vocabulary) -> None:
+        """Tables for a vocabulary that begins with the words of the present one."""
+        before, rows = len(self.vocabulary), len(vocabulary)
+
+        def grown(table: Tensor, rows: int) -> Tensor:
+            larger = ops.empty_table(rows, self.vector_size)
+            larger[: len(table)] = table
+            larger[len(table) :] = 0
+            return larger
+
+        # One table at a time, each old one freed before the next is allocated.
+        if self._output is not None:
+            self._output = grown(self._output, rows)
+        if self._tree is not None:
+            self._tree = grown(self._tree, max(rows - 1, 0))
+        table = grown(self._input, rows)
+        _initialize(table[before:], self.seed + before)
+        self._set_vectors(vocabulary, table)
+
+    def _set_vectors(self, vocabulary: Vocabulary, table: Tensor) -> None:
+        self.vocabulary = vocabulary
+        self.wv = KeyedVectors(vocabulary.words, table, counts=vocabulary.counts)
+
+    @property
+    def _input(self) -> Tensor:
+        return self.wv.weight.detach()
+
+    # --- the text -----------------------------------------------------------------------------
+
+    def _encode(
+        self,
+        source: Any,
+        vocabulary: Vocabulary | None = None,
+        trim_rule: Callable[[str, int, int], int] | None = None,
+    ) -> Corpus:
+        if isinstance(source, Corpus):
+            if vocabulary is not None and source.vocabulary.words != vocabulary.words:
+                raise ValueError(
+                    "expected a Corpus encoded with this model's vocabulary "
+                    f"({len(vocabulary)} words); got one with another "
+                    f"({len(source.vocabulary)} words)"
+                )
+            if trim_rule is not None:
+                raise ValueError("expected a text with trim_rule; got an encoded Corpus")
+            return source
+        settings: dict[str, Any] = {"num_threads": self.workers}
+        if trim_rule is not None:
+            if _read_once(source):
+                raise ValueError(
+                    "expected a text that can be read twice with trim_rule (a file, a folder, a "
+                    f"list); got {'standard input' if source == '-' else type(source).__name__}"
+                )
+            with tempfile.TemporaryDirectory(prefix="vecsmith-") as folder:
+                counted = self._build(source, Path(folder), min_count=1, **settings).vocabulary
+                vocabulary = _trimmed(
+                    counted.words,
+                    counted.counts.tolist(),
+                    self.min_count,
+                    trim_rule,
+                    counted.raw_words,
+                    self.max_final_vocab,
+                )
+                del counted
+            if not len(vocabulary):
+                raise ValueError("expected trim_rule to leave words in the vocabulary; got none")
+        if vocabulary is not None:
+            settings["vocabulary"] = vocabulary
+        else:
+            settings["min_count"] = max(1, self.min_count)
+            settings["max_vocab_size"] = self.max_vocab_size
+            settings["max_final_vocab"] = self.max_final_vocab
+        return self._build(source, self._cache_folder(), **settings)
+
+    def _build(self, source: Any, folder: Path, **settings: Any) -> Corpus:
+        with _ReadingBar(self.progress) as bar:
+            return Corpus.build(source, folder, progress=bar, **settings)
+
+    def _cache_folder(self) -> Path:
+        if self.cache_dir is not None:
+            return self.cache_dir
+        if self._temporary_cache is None or not self._temporary_cache.alive:
+            folder = tempfile.mkdtemp(prefix="vecsmith-")
+            self._temporary_cache = weakref.finalize(
+                self, shutil.rmtree, folder, ignore_errors=True
+            )
+            self._temporary_folder = Path(folder)
+        return self._temporary_folder
+
+    def _forget_corpus(self) -> None:
+        self._corpus = self._corpus_source = None
+        if self._temporary_cache is not None:
+            self._temporary_cache()
+            self._temporary_cache = None
+
+    def _corpus_for(self, source: Any) -> Corpus:
+        """The text of a call of train(), encoded with this model's vocabulary."""
+        if self._corpus is not None:
+            same_file = isinstance(source, (str, Path)) and source == self._corpus_source
+            if source is None or (same_file and source != "-"):
+                return self._corpus
+        if source is None:
+            raise TypeError(
+                "expected sentences or a corpus_file; got neither, and no text is left from "
+                "build_vocab"
+            )
+        return self._encode(source, vocabulary=self.vocabulary)
+
+    # --- training -----------------------------------------------------------------------------
+
+    def train(
+        self,
+        corpus_iterable: Iterable[list[str]] | Corpus | None = None,
+        corpus_file: Any = None,
+        total_examples: int | None = None,
+        total_words: int | None = None,
+        epochs: int | None = None,
+        start_alpha: float | None = None,
+        end_alpha: float | None = None,
+        word_count: int = 0,
+        queue_factor: int = 2,
+        report_delay: float = 1.0,
+        compute_loss: bool | None = None,
+        callbacks: Iterable[Any] = (),
+        *,
+        sentences: Iterable[list[str]] | Corpus | None = None,
+    ) -> tuple[int, int]:
+        """Train on a text; may be called again to go on, with the same text or another.
+
+        Args:
+            corpus_iterable, corpus_file, sentences: as in :meth:`build_vocab`; none of them: the
+                text that was given to :meth:`build_vocab`. Words that are not in the vocabulary
+                are skipped.
+            total_examples, total_words: sentences or raw words that count as one epoch for the
+                learning rate. None: those of the text (gensim demands one of them).
+            epochs: passes over the text (None: the model's).
+            start_alpha, end_alpha: replace the model's alpha and min_alpha, as in gensim.
+            word_count, queue_factor, report_delay: accepted and not used.
+            compute_loss: None: the model's.
+            callbacks: as in the constructor.
+
+        Returns:
+            (words trained on, before sub-sampling; raw words read), both over all epochs.
+
+        Raises:
+            RuntimeError: no vocabulary yet.
+            As the constructor: CheckpointError, FolderInUseError, TrainingInterrupted.
+        """
+        source = None
+        iterable = _one_of(corpus_iterable, sentences)
+        if iterable is not None or corpus_file is not None:
+            source = _source(iterable, corpus_file)
+        epochs = self.epochs if epochs is None else _integer("epochs", epochs, 1)
+        alpha = self.alpha if start_alpha is None else _rate("start_alpha", start_alpha)
+        min_alpha = (
+            self.min_alpha if end_alpha is None else _rate("end_alpha", end_alpha, zero=True)
+        )
+        if total_examples is not None:
+            total_examples = _integer("total_examples", total_examples, 1)
+        if total_words is not None:
+            total_words = _integer("total_words", total_words, 1)
+        callbacks = _callbacks(callbacks)
+        if not len(self.vocabulary):
+            raise RuntimeError("expected a vocabulary; got a model with none: call build_vocab")
+        if alpha > self.min_alpha_yet_reached:
+            logger.warning("alpha=%g is above the rate that earlier training ended with", alpha)
+        with self._holding():
+            corpus = self._corpus_for(source)
+            tokens, sentence_count = corpus.tokens.numel(), corpus.offsets.numel() - 1
+            words_per_epoch = tokens
+            if total_examples is not None:
+                words_per_epoch = round(tokens * total_examples / max(sentence_count, 1))
+            elif total_words is not None:
+                words_per_epoch = round(tokens * total_words / max(corpus.raw_words, 1))
+            if not tokens:
+                logger.warning("the text has no word of the vocabulary: nothing is trained")
+            self.alpha, self.min_alpha, self.epochs = alpha, min_alpha, epochs
+            if compute_loss is not None:
+                self.compute_loss = bool(compute_loss)
+            self.running_training_loss = 0.0
+            self._train(corpus, max(words_per_epoch, 1), callbacks)
+            raw_words = corpus.raw_words
+            del corpus
+        self._forget_corpus()
+        return tokens * epochs, raw_words * epochs
+
+    def _train(self, corpus: Corpus, words_per_epoch: int, callbacks: list[Any]) -> None:
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        identity = {
+            "vector_size": self.vector_size,
+            "hs": self.hs,
+            "ns_exponent": self.ns_exponent,
+            "sample": self.sample,
+            "train_count": self.train_count,
+            "deterministic": deterministic,
+            "device": self.device.type,
+        }
+        tables = Tables(self._input, self._output, self._tree)
+        if self._checkpoint is not None and self.train_count:
+            # What went before is part of the result.
+            identity["tables"] = checksum(*tables.named().values())
+        plan = Plan(
+            settings={
+                "window": self.window,
+                "negative": self.negative,
+                "cbow": not self.sg,
+                "cbow_mean": bool(self.cbow_mean),
+                "shrink_windows": self.shrink_windows,
+                "shared_negatives": self.shared_negatives,
+                "alpha": self.alpha,
+                "min_alpha": self.min_alpha,
+                "seed": self.seed,
+            },
+            epochs=self.epochs,
+            words_per_epoch=words_per_epoch,
+            device=self.device,
+            chunk_positions=self._chunk_positions,
+            identity=identity,
+            compute_loss=self.compute_loss,
+            num_threads=self.workers,
+            backend=self.backend,
+        )
+        hooks = Hooks(
+            epoch_begin=lambda: _call(callbacks, "on_epoch_begin", self),
+            epoch_end=lambda: self._epoch_end(callbacks),
+            chunk_end=self._chunk_end,
+        )
+        started = time.monotonic()
+        self._training = True
+        try:
+            _call(callbacks, "on_train_begin", self)
+            _driver.train(
+                tables, corpus, self._sampling(), plan, hooks, self._checkpoint, self.progress
+            )
+        finally:
+            self._training = False
+            self._vectors_changed()
+            self.total_train_time += time.monotonic() - started
+        self.train_count += 1
+        _call(callbacks, "on_train_end", self)
+
+    def _sampling(self) -> dict[str, Tensor | None]:
+        """The tensors of ops.skipgram that are made from the counts."""
+        tensors: dict[str, Tensor | None] = {
+            "keep": self.vocabulary.keep_probabilities(self.sample),
+            "alias": self.vocabulary.alias_table(self.ns_exponent) if self.negative else None,
+        }
+        if self.hs:
+            names = ("path_offsets", "path_nodes", "path_codes")
+            tensors.update(zip(names, self.vocabulary.huffman_tree(), strict=True))
+        return tensors
+
+    def _chunk_end(self, cursor: Cursor, alpha: float) -> None:
+        self.running_training_loss = cursor.loss
+        self.min_alpha_yet_reached = alpha
+
+    def _epoch_end(self, callbacks: list[Any]) -> None:
+        self._vectors_changed()
+        _call(callbacks, "on_epoch_end", self)
+
+    def _vectors_changed(self) -> None:
+        """The cached norms of the vectors are those of before."""
+        self.wv.norms = None
+
+    @contextlib.contextmanager
+    def _holding(self) -> Iterator[None]:
+        with contextlib.nullcontext() if self._checkpoint is None else self._checkpoint.hold():
+            yield
+
+    def get_latest_training_loss(self) -> float:
+        """The loss summed (fp64) over the last call of :meth:`train`, with ``compute_loss``."""
+        return self.running_training_loss
+
+    # --- what gensim has besides --------------------------------------------------------------
+
+    @property
+    def syn1neg(self) -> np.ndarray | None:
+        """The output table of negative sampling [V, D]: a NumPy view."""
+        return None if self._output is None else self._output.numpy()
+
+    @property
+    def syn1(self) -> np.ndarray | None:
+        """The inner nodes of hierarchical softmax [V-1, D]: a NumPy view."""
+        return None if self._tree is None else self._tree.numpy()
+
+    @property
+    def layer1_size(self) -> int:
+        return self.vector_size
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}<vocab={len(self.wv)}, vector_size={self.vector_size}, "
+            f"alpha={self.alpha}>"
+        )
+
+
+# --- checks of options --------------------------------------------------------------------------
+
+
+def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"expected {name} to be an integer; got {value!r}") from None
+    if number < low or (high is not None and number > high):
+        bound = f">= {low}" if high is None or number < low else f"<= {high}"
+        raise ValueError(f"expected {name} {bound}; got {number}")
+    return number
+
+
+def _optional(name: str, value: Any) -> int | None:
+    return None if value is None else _integer(name, value, 1)
+
+
+def _flag(name: str, value: Any) -> int:
+    number = _integer(name, value, 0)
+    if number > 1:
+        raise ValueError(f"expected {name} to be 0 or 1; got {number}")
+    return number
+
+
+def _finite(name: str, value: Any, low: float | None = None) -> float:
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise TypeError(f"expected {name} to be a number; got {value!r}")
+    number = float(value)
+    if not math.isfinite(number) or (low is not None and number < low):
+        bound = "finite" if low is None else f"finite and >= {low:g}"
+        raise ValueError(f"expected {name} to be {bound}; got {number}")
+    return number
+
+
+def _rate(name: str, value: Any, zero: bool = False) -> float:
+    number = _finite(name, value)
+    if number < 0 or (number == 0 and not zero):
+        raise ValueError(f"expected {name} {'>=' if zero else '>'} 0; got {number}")
+    return number
+
+
+def _device(value: Any) -> torch.device:
+    try:
+        device = torch.device(value)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"expected device to be 'cpu' or 'cuda'; got {value!r}") from None
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"expected device to be 'cpu' or 'cuda'; got {str(device)!r}")
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ValueError("expected a CUDA device for device='cuda'; got a machine with none")
+        index = torch.cuda.current_device() if device.index is None else device.index
+        if index >= torch.cuda.device_count():
+            raise ValueError(
+                f"expected device below cuda:{torch.cuda.device_count()}; got {str(device)!r}"
+            )
+        device = torch.device("cuda", index)
+    return device
+
+
+def _callbacks(callbacks: Any) -> list[Any]:
+    try:
+        return list(callbacks or ())
+    except TypeError:
+        raise TypeError(
+            f"expected callbacks to be an iterable of callback objects; got {callbacks!r}"
+        ) from None
+
+
+def _call(callbacks: list[Any], name: str, model: Word2Vec) -> None:
+    for callback in callbacks:
+        method = getattr(callback, name, None)
+        if method is not None:
+            method(model)
+
+
+def _trim_rule(rule: Any) -> None:
+    if rule is not None and not callable(rule):
+        raise TypeError(f"expected trim_rule to be callable or None; got {rule!r}")
+
+
+def _one_of(corpus_iterable: Any, sentences: Any) -> Any:
+    if corpus_iterable is not None and sentences is not None:
+        raise TypeError("expected one of corpus_iterable and sentences; got both")
+    return sentences if corpus_iterable is None else corpus_iterable
+
+
+def _source(sentences: Any, corpus_file: Any) -> Any:
+    """The one text that was given, as Corpus.build takes it."""
+    if sentences is None and corpus_file is None:
+        raise TypeError("expected sentences or a corpus_file; got neither")
+    if sentences is not None and corpus_file is not None:
+        raise TypeError("expected either sentences or a corpus_file; got both")
+    if sentences is not None:
+        if isinstance(sentences, (str, bytes, os.PathLike)):
+            raise TypeError(
+                f"expected sentences to be an iterable of lists of words; got {sentences!r} "
+                "(a file goes into corpus_file)"
+            )
+        if not isinstance(sentences, (Corpus, Iterable)):
+            raise TypeError(
+                f"expected sentences to be an iterable of lists of words; got {sentences!r}"
+            )
+        return sentences
+    if hasattr(corpus_file, "read"):
+        return corpus_file
+    if isinstance(corpus_file, (str, os.PathLike)):
+        path = os.fspath(corpus_file)
+        if path != "-" and not os.path.exists(path):
+            raise FileNotFoundError(f"expected a text file or folder; got {path}: no such file")
+        return path
+    raise TypeError(f"expected corpus_file to be a path or an open file; got {corpus_file!r}")
+
+
+def _read_once(source: Any) -> bool:
+    return (
+        source == "-"
+        if isinstance(source, str)
+        else isinstance(source, GeneratorType) or hasattr(source, "read") or iter(source) is source
+    )
+
+
+# --- vocabulary and tables ----------------------------------------------------------------------
+
+
+def _initialize(table: Tensor, seed: int) -> None:
+    """uniform(-1/2, 1/2) / D from a generator, as word2vec starts. table: [rows, D]."""
+    generator = torch.Generator().manual_seed(seed % (1 << 63))
+    bound = 0.5 / table.shape[1]
+    for first in range(0, len(table), _INIT_ROWS):
+        rows = table[first : first + _INIT_ROWS]
+        rows.copy_(torch.empty(rows.shape).uniform_(-bound, bound, generator=generator))
+
+
+def _trimmed(
+    words: list[str],
+    counts: list[int],
+    min_count: int,
+    rule: Callable[[str, int, int], int] | None,
+    raw_words: int | None = None,
+    max_final_vocab: int | None = None,
+) -> Vocabulary:
+    """The vocabulary that min_count, the rule and max_final_vocab leave, most frequent first."""
+    order = sorted(range(len(words)), key=lambda i: -counts[i])
+    if max_final_vocab is not None and max_final_vocab < len(words):
+        min_count = max(min_count, counts[order[max_final_vocab]] + 1)
+    kept = []
+    for i in order:
+        answer = RULE_DEFAULT if rule is None else rule(words[i], counts[i], min_count)
+        if answer not in (RULE_DEFAULT, RULE_DISCARD, RULE_KEEP, None):
+            raise ValueError(
+                f"expected trim_rule to return 0 (default), 1 (discard) or 2 (keep); got {answer!r}"
+            )
+        if answer == RULE_KEEP or (answer in (RULE_DEFAULT, None) and counts[i] >= min_count):
+            kept.append(i)
+    return Vocabulary(
+        [words[i] for i in kept],
+        np.array([counts[i] for i in kept], dtype=np.int64),
+        raw_words=sum(counts) if raw_words is None else raw_words,
+    )
+
+
+class _ReadingBar:
+    """The progress bar of reading a text: bytes, or words where the size is not known."""
+
+    def __init__(self, progress: bool | None) -> None:
+        self._visible = sys.stderr.isatty() if progress is None else progress
+        self._bar: Any = None
+
+    def __call__(self, done: int, total: int | None, words: int) -> None:
+        if not self._visible:
+            return
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total,
+                unit="B",
+                unit_scale=True,
+                desc="reading",
+                leave=False,
+                dynamic_ncols=True,
+            )
+        self._bar.set_postfix(words=f"{words:,}", refresh=False)
+        self._bar.update(done - self._bar.n)
+
+    def __enter__(self) -> _ReadingBar:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
