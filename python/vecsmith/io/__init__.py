@@ -1,0 +1,29 @@
+"""File formats, and writing that a crash cannot tear.
+
+* :func:`atomic_file`, :func:`atomic_folder`, :func:`read_folder`: nothing half-written is seen.
+* :func:`save_safetensors`, :func:`load_safetensors`: tensors, strided ones too, by memory map.
+* :func:`load_word2vec_format`, :func:`save_word2vec_format`: word2vec's text and binary files.
+* :func:`save_words`, :func:`load_words`: one word and count a line, any word.
+* :func:`open_binary`: a file, decompressed if its name says so.
+"""
+
+from __future__ import annotations
+
+from vecsmith.io._atomic import atomic_file, atomic_folder, read_folder
+from vecsmith.io._open import is_compressed, open_binary
+from vecsmith.io._safetensors import load_safetensors, save_safetensors
+from vecsmith.io._words import escape_word, load_words, save_words, unescape_word
+
+__all__ = [
+    "atomic_file",
+    "atomic_folder",
+    "escape_word",
+    "is_compressed",
+    "load_safetensors",
+    "load_words",
+    "open_binary",
+    "read_folder",
+    "save_safetensors",
+    "save_words",
+    "unescape_word",
+]
