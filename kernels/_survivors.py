@@ -1,0 +1,73 @@
+"""From a mask of surviving tokens to what the GPU kernels of `skipgram` walk over.
+
+Sub-sampling decides token by token; windows are taken over what is left of a sentence. So a first
+kernel marks the survivors, and the functions here pack them with torch's own device-side
+operations. One host synchronization (the number of survivors, which sizes the launches); about 28
+bytes a survivor, against the kilobytes a training step moves.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+GOLDEN = 0x9E3779B97F4A7C15
+STREAM_SUBSAMPLE, STREAM_WINDOW, STREAM_NEGATIVE = 0, 1, 2
+_MASK = (1 << 64) - 1
+
+
+class Survivors(NamedTuple):
+    """words [M] int32; positions [M] int64 (corpus position of each); first, last [M] int64: the
+    survivors of its own sentence are first[k] .. last[k] - 1."""
+
+    words: Tensor
+    positions: Tensor
+    first: Tensor
+    last: Tensor
+
+
+def mix(z: int) -> int:
+    """SplitMix64's finalizer on a Python int (Steele, Lea, Flood 2014)."""
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 & _MASK
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB & _MASK
+    return z ^ (z >> 31)
+
+
+def stream_key(seed: int, epoch: int, stream: int) -> int:
+    """key(stream) of the reference, as the int64 that has its bits."""
+    key = mix((seed + GOLDEN) & _MASK)
+    key = mix((key + epoch + GOLDEN) & _MASK)
+    key = mix((key + stream + GOLDEN) & _MASK)
+    return key - (1 << 64) if key >> 63 else key
+
+
+def pack(
+    mask: Tensor | None, tokens: Tensor, offsets: Tensor, start: int, stop: int, first_position: int
+) -> Survivors:
+    """Pack the survivors of tokens[start:stop], which the sentences of ``offsets`` cover.
+
+    mask: bool [stop - start], or None where every token survives; tokens: int32 [N]; offsets: int64
+    [S+1], from ``start`` to ``stop``.
+    """
+    if mask is None:
+        index = torch.arange(start, stop, device=tokens.device)
+        bounds = offsets - start
+    else:
+        index = mask.nonzero().squeeze(1) + start
+        before = torch.zeros(stop - start + 1, dtype=torch.int64, device=tokens.device)
+        torch.cumsum(mask, 0, out=before[1:])
+        bounds = before[offsets - start]
+    # The last sentence that starts at or before the token (empty ones may start there as well).
+    sentence = torch.searchsorted(offsets, index, right=True) - 1
+    return Survivors(tokens[index], index + first_position, bounds[sentence], bounds[sentence + 1])
+
+
+def rates(
+    positions: Tensor, alpha: float, min_alpha: float, words_before: int, words_total: int
+) -> Tensor:
+    """alpha(p) at each position, in fp64 and then rounded to float32. positions: [M] -> [M]"""
+    done = (positions + words_before).double() / words_total
+    rate = alpha + (min_alpha - alpha) * done
+    return rate.clamp_(min=min(alpha, min_alpha)).float()

@@ -1,0 +1,674 @@
+"""word2vec's training step in Triton: what `vecsmith.reference.skipgram` says, on a GPU.
+
+What it computes
+    Skip-gram and CBOW with negative sampling and hierarchical softmax, in place. A step with inputs
+    h_i [m, D] (context rows) and outputs o_j [n, D] (the center and its negatives, or a tree path)
+    has scores S = H O^T, gradients G = rate * (labels - sigmoid(S)), and adds G O to the inputs and
+    G^T H to the outputs. Every random draw is a pure function of (seed, epoch, position), bit for
+    bit the reference's, and is made on the device.
+
+How the work is split
+    1. `_mark_survivors`: sub-sampling, one lane a token; `_survivors.pack` compacts.
+    2. `_train_text`: one program a run of consecutive centers, by default one center. A program
+       draws its window and negatives and takes its steps in the reference's order; the dimension is
+       cut into tiles of BLOCK_D. Within a step all loads of a tile come before its stores, so a
+       step is the reference's step also where a word comes twice. Rows are added with atomics:
+       concurrent programs (Hogwild) lose no update. `programs=1` is one step after another.
+    3. `batch_positions` > 0 (deterministic mode): steps do not touch the tables. They write each
+       row's update to its own slot of a buffer; the slots are sorted by row (stable) and
+       `_apply_updates` adds every row's updates in that order: the same bits however many programs
+       run at once.
+
+What bounds its speed
+    Memory. A center with m contexts and n = K + 1 outputs reads m + n rows and adds to m + n rows:
+    2 (m + n) 4 D bytes. At D = 128, window 5 (6 contexts on average), 5 negatives: 12.3 KB a
+    surviving word; "pair" 2 m (1 + n) rows = 43 KB; a tree path of 17 nodes 23.6 KB. Where D is
+    more than BLOCK_D, rows are read a second time (from L2). Arithmetic is 6 m n D = 28 k operations,
+    far below what the bytes cost. The CUDA kernel keeps context rows on chip and moves 7.2 KB.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from vecsmith.kernels import _survivors
+
+_GOLDEN = tl.constexpr(_survivors.GOLDEN)
+_REDRAWS = tl.constexpr(32)
+
+
+@triton.jit
+def _mix(z):
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB
+    return z ^ (z >> 31)
+
+
+@triton.jit
+def _draw(key, counter):
+    """64 random bits for each counter. key: uint64; counter: any shape, uint64."""
+    return _mix(key + (counter + 1) * _GOLDEN)
+
+
+@triton.jit
+def _below(bits, n):
+    """An integer in 0..n-1 from the high 32 bits. n: int64, at most 2^31."""
+    return (((bits >> 32) * n.to(tl.uint64)) >> 32).to(tl.int64)
+
+
+@triton.jit(do_not_specialize=["key", "start", "count", "first_position"])
+def _mark_survivors(tokens, keep, mask, key, start, count, first_position, BLOCK: tl.constexpr):
+    """mask[i] = u(position) < keep[tokens[start + i]]."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < count
+    word = tl.load(tokens + start + i, mask=inside, other=0).to(tl.int64)
+    position = (first_position.to(tl.int64) + start + i).to(tl.uint64)
+    bits = _draw(key.to(tl.int64).to(tl.uint64), position)
+    u = (bits >> 40).to(tl.int32).to(tl.float32) * (2.0**-24)
+    tl.store(mask + i, (u < tl.load(keep + word, mask=inside, other=0.0)).to(tl.int8), mask=inside)
+
+
+@triton.jit
+def _window(key, position, window, SHRINK: tl.constexpr):
+    """The reduced window of the center at ``position`` (int64), as int64."""
+    reach = window.to(tl.int64)
+    if SHRINK:
+        reach = 1 + _below(_draw(key, position.to(tl.uint64)), window)
+    return reach
+
+
+@triton.jit
+def _negatives(key, counter, positive, alias, vocabulary, negative, N: tl.constexpr):
+    """Column 0: the positive; columns 1..negative: words drawn for it, -1 where none was found;
+    the columns after: -1. counter: int64, position * slots + slot -> int64 [N]"""
+    column = tl.arange(0, N).to(tl.int64)
+    wanted = (column > 0) & (column <= negative)
+    n = (counter * negative + column - 1).to(tl.uint64)
+    bits = _draw(key, n)
+    chosen = tl.where(column == 0, positive, -1).to(tl.int64)
+    missing = tl.sum(wanted.to(tl.int32), 0)
+    attempt = 0
+    while (missing > 0) & (attempt <= _REDRAWS):
+        index = _below(bits, vocabulary)
+        open_ = wanted & (chosen < 0)
+        threshold = tl.load(alias + 2 * index, mask=open_, other=0).to(tl.int64)
+        other = tl.load(alias + 2 * index + 1, mask=open_, other=0).to(tl.int64)
+        low = ((bits & 0xFFFFFFFF) >> 1).to(tl.int64)
+        word = tl.where(low < threshold, index, other)
+        chosen = tl.where(open_ & (word != positive), word, chosen)
+        missing = tl.sum((wanted & (chosen < 0)).to(tl.int32), 0)
+        bits = _mix(bits + _GOLDEN)
+        attempt += 1
+    return chosen
+
+
+@triton.jit
+def _load_rows(table, stride, rows, mask, d, dim):
+    # .cg: straight from L2, where the atomics of all programs meet; L1 may hold older rows.
+    at = table + rows[:, None] * stride + d[None, :]
+    return tl.load(at, mask=mask[:, None] & (d[None, :] < dim), other=0.0, cache_modifier=".cg")
+
+
+@triton.jit
+def _store_rows(
+    table, stride, rows, mask, d, dim, value, updates, slot, DEFERRED: tl.constexpr
+):  # value: [R, BLOCK_D]
+    inside = mask[:, None] & (d[None, :] < dim)
+    if DEFERRED:
+        at = slot + tl.arange(0, value.shape[0]).to(tl.int64)
+        tl.store(updates + at[:, None] * dim + d[None, :], value, mask=inside)
+    else:
+        tl.atomic_add(
+            table + rows[:, None] * stride + d[None, :], value, mask=inside, sem="relaxed"
+        )
+
+
+@triton.jit
+def _step(
+    inputs,
+    input_stride,
+    outputs,
+    output_stride,
+    rows,  # int64 [M]: rows of `inputs`, valid where input_mask
+    input_mask,
+    targets,  # int64 [N]: rows of `outputs`, valid where output_mask
+    output_mask,
+    labels,  # float32 [N]
+    rate,
+    dim,
+    updates,  # deferred: [slots, D] and the key of each slot, from slot `slot` on
+    keys,
+    slot,
+    input_key,
+    output_key,
+    output_slot,
+    CBOW: tl.constexpr,
+    MEAN: tl.constexpr,
+    DEFERRED: tl.constexpr,
+    LOSS: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One step of the reference. Returns its loss (float64) and its number of terms (int64)."""
+    M: tl.constexpr = rows.shape[0]
+    N: tl.constexpr = targets.shape[0]
+    H: tl.constexpr = 1 if CBOW else M
+    members = tl.sum(input_mask.to(tl.float32), 0)
+    gather = 1.0
+    spread = 1.0
+    if CBOW:
+        if MEAN:
+            gather = 1.0 / members
+        else:
+            spread = 1.0 / members
+
+    lanes = tl.arange(0, BLOCK_D).to(tl.int64)
+    x = _load_rows(inputs, input_stride, rows, input_mask, lanes, dim)
+    o = _load_rows(outputs, output_stride, targets, output_mask, lanes, dim)
+    if CBOW:
+        x = tl.sum(x, 0, keep_dims=True) * gather
+    scores = tl.sum(x[:, None, :] * o[None, :, :], axis=2)  # [H, N]
+    if not ONE_TILE:
+        for start in range(BLOCK_D, dim, BLOCK_D):
+            d = start + lanes
+            x = _load_rows(inputs, input_stride, rows, input_mask, d, dim)
+            o = _load_rows(outputs, output_stride, targets, output_mask, d, dim)
+            if CBOW:
+                x = tl.sum(x, 0, keep_dims=True) * gather
+            scores += tl.sum(x[:, None, :] * o[None, :, :], axis=2)
+
+    if CBOW:
+        active = (tl.zeros([1], tl.int32) == 0)[:, None] & output_mask[None, :]
+    else:
+        active = input_mask[:, None] & output_mask[None, :]
+    gradient = rate * (labels[None, :] - 1.0 / (1.0 + tl.exp(-scores)))
+    gradient = tl.where(active, gradient, 0.0)
+    loss = tl.zeros([1], tl.float64)
+    if LOSS:
+        z = tl.where(labels[None, :] > 0.5, -scores, scores).to(tl.float64)
+        softplus = tl.maximum(z, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(z)))
+        loss += tl.sum(tl.sum(tl.where(active, softplus, 0.0), 1), 0)
+    terms = tl.zeros([1], tl.int64) + tl.sum(tl.sum(active.to(tl.int64), 1), 0)
+
+    if DEFERRED:
+        at = slot + tl.arange(0, M).to(tl.int64)
+        tl.store(keys + at, rows + input_key, mask=input_mask)
+        at = slot + output_slot + tl.arange(0, N).to(tl.int64)
+        tl.store(keys + at, targets + output_key, mask=output_mask)
+    for start in range(0, dim, BLOCK_D):
+        d = start + lanes
+        if not ONE_TILE:
+            x = _load_rows(inputs, input_stride, rows, input_mask, d, dim)
+            o = _load_rows(outputs, output_stride, targets, output_mask, d, dim)
+            if CBOW:
+                x = tl.sum(x, 0, keep_dims=True) * gather
+        dx = tl.sum(gradient[:, :, None] * o[None, :, :], axis=1) * spread
+        do = tl.sum(gradient[:, :, None] * x[:, None, :], axis=0)
+        if H != M:
+            dx = tl.broadcast_to(dx, (M, BLOCK_D))
+        # Every warp has read its copy of the rows before any warp adds to them.
+        tl.debug_barrier()
+        _store_rows(inputs, input_stride, rows, input_mask, d, dim, dx, updates, slot, DEFERRED)
+        _store_rows(
+            outputs, output_stride, targets, output_mask, d, dim, do, updates, slot + output_slot,
+            DEFERRED,
+        )  # fmt: skip
+    tl.debug_barrier()  # The next step reads what this one added.
+    return loss, terms
+
+
+@triton.jit(
+    do_not_specialize=[
+        "begin",
+        "end",
+        "run",
+        "window_key",
+        "negative_key",
+        "output_key",
+        "tree_key",
+    ]
+)
+def _train_text(
+    inputs,
+    input_stride,
+    outputs,
+    output_stride,
+    tree,
+    tree_stride,
+    words,
+    positions,
+    first,
+    last,
+    rates,
+    alias,
+    path_offsets,
+    path_nodes,
+    path_codes,
+    losses,  # float64 [M, 2]
+    updates,
+    keys,
+    begin,
+    end,
+    run,
+    dim,
+    vocabulary,
+    window,
+    negative,
+    window_key,
+    negative_key,
+    output_key,
+    tree_key,
+    center_slots,
+    SHRINK: tl.constexpr,
+    PAIR: tl.constexpr,
+    CBOW: tl.constexpr,
+    MEAN: tl.constexpr,
+    TREE: tl.constexpr,
+    NEGATIVE: tl.constexpr,
+    DEFERRED: tl.constexpr,
+    LOSS: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+    WINDOW_BLOCK: tl.constexpr,  # power of two >= 2 * window + 1
+    NEGATIVE_BLOCK: tl.constexpr,  # power of two >= negative + 1
+    PATH_BLOCK: tl.constexpr,  # power of two >= the longest path
+    BLOCK_D: tl.constexpr,
+):
+    """The centers begin + program * run ... of the survivors, one after another."""
+    window_bits = window_key.to(tl.int64).to(tl.uint64)
+    negative_bits = negative_key.to(tl.int64).to(tl.uint64)
+    slots = 2 * window.to(tl.int64) + 1  # of "pair": one for each place in the window
+    from_ = begin.to(tl.int64) + tl.program_id(0).to(tl.int64) * run
+    to = tl.minimum(from_ + run, end.to(tl.int64))
+    for k in range(from_, to):
+        center = tl.load(words + k).to(tl.int64)
+        position = tl.load(positions + k)
+        rate = tl.load(rates + k)
+        reach = _window(window_bits, position, window, SHRINK)
+        start = tl.maximum(tl.load(first + k), k - reach)
+        stop = tl.minimum(tl.load(last + k), k + reach + 1)
+        loss = tl.zeros([1], tl.float64)
+        terms = tl.zeros([1], tl.int64)
+        if stop - start > 1:
+            slot = (k - begin) * center_slots
+            nodes = tl.zeros([PATH_BLOCK], tl.int64)
+            path_mask = nodes > 0
+            path_labels = tl.zeros([PATH_BLOCK], tl.float32)
+            if TREE:
+                at = tl.load(path_offsets + center)
+                length = tl.load(path_offsets + center + 1) - at
+                step = tl.arange(0, PATH_BLOCK).to(tl.int64)
+                path_mask = step < length
+                nodes = tl.load(path_nodes + at + step, mask=path_mask, other=0).to(tl.int64)
+                codes = tl.load(path_codes + at + step, mask=path_mask, other=1)
+                path_labels = 1.0 - codes.to(tl.float32)
+            labels = tl.where(tl.arange(0, NEGATIVE_BLOCK) == 0, 1.0, 0.0)
+
+            if PAIR:
+                for j in range(start, stop):
+                    if j != k:
+                        rows = tl.zeros([1], tl.int64) + tl.load(words + j).to(tl.int64)
+                        row_mask = rows >= 0
+                        if TREE:
+                            step_loss, step_terms = _step(
+                                inputs, input_stride, tree, tree_stride, rows, row_mask, nodes,
+                                path_mask, path_labels, rate, dim, updates, keys, slot,
+                                0, tree_key, 1,
+                                False, MEAN, DEFERRED, LOSS, ONE_TILE, BLOCK_D,
+                            )  # fmt: skip
+                            loss += step_loss
+                            terms += step_terms
+                            slot += 1 + PATH_BLOCK
+                        if NEGATIVE:
+                            targets = _negatives(
+                                negative_bits, position * slots + (j - k + window), center, alias,
+                                vocabulary, negative, NEGATIVE_BLOCK,
+                            )  # fmt: skip
+                            step_loss, step_terms = _step(
+                                inputs, input_stride, outputs, output_stride, rows, row_mask,
+                                targets, targets >= 0, labels, rate, dim, updates, keys, slot,
+                                0, output_key, 1,
+                                False, MEAN, DEFERRED, LOSS, ONE_TILE, BLOCK_D,
+                            )  # fmt: skip
+                            loss += step_loss
+                            terms += step_terms
+                            slot += 1 + NEGATIVE_BLOCK
+            else:
+                j = k - window + tl.arange(0, WINDOW_BLOCK).to(tl.int64)
+                row_mask = (j >= start) & (j < stop) & (j != k)
+                rows = tl.load(words + j, mask=row_mask, other=0).to(tl.int64)
+                if TREE:
+                    step_loss, step_terms = _step(
+                        inputs, input_stride, tree, tree_stride, rows, row_mask, nodes,
+                        path_mask, path_labels, rate, dim, updates, keys, slot,
+                        0, tree_key, WINDOW_BLOCK,
+                        CBOW, MEAN, DEFERRED, LOSS, ONE_TILE, BLOCK_D,
+                    )  # fmt: skip
+                    loss += step_loss
+                    terms += step_terms
+                    slot += WINDOW_BLOCK + PATH_BLOCK
+                if NEGATIVE:
+                    targets = _negatives(
+                        negative_bits, position, center, alias, vocabulary, negative, NEGATIVE_BLOCK
+                    )
+                    step_loss, step_terms = _step(
+                        inputs, input_stride, outputs, output_stride, rows, row_mask,
+                        targets, targets >= 0, labels, rate, dim, updates, keys, slot,
+                        0, output_key, WINDOW_BLOCK,
+                        CBOW, MEAN, DEFERRED, LOSS, ONE_TILE, BLOCK_D,
+                    )  # fmt: skip
+                    loss += step_loss
+                    terms += step_terms
+        if LOSS:
+            one = tl.arange(0, 1)
+            tl.store(losses + 2 * k + one, loss)
+            tl.store(losses + 2 * k + 1 + one, terms.to(tl.float64))
+
+
+@triton.jit(do_not_specialize=["begin", "end", "run", "output_key"])
+def _train_pairs(
+    inputs,
+    input_stride,
+    outputs,
+    output_stride,
+    centers,
+    contexts,
+    negatives,
+    negative_stride,
+    losses,  # float64 [N, 2]
+    updates,
+    keys,
+    begin,
+    end,
+    run,
+    dim,
+    negative,
+    rate,
+    output_key,
+    center_slots,
+    DEFERRED: tl.constexpr,
+    LOSS: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+    NEGATIVE_BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """The pairs begin + program * run ..., one after another."""
+    from_ = begin.to(tl.int64) + tl.program_id(0).to(tl.int64) * run
+    to = tl.minimum(from_ + run, end.to(tl.int64))
+    column = tl.arange(0, NEGATIVE_BLOCK).to(tl.int64)
+    labels = tl.where(column == 0, 1.0, 0.0)
+    for i in range(from_, to):
+        rows = tl.zeros([1], tl.int64) + tl.load(centers + i)
+        positive = tl.load(contexts + i)
+        drawn = tl.load(
+            negatives + i * negative_stride + column - 1,
+            mask=(column > 0) & (column <= negative),
+            other=-1,
+        )
+        targets = tl.where(column == 0, positive, tl.where(drawn == positive, -1, drawn))
+        loss, terms = _step(
+            inputs, input_stride, outputs, output_stride, rows, rows >= 0, targets, targets >= 0,
+            labels, rate, dim, updates, keys, (i - begin) * center_slots, 0, output_key, 1,
+            False, False, DEFERRED, LOSS, ONE_TILE, BLOCK_D,
+        )  # fmt: skip
+        if LOSS:
+            one = tl.arange(0, 1)
+            tl.store(losses + 2 * i + one, loss)
+            tl.store(losses + 2 * i + 1 + one, terms.to(tl.float64))
+
+
+@triton.jit(do_not_specialize=["used", "output_key", "tree_key"])
+def _apply_updates(
+    inputs,
+    input_stride,
+    outputs,
+    output_stride,
+    tree,
+    tree_stride,
+    keys,  # int64 [used], sorted; negative: an unused slot
+    order,  # int64 [used]: the slot of each
+    updates,
+    used,
+    dim,
+    output_key,
+    tree_key,
+    BLOCK_D: tl.constexpr,
+):
+    """Add the updates of one row, in the order of their slots. The program at the first slot of a
+    row adds them all; the others have nothing to do."""
+    e = tl.program_id(0).to(tl.int64)
+    key = tl.load(keys + e)
+    before = tl.load(keys + tl.maximum(e - 1, 0))
+    if (key >= 0) & ((e == 0) | (before != key)):
+        d = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
+        inside = d < dim
+        row = inputs + key * input_stride
+        if key >= tree_key:
+            row = tree + (key - tree_key) * tree_stride
+        elif key >= output_key:
+            row = outputs + (key - output_key) * output_stride
+        value = tl.load(row + d, mask=inside, other=0.0)
+        same = key
+        while same == key:
+            slot = tl.load(order + e)
+            value += tl.load(updates + slot * dim + d, mask=inside, other=0.0)
+            e += 1
+            same = tl.load(keys + e, mask=e < used, other=-1)
+        tl.store(row + d, value, mask=inside)
+
+
+def _shape(dim: int, inputs: int, outputs: int) -> dict:
+    """Tile width and warps: the [inputs, outputs, BLOCK_D] product of a step is at most 32 values a
+    thread. A tile is no wider than the dimension needs, and at least 16 wide: Triton's interpreter
+    broadcasts a [1, 1] block to garbage."""
+    block = max(triton.next_power_of_2(dim), 16)
+    warps = 4
+    while block > 16 and inputs * outputs * block > 32 * 32 * warps:
+        if warps < 8:
+            warps *= 2
+        else:
+            block //= 2
+    while warps > 1 and inputs * outputs * block < 16 * 32 * warps:
+        warps //= 2
+    return {"BLOCK_D": block, "ONE_TILE": block >= dim, "num_warps": warps}
+
+
+class _Batches:
+    """The buffers of deterministic mode: a slot for every row update of a batch."""
+
+    def __init__(self, slots: int, dim: int, device: torch.device) -> None:
+        self.updates = torch.empty(max(slots, 1), dim, dtype=torch.float32, device=device)
+        self.keys = torch.empty(max(slots, 1), dtype=torch.int64, device=device)
+
+    def apply(self, used: int, tables: list, output_key: int, tree_key: int, dim: int) -> None:
+        keys, order = torch.sort(self.keys[:used], stable=True)
+        block = min(triton.next_power_of_2(dim), 256)
+        _apply_updates[(used, triton.cdiv(dim, block))](
+            *tables, keys, order, self.updates, used, dim, output_key, tree_key, BLOCK_D=block
+        )
+
+
+def _runs(count: int, programs: int | None) -> tuple[int, int]:
+    """(number of programs, centers in each)."""
+    if programs is None:
+        return count, 1
+    run = triton.cdiv(count, programs)
+    return triton.cdiv(count, run), run
+
+
+def skipgram(
+    input_table: Tensor,
+    output_table: Tensor | None,
+    tree_table: Tensor | None,
+    tokens: Tensor,
+    offsets: Tensor,
+    keep: Tensor | None,
+    alias: Tensor | None,
+    path_offsets: Tensor | None,
+    path_nodes: Tensor | None,
+    path_codes: Tensor | None,
+    *,
+    window: int,
+    negative: int,
+    cbow: bool,
+    cbow_mean: bool,
+    shrink_windows: bool,
+    shared_negatives: str,
+    alpha: float,
+    min_alpha: float,
+    words_before: int,
+    words_total: int,
+    seed: int,
+    epoch: int,
+    first_position: int,
+    batch_positions: int,
+    compute_loss: bool = True,
+    programs: int | None = None,
+) -> Tensor:
+    """Train on a chunk of corpus, in place, as :func:`vecsmith.reference.skipgram.skipgram` does.
+
+    Shapes and meanings are the reference's; all tensors lie on one device, tables are float32 with
+    unit stride along D. ``programs``: how many programs share the centers; None: one a center;
+    1: one step after another, as the reference. Returns float64 [2] on that device: the summed loss
+    and its number of terms (zeros unless ``compute_loss``).
+    """
+    device = tokens.device
+    result = torch.zeros(2, dtype=torch.float64, device=device)
+    if offsets.numel() < 2:
+        return result
+    start, stop = offsets[[0, -1]].tolist()
+    if stop <= start:
+        return result
+    mask = None
+    if keep is not None:
+        mask = torch.empty(stop - start, dtype=torch.bool, device=device)
+        key = _survivors.stream_key(seed, epoch, _survivors.STREAM_SUBSAMPLE)
+        _mark_survivors[(triton.cdiv(stop - start, 1024),)](
+            tokens,
+            keep,
+            mask.view(torch.int8),
+            key,
+            start,
+            stop - start,
+            first_position,
+            BLOCK=1024,
+        )
+    packed = _survivors.pack(mask, tokens, offsets, start, stop, first_position)
+    count = packed.words.numel()
+    if count == 0:
+        return result
+    rate = _survivors.rates(packed.positions, alpha, min_alpha, words_before, words_total)
+
+    vocabulary, dim = input_table.shape
+    tree = tree_table is not None
+    pair = shared_negatives == "pair" and not cbow
+    window_block = triton.next_power_of_2(2 * window + 1)
+    negative_block = triton.next_power_of_2(negative + 1)
+    path_block = 1
+    if tree:
+        longest = int((path_offsets[1:] - path_offsets[:-1]).max())
+        path_block = triton.next_power_of_2(max(longest, 1))
+    step_inputs = 1 if pair else window_block
+    widest = max(negative_block if negative else 1, path_block)
+    shape = _shape(dim, 1 if cbow else step_inputs, widest)
+
+    steps = 2 * window if pair else 1
+    center_slots = steps * (
+        (step_inputs + path_block if tree else 0)
+        + (step_inputs + negative_block if negative else 0)
+    )
+    losses = torch.zeros(count if compute_loss else 1, 2, dtype=torch.float64, device=device)
+    outputs = output_table if negative else input_table
+    nodes = tree_table if tree else input_table
+    output_key, tree_key = vocabulary, 2 * vocabulary
+    tables = [
+        input_table, input_table.stride(0), outputs, outputs.stride(0), nodes, nodes.stride(0)
+    ]  # fmt: skip
+    cuts, batches = [0, count], None
+    if batch_positions:
+        batch = packed.positions // batch_positions
+        changes = (batch[1:] != batch[:-1]).nonzero().squeeze(1) + 1
+        cuts = [0, *changes.tolist(), count]
+        largest = max(b - a for a, b in pairwise(cuts))
+        batches = _Batches(largest * center_slots, dim, device)
+    for begin, end in pairwise(cuts):
+        grid, run = _runs(end - begin, programs)
+        if batches is not None:
+            batches.keys.fill_(-1)
+        _train_text[(grid,)](
+            *tables,
+            packed.words, packed.positions, packed.first, packed.last, rate,
+            alias if negative else packed.words,
+            path_offsets if tree else packed.words,
+            path_nodes if tree else packed.words,
+            path_codes if tree else packed.words,
+            losses,
+            batches.updates if batches is not None else losses,
+            batches.keys if batches is not None else losses,
+            begin, end, run, dim, vocabulary, window, negative,
+            _survivors.stream_key(seed, epoch, _survivors.STREAM_WINDOW),
+            _survivors.stream_key(seed, epoch, _survivors.STREAM_NEGATIVE),
+            output_key, tree_key, center_slots,
+            SHRINK=shrink_windows, PAIR=pair, CBOW=cbow, MEAN=cbow_mean, TREE=tree,
+            NEGATIVE=negative > 0, DEFERRED=batches is not None, LOSS=compute_loss,
+            WINDOW_BLOCK=window_block, NEGATIVE_BLOCK=negative_block, PATH_BLOCK=path_block,
+            **shape,
+        )  # fmt: skip
+        if batches is not None:
+            batches.apply((end - begin) * center_slots, tables, output_key, tree_key, dim)
+    return losses.sum(0)
+
+
+def skipgram_pairs(
+    input_table: Tensor,
+    output_table: Tensor,
+    centers: Tensor,
+    contexts: Tensor,
+    negatives: Tensor,
+    *,
+    alpha: float,
+    batch_pairs: int,
+    compute_loss: bool = True,
+    programs: int | None = None,
+) -> Tensor:
+    """The explicit form, as :func:`vecsmith.reference.skipgram.skipgram_pairs`, in place.
+
+    centers, contexts: [N] int64; negatives: [N, K] int64, -1 where there is none. ``programs`` and
+    the result are those of :func:`skipgram`.
+    """
+    device = input_table.device
+    count, negative = negatives.shape
+    if count == 0:
+        return torch.zeros(2, dtype=torch.float64, device=device)
+    vocabulary, dim = input_table.shape
+    if negatives.stride(1) != 1:
+        negatives = negatives.contiguous()
+    negative_block = triton.next_power_of_2(negative + 1)
+    shape = _shape(dim, 1, negative_block)
+    center_slots = 1 + negative_block
+    losses = torch.zeros(count if compute_loss else 1, 2, dtype=torch.float64, device=device)
+    tables = [input_table, input_table.stride(0), output_table, output_table.stride(0)]
+    batch = batch_pairs or count
+    batches = _Batches(min(batch, count) * center_slots, dim, device) if batch_pairs else None
+    for begin in range(0, count, batch):
+        end = min(begin + batch, count)
+        grid, run = _runs(end - begin, programs)
+        if batches is not None:
+            batches.keys.fill_(-1)
+        _train_pairs[(grid,)](
+            *tables, centers.contiguous(), contexts.contiguous(), negatives, negatives.stride(0),
+            losses,
+            batches.updates if batches is not None else losses,
+            batches.keys if batches is not None else losses,
+            begin, end, run, dim, negative, alpha, vocabulary, center_slots,
+            DEFERRED=batches is not None, LOSS=compute_loss, NEGATIVE_BLOCK=negative_block, **shape,
+        )  # fmt: skip
+        if batches is not None:
+            no_tree = [input_table, input_table.stride(0)]
+            # Outputs may have more rows than inputs: their keys end where the (absent) tree begins.
+            tree_key = vocabulary + output_table.shape[0]
+            batches.apply((end - begin) * center_slots, tables + no_tree, vocabulary, tree_key, dim)
+    return losses.sum(0)

@@ -1,0 +1,441 @@
+"""The Triton kernels of `skipgram` against the reference in fp64.
+
+Without a GPU they run in Triton's interpreter, which must be chosen before Triton is imported: this
+file runs itself once as a program in a process of its own, and every case below reports what became
+of it there. With a GPU the same cases run a second time on it, marked `gpu`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import traceback
+from functools import partial
+
+import pytest
+import torch
+
+from vecsmith.reference import skipgram as reference
+
+
+def random_tables(vocabulary: int, dim: int, *, tree: bool, strided: bool, generator):
+    def table(rows):
+        full = torch.randn(rows, dim + (5 if strided else 0), generator=generator) * 0.4
+        return full[:, 2 : 2 + dim] if strided else full
+
+    return table(vocabulary), table(vocabulary), table(max(vocabulary - 1, 1)) if tree else None
+
+
+def alias_of(weights: torch.Tensor) -> torch.Tensor:
+    """Walker's alias table of the reference's layout: (threshold in 0..2^31-1, alias)."""
+    n = weights.numel()
+    p = (weights.double() * n / weights.sum()).tolist()
+    small = [i for i in range(n) if p[i] < 1]
+    large = [i for i in range(n) if p[i] >= 1]
+    table = torch.empty(n, 2, dtype=torch.int32)
+    top = 2**31 - 1
+    while small and large:
+        i, j = small.pop(), large.pop()
+        table[i] = torch.tensor([int(p[i] * top), j])
+        p[j] -= 1 - p[i]
+        (small if p[j] < 1 else large).append(j)
+    for i in small + large:
+        table[i] = torch.tensor([top, i])
+    return table
+
+
+def chain_tree(vocabulary: int, generator):
+    """A tree in which word w leaves at depth w + 1: paths of every length up to V - 1."""
+    offsets, nodes, codes = [0], [], []
+    for w in range(vocabulary):
+        depth = min(w + 1, vocabulary - 1)
+        nodes += range(depth)
+        codes += [1] * (depth - 1) + [0 if w < vocabulary - 1 else 1] if depth else []
+        offsets.append(len(nodes))
+    return (
+        torch.tensor(offsets),
+        torch.tensor(nodes, dtype=torch.int32),
+        torch.tensor(codes, dtype=torch.uint8),
+    )
+
+
+def problem(
+    *,
+    vocabulary=23,
+    dim=16,
+    lengths=(9, 0, 1, 17, 2),
+    hs=False,
+    negative=5,
+    window=3,
+    cbow=False,
+    cbow_mean=True,
+    shrink_windows=True,
+    shared_negatives="window",
+    sample=True,
+    strided=False,
+    batch_positions=0,
+    first_position=0,
+    skip=0,
+    alpha=0.05,
+    seed=1,
+):
+    """Arguments of skipgram: tables, the other tensors, the rest. Tokens are Zipf-like, so that
+    words repeat within windows and sets of negatives."""
+    g = torch.Generator().manual_seed(seed)
+    input_table, output_table, tree_table = random_tables(
+        vocabulary, dim, tree=hs, strided=strided, generator=g
+    )
+    counts = 1.0 / torch.arange(1, vocabulary + 1)
+    tokens = torch.multinomial(counts, skip + sum(lengths) + 3, replacement=True, generator=g).int()
+    offsets = skip + torch.tensor([0, *lengths]).cumsum(0)
+    path = chain_tree(vocabulary, g) if hs else (None, None, None)
+    tables = (input_table, output_table if negative else None, tree_table)
+    rest = (
+        tokens,
+        offsets,
+        (0.5 + torch.rand(vocabulary, generator=g)) if sample else None,
+        alias_of(counts**0.75) if negative else None,
+        *path,
+    )
+    options = {
+        "window": window,
+        "negative": negative,
+        "cbow": cbow,
+        "cbow_mean": cbow_mean,
+        "shrink_windows": shrink_windows,
+        "shared_negatives": shared_negatives,
+        "alpha": alpha,
+        "min_alpha": 0.0001,
+        "words_before": 1000,
+        "words_total": 9000,
+        "seed": seed * 0x9E3779B97F4A7C15 % 2**63,
+        "epoch": 3,
+        "first_position": first_position,
+        "batch_positions": batch_positions,
+    }
+    return tables, rest, options
+
+
+def copies(tensors, dtype=None, device=None):
+    """Same values and strides, so that a row-strided table stays one."""
+
+    def copy(t):
+        if t is None:
+            return None
+        like = torch.empty_strided(t.shape, t.stride(), dtype=dtype or t.dtype, device=device)
+        return like.copy_(t)
+
+    return [copy(t) for t in tensors]
+
+
+def same(ours, theirs, start, what: str) -> None:
+    """Equal to fp32 tolerance: 1e-5 of the largest value, and 1e-4 of the largest *change*."""
+    ours, theirs = ours.double().cpu(), theirs.double()
+    error = (ours - theirs).abs().max()
+    change = (theirs - start.double()).abs().max()
+    scale = theirs.abs().max()
+    limit = min(1e-5 * float(scale), max(1e-4 * float(change), 2e-7 * float(scale)))
+    assert torch.isfinite(ours).all(), f"{what}: not finite"
+    assert float(error) <= limit, f"{what}: error {error:.3g} > {limit:.3g} (change {change:.3g})"
+
+
+def check_text(device="cpu", operator=None, **settings) -> None:
+    """The operator and the reference (tables in fp64) on the same problem."""
+    call = settings.pop("call", {})
+    tables, rest, options = problem(**settings)
+    exact = copies(tables, torch.float64)
+    expected = reference.skipgram(*exact, *rest, **options)
+    if operator is None:
+        from vecsmith.kernels.skipgram import skipgram as operator
+    ours = copies(tables, device=device)
+    moved = [None if t is None else t.to(device) for t in rest]
+    result = operator(*ours, *moved, **options, **call)
+    for name, a, b, start in zip(("input", "output", "tree"), ours, exact, tables, strict=True):
+        if a is not None:
+            same(a, b, start, name)
+    assert result.dtype == torch.float64
+    assert result.shape == (2,)
+    torch.testing.assert_close(result.cpu(), expected, rtol=2e-6, atol=1e-5)
+
+
+def pairs_problem(
+    *, vocabulary=19, outputs=31, dim=16, count=60, negative=4, strided=False, seed=1
+):
+    g = torch.Generator().manual_seed(seed)
+    input_table = random_tables(vocabulary, dim, tree=False, strided=strided, generator=g)[0]
+    output_table = random_tables(outputs, dim, tree=False, strided=strided, generator=g)[1]
+    centers = torch.randint(vocabulary, (count,), generator=g).sort().values
+    centers[count // 2 :] = centers[count // 2 :].flip(0)
+    contexts = torch.randint(min(outputs, 6), (count,), generator=g)
+    negatives = torch.randint(-1, min(outputs, 9), (count, negative), generator=g)
+    return (input_table, output_table), (centers, contexts, negatives)
+
+
+def check_pairs(device="cpu", operator=None, batch_pairs=0, call=None, **settings) -> None:
+    tables, rest = pairs_problem(**settings)
+    exact = copies(tables, torch.float64)
+    expected = reference.skipgram_pairs(*exact, *rest, alpha=0.05, batch_pairs=batch_pairs)
+    if operator is None:
+        from vecsmith.kernels.skipgram import skipgram_pairs as operator
+    ours = copies(tables, device=device)
+    moved = [t.to(device) for t in rest]
+    result = operator(*ours, *moved, alpha=0.05, batch_pairs=batch_pairs, **(call or {}))
+    for name, a, b, start in zip(("input", "output"), ours, exact, tables, strict=True):
+        same(a, b, start, name)
+    torch.testing.assert_close(result.cpu(), expected, rtol=2e-6, atol=1e-5)
+
+
+def check_draws(device="cpu") -> None:
+    """Every draw, bit for bit, at counters up to the ends of 64 bits."""
+    from vecsmith.kernels import _survivors
+    from vecsmith.kernels import skipgram as kernels
+
+    import triton_draws
+
+    g = torch.Generator().manual_seed(7)
+    wild = torch.randint(-(2**63), 2**63 - 1, (500,), generator=g)
+    edges = torch.tensor([0, 1, 2, -1, -2, 2**31, 2**32 - 1, 2**63 - 1, -(2**63)])
+    counters = torch.cat([edges, torch.arange(100), wild])
+    for seed, epoch, stream in [(1, 0, 0), (-5, 7, 1), (2**64 - 1, 2**40, 2), (0, 0, 2)]:
+        key = reference.stream_key(seed, epoch, stream)
+        assert _survivors.stream_key(seed, epoch, stream) == key
+        out = torch.empty_like(counters, device=device)
+        grid = (-(-counters.numel() // 256),)
+        triton_draws.draws[grid](counters.to(device), out, key, counters.numel(), BLOCK=256)
+        assert torch.equal(out.cpu(), reference.draw(key, counters))
+
+    positions = torch.cat([torch.arange(12), 2**40 + torch.arange(12)])
+    key = reference.stream_key(3, 1, reference.STREAM_WINDOW)
+    for window, shrink in [(1, True), (5, True), (1000, True), (5, False)]:
+        out = torch.empty_like(positions, device=device)
+        triton_draws.windows[(24,)](positions.to(device), out, key, window, SHRINK=shrink)
+        assert torch.equal(out.cpu(), reference.window_sizes(positions, window, shrink, 3, 1))
+
+    key = reference.stream_key(3, 1, reference.STREAM_NEGATIVE)
+    for vocabulary, negative, block in [(1, 3, 4), (2, 5, 8), (50, 7, 8), (1000, 1, 2)]:
+        alias = alias_of(1.0 / torch.arange(1, vocabulary + 1) ** 2)
+        positives = torch.randint(min(vocabulary, 3), (24,), generator=g)
+        out = torch.empty(24, block, dtype=torch.int64, device=device)
+        triton_draws.negatives[(24,)](
+            positions.to(device), positives.to(device), alias.to(device), out, key, vocabulary,
+            negative, BLOCK=block,
+        )  # fmt: skip
+        expected = reference.negatives_for(positives, positions, negative, alias, 3, 1)
+        assert torch.equal(out[:, 0].cpu(), positives)
+        assert torch.equal(out[:, 1 : 1 + negative].cpu(), expected)
+        assert (out[:, 1 + negative :] == -1).all()
+
+    tokens = torch.randint(9, (5000,), generator=g, dtype=torch.int32)
+    keep = torch.rand(9, generator=g)
+    for start, first_position in [(0, 0), (17, 2**40 + 3)]:
+        mask = torch.empty(5000 - start, dtype=torch.bool, device=device)
+        key = reference.stream_key(11, 2, reference.STREAM_SUBSAMPLE)
+        kernels._mark_survivors[(-(-(5000 - start) // 1024),)](
+            tokens.to(device), keep.to(device), mask.view(torch.int8), key, start, 5000 - start,
+            first_position, BLOCK=1024,
+        )  # fmt: skip
+        positions = first_position + torch.arange(start, 5000)
+        expected = reference.keep_mask(tokens[start:], positions, keep, 11, 2)
+        assert torch.equal(mask.cpu(), expected)
+        assert 0 < int(expected.sum()) < expected.numel()
+
+
+def check_deterministic(device="cpu") -> None:
+    """Mini-batches: the same bits for any number of programs, and when cut at a batch's end."""
+    from vecsmith.kernels.skipgram import skipgram
+
+    tables, rest, options = problem(
+        vocabulary=9, hs=True, negative=2, window=1, lengths=(9, 7), batch_positions=8, sample=False
+    )
+    moved = [None if t is None else t.to(device) for t in rest]
+    runs = []
+    for programs in (None, 1, 3):
+        ours = copies(tables, device=device)
+        loss = skipgram(*ours, *moved, **options, programs=programs)
+        runs.append([*ours, loss])
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+    tables, rest, options = problem(
+        negative=2, window=1, lengths=(8, 8, 16), batch_positions=8, sample=False
+    )
+    moved = [None if t is None else t.to(device) for t in rest]
+    whole, cut = copies(tables, device=device), copies(tables, device=device)
+    skipgram(*whole, *moved, **options)
+    for part in (slice(0, 3), slice(2, 4)):
+        skipgram(*cut, moved[0], moved[1][part], *moved[2:], **options)
+    assert torch.equal(whole[0], cut[0])
+    assert torch.equal(whole[1], cut[1])
+
+
+def check_nothing(device="cpu") -> None:
+    """No sentences, empty ones, one-word ones, and keep = 0: the tables stay as they are."""
+    from vecsmith.kernels.skipgram import skipgram, skipgram_pairs
+
+    for lengths, keep in [((), None), ((0, 0), None), ((1, 1, 0, 1), None), ((9,), 0.0)]:
+        tables, rest, options = problem(lengths=lengths, sample=keep is not None)
+        if keep is not None:
+            rest[2].fill_(keep)
+        ours = copies(tables, device=device)
+        result = skipgram(*ours, *[None if t is None else t.to(device) for t in rest], **options)
+        assert result.tolist() == [0.0, 0.0]
+        assert torch.equal(ours[0].cpu(), tables[0])
+        assert torch.equal(ours[1].cpu(), tables[1])
+    tables, rest = pairs_problem(count=0)
+    ours = copies(tables, device=device)
+    result = skipgram_pairs(*ours, *[t.to(device) for t in rest], alpha=0.1, batch_pairs=0)
+    assert result.tolist() == [0.0, 0.0]
+    assert torch.equal(ours[0].cpu(), tables[0])
+
+
+def check_no_loss(device="cpu") -> None:
+    """compute_loss=False trains the same bits and answers zeros."""
+    from vecsmith.kernels.skipgram import skipgram
+
+    tables, rest, options = problem(hs=True)
+    moved = [None if t is None else t.to(device) for t in rest]
+    a, b = copies(tables, device=device), copies(tables, device=device)
+    skipgram(*a, *moved, **options, programs=1)
+    result = skipgram(*b, *moved, **options, programs=1, compute_loss=False)
+    assert result.tolist() == [0.0, 0.0]
+    assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# Every mode with every other setting at least once, rather than the full product.
+CASES = {
+    "draws": check_draws,
+    "deterministic": check_deterministic,
+    "nothing-to-do": check_nothing,
+    "no-loss": check_no_loss,
+    "sg-ns-window-d1": partial(check_text, dim=1),
+    "sg-ns-window-d7-fixed": partial(check_text, dim=7, shrink_windows=False, window=2),
+    "sg-ns-window-d64-strided": partial(check_text, dim=64, strided=True, window=5),
+    "sg-ns-window-d100-k1": partial(check_text, dim=100, negative=1, sample=False),
+    "sg-ns-window-d130-k12": partial(check_text, dim=130, negative=12, window=1),
+    "sg-ns-window-long": partial(check_text, lengths=(150, 90), window=4, alpha=0.025),
+    "sg-hs-d7": partial(check_text, dim=7, hs=True, negative=0),
+    "sg-hs-d100-strided": partial(check_text, dim=100, hs=True, negative=0, strided=True),
+    "sg-both-d64": partial(check_text, dim=64, hs=True, shrink_windows=False),
+    "sg-ns-pair-d7": partial(check_text, dim=7, shared_negatives="pair"),
+    "sg-ns-pair-d130-fixed": partial(
+        check_text,
+        dim=130,
+        shared_negatives="pair",
+        shrink_windows=False,
+        window=2,
+        lengths=(12, 5),
+    ),
+    "sg-hs-pair-d64": partial(
+        check_text, dim=64, shared_negatives="pair", hs=True, negative=0, lengths=(12, 5)
+    ),
+    "sg-both-pair-d1": partial(
+        check_text, dim=1, shared_negatives="pair", hs=True, lengths=(12, 5), strided=True
+    ),
+    "cbow-ns-mean-d100": partial(check_text, dim=100, cbow=True),
+    "cbow-ns-sum-d7-fixed": partial(
+        check_text, dim=7, cbow=True, cbow_mean=False, shrink_windows=False
+    ),
+    "cbow-hs-sum-d130": partial(
+        check_text, dim=130, cbow=True, cbow_mean=False, hs=True, negative=0
+    ),
+    "cbow-hs-mean-d1": partial(check_text, dim=1, cbow=True, hs=True, negative=0),
+    "cbow-both-mean-d64-pair": partial(
+        check_text, dim=64, cbow=True, hs=True, shared_negatives="pair", strided=True
+    ),
+    "one-word-vocabulary": partial(check_text, vocabulary=1, lengths=(5, 3)),
+    "one-word-vocabulary-hs": partial(check_text, vocabulary=1, hs=True, lengths=(5, 3)),
+    "two-word-vocabulary": partial(check_text, vocabulary=2, hs=True, window=5),
+    "two-word-vocabulary-pair": partial(
+        check_text, vocabulary=2, shared_negatives="pair", lengths=(12,)
+    ),
+    "far-position": partial(check_text, first_position=2**33 + 5, skip=11),
+    "batch-sg": partial(check_text, batch_positions=8, dim=100, first_position=3),
+    "batch-pair": partial(
+        check_text, batch_positions=6, shared_negatives="pair", hs=True, lengths=(12, 5), dim=7
+    ),
+    "batch-cbow-sum": partial(
+        check_text, batch_positions=8, cbow=True, cbow_mean=False, hs=True, strided=True
+    ),
+    "three-programs": partial(check_text, dim=7, call={"programs": 3}),
+    "pairs-d7": partial(check_pairs, dim=7, strided=True),
+    "pairs-d130-k0": partial(check_pairs, dim=130, negative=0),
+    "pairs-batch": partial(check_pairs, dim=64, batch_pairs=16),
+    "pairs-tiny": partial(check_pairs, dim=1, vocabulary=1, outputs=1, count=9),
+}
+# On a GPU programs run at once, and only one of them is the reference's order.
+SEQUENTIAL = {"call": {"programs": 1}}
+
+
+def run_as_program(path: str) -> None:
+    """Every case in this process (the interpreter's); writes {case: [seconds, error or null]}.
+    What torch.empty gives is poisoned: a slot that is read before it is written shows."""
+    empty = torch.empty
+
+    def poisoned(*args, **kwargs):
+        tensor = empty(*args, **kwargs)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else 99)
+
+    torch.empty = poisoned
+    results = {}
+    for name, case in CASES.items():
+        began = time.perf_counter()
+        try:
+            case()
+            error = None
+        except Exception:
+            error = traceback.format_exc()
+        results[name] = [round(time.perf_counter() - began, 2), error]
+    with open(path, "w") as file:
+        json.dump(results, file)
+
+
+@pytest.fixture(scope="module")
+def interpreted(tmp_path_factory):
+    pytest.importorskip("triton", reason="Triton is not installed")
+    path = tmp_path_factory.mktemp("triton") / "results.json"
+    done = subprocess.run(
+        [sys.executable, __file__, str(path)],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(path.read_text())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_interpreter(interpreted, case):
+    _, error = interpreted[case]
+    assert error is None, error
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES)
+def test_gpu(case):
+    check = CASES[case]
+    call = SEQUENTIAL if isinstance(check, partial) else {}
+    check(device="cuda", **call)
+
+
+@pytest.mark.gpu
+def test_gpu_many_programs_learn_as_much():
+    """Hogwild: updates race, so the loss of a second pass is compared, not the bits."""
+    from vecsmith.kernels.skipgram import skipgram
+
+    tables, rest, options = problem(vocabulary=500, dim=64, lengths=(400,) * 20, alpha=0.025)
+    moved = [None if t is None else t.cuda() for t in rest]
+    losses = []
+    for programs in (1, None):
+        ours = copies(tables, device="cuda")
+        for epoch in range(3):
+            loss = skipgram(*ours, *moved, **{**options, "epoch": epoch}, programs=programs)
+        losses.append(float(loss[0] / loss[1]))
+    assert losses[1] == pytest.approx(losses[0], rel=0.03)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    run_as_program(sys.argv[1])
