@@ -22,7 +22,7 @@ export SKBUILD_CMAKE_DEFINE := VECSMITH_CUDA=$(VECSMITH_CUDA);VECSMITH_WERROR=$(
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-triton bench gpu lint types format docs build soak fuzz symbols wheel-check clean
+.PHONY: help demo test test-triton bench gpu lint types format docs build soak fuzz symbols wheel-check cuda-compile clean
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -95,6 +95,9 @@ symbols: $(STAMPS)/built ## no STL, no weak symbols in the per-ISA kernel object
 
 wheel-check: $(STAMPS)/deps ## build the wheel, install it into an empty environment, train with it
 	PATH="$(abspath $(BIN)):$$PATH" bash tools/wheel_check.sh $(BIN)/python
+
+cuda-compile: $(STAMPS)/deps ## compile _cuda for sm_80, sm_90 and sm_100; it must import without a GPU
+	PATH="$(abspath $(BIN)):$$PATH" bash tools/cuda_compile.sh $(BIN)/python
 
 fuzz: $(STAMPS)/built ## the native readers under AddressSanitizer and UBSan
 	bash tests/fuzz/run.sh $(ARGS)

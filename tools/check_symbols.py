@@ -89,7 +89,9 @@ def main(arguments: list[str]) -> int:
     if found:
         print(f"{len(found)} bad symbols in {count} kernel objects", file=sys.stderr)
         return 1
-    print(f"{count} kernel objects: no weak symbols, no C++ runtime, nothing outside of their level")
+    print(
+        f"{count} kernel objects: no weak symbols, no C++ runtime, nothing outside of their level"
+    )
     return 0
 
 

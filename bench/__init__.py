@@ -1,0 +1,1 @@
+"""Benchmarks of vecsmith: `make bench`, or one by one as `python -m bench.<name>`."""

@@ -1,0 +1,196 @@
+"""The operator `skipgram`: every backend and ISA level against the reference and against gensim.
+
+    pytest bench/bench_skipgram.py --benchmark-enable      pytest-benchmark, one group per shape
+    python -m bench.bench_skipgram                          interleaved, with ratios and JSON
+
+Words/s count raw words of the same generated text; the reference, some thousand times slower,
+trains a part of it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import _peers
+from bench._ours import forced
+from bench._runner import Check, Group, Ratio, finish, parser, run
+from bench.word2vec_curves import Text, tables
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A case of the operator: V rows of dimension D, N tokens, the mode, the number of threads."""
+
+    name: str
+    rows: int = 50_000
+    dim: int = 100
+    tokens: int = 1_000_000
+    cbow: bool = False
+    shared_negatives: str = "window"
+
+
+SHAPES = (
+    Shape("skipgram-100"),
+    Shape("skipgram-300", dim=300),
+    Shape("skipgram-100-pair", shared_negatives="pair"),
+    Shape("cbow-100", cbow=True),
+)
+REFERENCE_TOKENS = 500
+
+
+class Case:
+    """One shape with its text; entries train fresh tables each time and return words/s."""
+
+    def __init__(self, shape: Shape, threads: int) -> None:
+        self.shape, self.threads = shape, threads
+        self.text = Text(shape.rows, shape.tokens)
+        self.start = tables(shape.rows, shape.dim)
+
+    def train(self, backend: str, isa: str | None, tokens: int, threads: int) -> list[torch.Tensor]:
+        """Trains a copy of the tables on the first ``tokens`` words."""
+        from vecsmith import ops
+
+        device = "cuda" if backend in ("cuda", "triton") else "cpu"
+        work = [ops.empty_table(*table.shape, device=device).copy_(table) for table in self.start]
+        text = self.text
+        offsets = text.offsets[text.offsets < tokens]
+        offsets = torch.cat([offsets, torch.tensor([tokens])])
+        with forced(isa):
+            ops.skipgram(
+                *work,
+                text.tokens[:tokens].to(device),
+                offsets.to(device),
+                keep=text.keep.to(device),
+                alias=text.alias.to(device),
+                cbow=self.shape.cbow,
+                shared_negatives=self.shape.shared_negatives,
+                words_total=self.shape.tokens,
+                num_threads=threads,
+                compute_loss=False,
+                backend=backend,
+            )
+        if device == "cuda":
+            torch.cuda.synchronize()
+        return work
+
+    def seconds(self, backend: str, isa: str | None, tokens: int) -> float:
+        """The time of one training, copying the tables left out."""
+        copies = time.perf_counter()
+        [table.clone() for table in self.start]
+        copies = time.perf_counter() - copies
+        started = time.perf_counter()
+        self.train(backend, isa, tokens, self.threads)
+        return max(time.perf_counter() - started - copies, 1e-9)
+
+
+def backends() -> list[tuple[str, str, str | None]]:
+    """(entry, backend, ISA level) of all that can run here, the reference last."""
+    from vecsmith import _native
+
+    found: list[tuple[str, str, str | None]] = [
+        (f"native, {level}", "native", level) for level in reversed(_native.isa_levels())
+    ]
+    if torch.cuda.is_available():
+        found += [("cuda", "cuda", None), ("triton", "triton", None)]
+    return [*found, ("reference", "reference", None)]
+
+
+def group(shape: Shape, threads: int, scratch: Path) -> Group:
+    """The interleaved group of a shape."""
+    case = Case(shape, threads)
+    entries = {}
+    for name, backend, isa in backends():
+        tokens = REFERENCE_TOKENS if backend == "reference" else shape.tokens
+
+        def entry(backend: str = backend, isa: str | None = isa, tokens: int = tokens) -> float:
+            return tokens / case.seconds(backend, isa, tokens)
+
+        entries[name] = entry
+    best = next(iter(entries))
+    ratios = [Ratio(f"{shape.name}: {best} / reference", best, "reference")]
+    if _peers.have_gensim():
+        path = scratch / f"{shape.name}.txt"
+        with path.open("w") as out:
+            ids = case.text.tokens.tolist()
+            for at in range(0, len(ids), 1000):
+                out.write(" ".join(map(str, ids[at : at + 1000])) + "\n")
+        peer = _peers.Gensim(
+            path,
+            threads,
+            1,
+            vector_size=shape.dim,
+            sg=int(not shape.cbow),
+            window=5,
+            negative=5,
+            sample=1e-4,
+            min_count=1,
+        )
+        entries["gensim"] = peer.run
+        ratios.append(Ratio(f"{shape.name}: {best} / gensim", best, "gensim"))
+
+    def check() -> list[Check]:
+        expected = torch.cat(case.train("reference", None, REFERENCE_TOKENS, 1))
+        moved = float((expected - torch.cat(list(case.start))).abs().max())
+        found = []
+        for name, backend, isa in backends()[:-1]:
+            got = torch.cat(case.train(backend, isa, REFERENCE_TOKENS, 1)).cpu()
+            error = float((got - expected).abs().max())
+            # Backends without an order of updates differ by what one step changes.
+            allowed = moved * (1e-4 if backend == "native" else 0.05)
+            text = f"{name} differs from the reference by {error:.1e} where it moved {moved:.1e}"
+            found.append(Check(text, error <= allowed))
+        return found
+
+    return Group(
+        name=f"skipgram_{shape.name.replace('-', '_')}",
+        title=f"ops.skipgram, {shape.name}, {shape.rows:,} rows, {threads} threads",
+        unit="raw words/s",
+        entries=entries,
+        check=check,
+        ratios=ratios,
+        settings={**shape.__dict__, "threads": threads},
+    )
+
+
+@pytest.fixture(scope="module")
+def cases() -> dict[str, Case]:
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("name", "backend", "isa"), [pytest.param(*b, id=b[0].replace(", ", "-")) for b in backends()]
+)
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_skipgram(benchmark, cases, shape: Shape, name: str, backend: str, isa: str | None) -> None:
+    case = cases.setdefault(shape.name, Case(shape, torch.get_num_threads()))
+    tokens = REFERENCE_TOKENS if backend == "reference" else shape.tokens
+    benchmark.group = shape.name
+    benchmark.extra_info.update(words=tokens, backend=backend, isa=isa)
+    trained = benchmark.pedantic(
+        case.train, args=(backend, isa, tokens, case.threads), rounds=3, warmup_rounds=1
+    )
+    assert all(torch.isfinite(table).all() for table in trained)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser(__doc__, rounds=5, corpus=False)
+    given = options.parse_args(arguments)
+    for line in _peers.missing():
+        if "gensim" in line:
+            print(line)
+    with tempfile.TemporaryDirectory() as scratch:
+        records = [
+            run(group(shape, given.threads, Path(scratch)), given.rounds) for shape in SHAPES
+        ]
+    return finish(records, given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""`make bench`: every benchmark that needs nothing but this repository, one after another.
+
+On the docstrings of this machine, unless a text is given; the quality of the vectors is measured
+where --eval-dir names evaluation files.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from bench import (
+    bench_skipgram,
+    word2vec_curves,
+    word2vec_job,
+    word2vec_memory,
+    word2vec_quality,
+    word2vec_speed,
+)
+from bench._runner import parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser(__doc__, rounds=3)
+    options.add_argument("--eval-dir", type=Path, help="folder of evaluation files")
+    given = options.parse_args(arguments)
+    common = ["--rounds", str(given.rounds), "--threads", str(given.threads)]
+    common += ["--no-write"] if given.no_write else []
+    text = ["--corpus", str(given.corpus)] if given.corpus else []
+    status = bench_skipgram.main(common)
+    status |= word2vec_speed.main([*common, *text])
+    status |= word2vec_job.main([*common, *text])
+    if Path("/proc/self/status").exists():
+        status |= word2vec_memory.main([*common, *text])
+    status |= word2vec_curves.main(common)
+    if given.eval_dir:
+        status |= word2vec_quality.main([*common, *text, "--eval-dir", str(given.eval_dir)])
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())
