@@ -1,7 +1,7 @@
-"""Checks the kernel objects that are compiled once per ISA level: python tools/check_symbols.py build
+"""Checks the kernel objects, compiled once per ISA level: python tools/check_symbols.py build
 
-A weak symbol (an inline function of the STL, a template, a vtable) that was compiled with AVX-512 can
-be the copy that the linker keeps for everybody, and then an older processor dies of an illegal
+A weak symbol (an inline function of the STL, a template, a vtable) that was compiled with AVX-512
+can be the copy that the linker keeps for everybody, and then an older processor dies of an illegal
 instruction in code that has nothing to do with kernels. So a kernel object of level L
 
 * defines no symbol of vague linkage (nm's V, W, u);
@@ -21,9 +21,13 @@ from pathlib import Path
 
 # What a compiler may call for plain C code, and the math functions that kernels may use.
 C_FUNCTIONS = frozenset(
-    "memcpy memmove memset memcmp __stack_chk_fail _GLOBAL_OFFSET_TABLE_ "
-    "exp expf exp2f expm1f log logf log1p log1pf log2f sqrt sqrtf pow powf tanh tanhf "
-    "floor floorf ceil ceilf round roundf lrint lrintf fma fmaf fmax fmaxf fmin fminf".split()
+    [
+        *("memcpy", "memmove", "memset", "memcmp", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"),
+        *("exp", "expf", "exp2f", "expm1f", "log", "logf", "log1p", "log1pf", "log2f"),
+        *("sqrt", "sqrtf", "pow", "powf", "tanh", "tanhf", "fma", "fmaf"),
+        *("floor", "floorf", "ceil", "ceilf", "round", "roundf", "lrint", "lrintf"),
+        *("fmax", "fmaxf", "fmin", "fminf"),
+    ]
 )
 
 
@@ -89,9 +93,7 @@ def main(arguments: list[str]) -> int:
     if found:
         print(f"{len(found)} bad symbols in {count} kernel objects", file=sys.stderr)
         return 1
-    print(
-        f"{count} kernel objects: no weak symbols, no C++ runtime, nothing outside of their level"
-    )
+    print(f"{count} kernel objects: no weak symbols, no C++ runtime, nothing beyond their level")
     return 0
 
 
