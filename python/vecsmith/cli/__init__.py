@@ -1,0 +1,161 @@
+"""The command ``vecsmith``: word2vec, neighbors, evaluate, plot, info.
+
+``main`` is the entry point. Whatever goes wrong is one line on standard error and exit code 2 (a
+traceback with ``--debug``); Ctrl-C and SIGTERM end with 130.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from vecsmith.cli import _info, _vectors, _word2vec
+from vecsmith.models._checkpoint import TrainingInterrupted, interrupt_on_terminate
+
+FAILED, INTERRUPTED = 2, 130
+
+app = typer.Typer(
+    name="vecsmith",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help=(
+        "Train word vectors fast, and use them.\n\n"
+        "Start with **vecsmith word2vec corpus.txt -o vectors/**, then ask "
+        "**vecsmith neighbors vectors/ king**. Each command explains itself with **--help**."
+    ),
+)
+app.command("word2vec")(_word2vec.word2vec)
+app.command("neighbors")(_vectors.neighbors)
+app.command("evaluate")(_vectors.evaluate)
+app.command("plot")(_vectors.plot)
+app.command("info")(_info.info)
+
+
+def _version(value: bool) -> None:
+    if value:
+        import vecsmith
+
+        typer.echo(f"vecsmith {vecsmith.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (any position).")
+    ] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    """Only here to be listed by --help: main() takes --debug out of the arguments."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and exit with its code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # People add it to the end of the line that failed; after "--" it would be somebody's word.
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug = "--debug" in options
+    if debug:
+        arguments.remove("--debug")
+    _utf8()
+    before = signal.signal(signal.SIGTERM, interrupt_on_terminate)
+    try:
+        code = _run(arguments, debug)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    sys.exit(code)
+
+
+def _run(arguments: list[str], debug: bool) -> int:
+    try:
+        code = app(args=arguments, standalone_mode=False)
+        sys.stdout.flush()
+        return code if isinstance(code, int) else 0
+    except BrokenPipeError:
+        # The reader (head, less) has all it wants. Python would flush once more at exit.
+        _drop_output()
+        return 0
+    except KeyboardInterrupt as stop:
+        return _stopped(stop)
+    except SystemExit as stop:
+        if not _flushes():
+            return 0
+        return stop.code if isinstance(stop.code, int) else FAILED
+    except BaseException as error:
+        interrupt = error.__cause__
+        if isinstance(interrupt, KeyboardInterrupt):  # typer's Abort
+            return _stopped(interrupt)
+        if debug:
+            raise
+        _say_error(error)
+        return FAILED
+
+
+def _stopped(stop: KeyboardInterrupt) -> int:
+    if isinstance(stop, TrainingInterrupted) and stop.checkpoint is not None:
+        _error_line(
+            f"stopped. The state of training is in {stop.checkpoint}: "
+            "give the same command again to go on"
+        )
+    elif isinstance(stop, TrainingInterrupted):
+        _error_line("stopped. No checkpoint could be written: training will start anew")
+    else:
+        _error_line("stopped. What was saved before is unchanged")
+    return INTERRUPTED
+
+
+def _say_error(error: BaseException) -> None:
+    usage = getattr(error, "format_message", None)  # click's and typer's own exceptions
+    if usage is not None:
+        context = getattr(error, "ctx", None)
+        path = context.command_path if context is not None else "vecsmith"
+        return _error_line(f"error: {usage()} (see {path} --help)")
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = error.strerror
+        if error.filename is not None:
+            text = f"{error.filename}: {text}"
+    elif isinstance(error, KeyError) and error.args:
+        text = str(error.args[0])
+    if not isinstance(error, (ValueError, TypeError, OSError, LookupError, RuntimeError)):
+        text = f"{type(error).__name__}: {text} (--debug shows where)"
+    _error_line(f"error: {text or type(error).__name__}")
+
+
+def _error_line(text: str) -> None:
+    print(" ".join(text.split()), file=sys.stderr)
+
+
+def _flushes() -> bool:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_output()
+        return False
+    return True
+
+
+def _drop_output() -> None:
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)
+
+
+def _utf8() -> None:
+    """Words are UTF-8 whatever the locale says; a terminal that cannot show one gets a "?"."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")

@@ -78,6 +78,7 @@ class Checkpoint:
         # True once this object has written the file or gone on from it: it is ours to replace.
         self.owned = False
         self._holders = 0
+        self._made = False
         self._lock: int | None = None
 
     @contextlib.contextmanager
@@ -91,6 +92,7 @@ class Checkpoint:
                 raise NotADirectoryError(
                     errno.ENOTDIR, f"expected a folder; got the file {self.folder}"
                 )
+            self._made = not self.folder.exists()
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = _acquire(self.folder / _LOCK)
             # What a run that was killed while writing has left.
@@ -106,6 +108,10 @@ class Checkpoint:
                 (self.folder / _LOCK).unlink(missing_ok=True)
                 os.close(self._lock)
                 self._lock = None
+            if self._holders == 0 and self._made:
+                # A run that failed before it wrote anything leaves nothing.
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()
 
     def read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """The state and the tables (memory-mapped) of the checkpoint in the folder, its checksum

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import math
 import numbers
@@ -24,17 +25,34 @@ from torch import Tensor
 
 from vecsmith import ops
 from vecsmith.data import Corpus, Vocabulary
+from vecsmith.io import atomic_folder, load_safetensors, read_folder, save_safetensors
 from vecsmith.models import _driver
-from vecsmith.models._checkpoint import Checkpoint, checksum
+from vecsmith.models._checkpoint import Checkpoint, FolderInUseError, checksum
 from vecsmith.models._driver import Cursor, Hooks, Plan, Tables
 from vecsmith.models.keyed_vectors import KeyedVectors
+from vecsmith.models.keyed_vectors import _refuse_nonfinite as refuse_nonfinite
 
 logger = logging.getLogger(__name__)
 
 # gensim's answers of a trim rule.
 RULE_DEFAULT, RULE_DISCARD, RULE_KEEP = 0, 1, 2
 
+FORMAT, VERSION = "vecsmith.Word2Vec", 1
+
 _INIT_ROWS = 1 << 14
+_SAVED_PARAMETERS = (
+    *("vector_size", "alpha", "window", "min_count", "max_vocab_size", "sample", "seed"),
+    *("min_alpha", "sg", "hs", "negative", "ns_exponent", "cbow_mean", "epochs", "compute_loss"),
+    *("comment", "max_final_vocab", "shrink_windows", "shared_negatives"),
+)
+_SAVED_STATE = (
+    *("train_count", "total_train_time", "corpus_count", "corpus_total_words"),
+    *("running_training_loss", "min_alpha_yet_reached", "effective_min_count"),
+)
+_MACHINE_OPTIONS = {
+    *("workers", "device", "checkpoint", "checkpoint_every", "resume", "cache_dir"),
+    *("progress", "backend"),
+}
 
 
 class Word2Vec:
@@ -212,7 +230,7 @@ class Word2Vec:
         checkpoint_every = _finite("checkpoint_every", checkpoint_every, low=0.0)
         if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint(checkpoint, checkpoint_every, bool(resume))
-        self._checkpoint = checkpoint
+        self.checkpoint = checkpoint
         callbacks = _callbacks(callbacks)
         _trim_rule(trim_rule)
 
@@ -224,7 +242,7 @@ class Word2Vec:
         self.running_training_loss = 0.0
         self.min_alpha_yet_reached = self.alpha
         self.effective_min_count = self.min_count
-        self._training = False
+        self._finished = False
         self._corpus: Corpus | None = None
         self._corpus_source: Any = None
         self._temporary_cache: weakref.finalize | None = None
@@ -326,9 +344,10 @@ class Word2Vec:
             if not isinstance(word, str):
                 raise TypeError(f"expected words to be str; got {word!r}")
             _integer(f"the count of {word!r}", count, 0)
-        vocabulary = _trimmed(
-            list(word_freq), [int(c) for c in word_freq.values()], self.min_count, trim_rule
-        )
+        # gensim's order of words with equal counts: the later one first.
+        words = list(reversed(word_freq))
+        counts = [int(word_freq[word]) for word in words]
+        vocabulary = _trimmed(words, counts, self.min_count, trim_rule, None, self.max_final_vocab)
         if not len(vocabulary) and not update:
             raise ValueError(
                 f"expected words with counts of at least min_count={self.min_count}; "
@@ -342,11 +361,12 @@ class Word2Vec:
         else:
             self._set_vocabulary(vocabulary)
 
-    def _set_vocabulary(self, vocabulary: Vocabulary) -> None:
-        """Fresh tables for a new vocabulary."""
+    def _set_vocabulary(self, vocabulary: Vocabulary, fresh: bool = True) -> None:
+        """Tables for a new vocabulary: fresh ones, or to be filled by the caller."""
         rows = len(vocabulary)
         table = ops.empty_table(rows, self.vector_size)
-        _initialize(table, self.seed)
+        if fresh:
+            _initialize(table, self.seed)
         self._output = self._tree = None
         if self.negative:
             self._output = ops.empty_table(rows, self.vector_size).zero_()
@@ -517,6 +537,11 @@ class Word2Vec:
         callbacks = _callbacks(callbacks)
         if not len(self.vocabulary):
             raise RuntimeError("expected a vocabulary; got a model with none: call build_vocab")
+        if len(self.wv) != len(self.vocabulary):
+            raise RuntimeError(
+                f"expected the {len(self.vocabulary)} vectors of the vocabulary in wv; got "
+                f"{len(self.wv)}: add words with build_vocab(update=True)"
+            )
         if alpha > self.min_alpha_yet_reached:
             logger.warning("alpha=%g is above the rate that earlier training ended with", alpha)
         with self._holding():
@@ -551,7 +576,7 @@ class Word2Vec:
             "device": self.device.type,
         }
         tables = Tables(self._input, self._output, self._tree)
-        if self._checkpoint is not None and self.train_count:
+        if self.checkpoint is not None and self.train_count:
             # What went before is part of the result.
             identity["tables"] = checksum(*tables.named().values())
         plan = Plan(
@@ -577,21 +602,20 @@ class Word2Vec:
         )
         hooks = Hooks(
             epoch_begin=lambda: _call(callbacks, "on_epoch_begin", self),
-            epoch_end=lambda: self._epoch_end(callbacks),
+            epoch_end=lambda: _call(callbacks, "on_epoch_end", self),
             chunk_end=self._chunk_end,
         )
         started = time.monotonic()
-        self._training = True
+        self._finished = False
         try:
             _call(callbacks, "on_train_begin", self)
             _driver.train(
-                tables, corpus, self._sampling(), plan, hooks, self._checkpoint, self.progress
+                tables, corpus, self._sampling(), plan, hooks, self.checkpoint, self.progress
             )
         finally:
-            self._training = False
-            self._vectors_changed()
             self.total_train_time += time.monotonic() - started
         self.train_count += 1
+        self._finished = True
         _call(callbacks, "on_train_end", self)
 
     def _sampling(self) -> dict[str, Tensor | None]:
@@ -609,22 +633,106 @@ class Word2Vec:
         self.running_training_loss = cursor.loss
         self.min_alpha_yet_reached = alpha
 
-    def _epoch_end(self, callbacks: list[Any]) -> None:
-        self._vectors_changed()
-        _call(callbacks, "on_epoch_end", self)
-
-    def _vectors_changed(self) -> None:
-        """The cached norms of the vectors are those of before."""
-        self.wv.norms = None
-
     @contextlib.contextmanager
     def _holding(self) -> Iterator[None]:
-        with contextlib.nullcontext() if self._checkpoint is None else self._checkpoint.hold():
+        with contextlib.nullcontext() if self.checkpoint is None else self.checkpoint.hold():
             yield
 
     def get_latest_training_loss(self) -> float:
         """The loss summed (fp64) over the last call of :meth:`train`, with ``compute_loss``."""
         return self.running_training_loss
+
+    # --- files --------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Save to a folder: config.json, vocab.txt and model.safetensors with all tables, so that
+        :meth:`load` can go on training and :meth:`KeyedVectors.load` can use the vectors alone.
+
+        All files are replaced together or none; other files in the folder are left alone. After
+        a finished training the checkpoint is removed.
+
+        Raises:
+            ValueError: if a vector holds nan or infinity.
+            OSError: if the disk is full, or the folder cannot be written.
+        """
+        refuse_nonfinite(self._input, self.vocabulary.words, "these vectors")
+        config = {
+            "format": FORMAT,
+            "version": VERSION,
+            "words": len(self.vocabulary),
+            "vector_size": self.vector_size,
+            "parameters": {name: getattr(self, name) for name in _SAVED_PARAMETERS},
+            "state": {
+                **{name: getattr(self, name) for name in _SAVED_STATE},
+                "raw_words": self.vocabulary.raw_words,
+            },
+        }
+        tables = Tables(self._input, self._output, self._tree)
+        Path(folder).parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(folder) as staging:
+            self.vocabulary.save(staging / "vocab.txt")
+            save_safetensors(staging / "model.safetensors", tables.named())
+            (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        if self.checkpoint is not None and self._finished:
+            with contextlib.suppress(FolderInUseError, OSError), self.checkpoint.hold():
+                self.checkpoint.remove()
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], **options: Any) -> Word2Vec:
+        """Load a model that :meth:`save` has written; training can go on.
+
+        Args:
+            folder: the folder.
+            options: those of the constructor that are not part of a model: ``workers``,
+                ``device``, ``checkpoint``, ``checkpoint_every``, ``resume``, ``cache_dir``,
+                ``progress``, ``backend``.
+
+        Raises:
+            FileNotFoundError: if the folder or one of its files is missing.
+            ValueError: if a file is damaged, the files do not belong together, a vector holds nan
+                or infinity, or the folder holds vectors without a model.
+            TypeError: for another option.
+        """
+        unknown = sorted(set(options) - _MACHINE_OPTIONS)
+        if unknown:
+            raise TypeError(f"expected options among {sorted(_MACHINE_OPTIONS)}; got {unknown}")
+        with read_folder(folder) as find:
+            for name in ("config.json", "vocab.txt", "model.safetensors"):
+                if not find(name).exists():
+                    raise FileNotFoundError(f"{folder} is not a model folder: it has no {name}")
+            path = find("config.json")
+            try:
+                config = json.loads(path.read_text())
+                form, version = config["format"], int(config["version"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}: not a model's config.json ({error!r})") from None
+            if form != FORMAT or version > VERSION:
+                hint = " (load it with KeyedVectors.load)" if form != FORMAT else ""
+                raise ValueError(
+                    f"{path}: expected {FORMAT} of version <= {VERSION}; "
+                    f"got {form!r} of version {version}{hint}"
+                )
+            vocabulary = Vocabulary.load(find("vocab.txt"))
+            # Mapped, and copied into rows on cache lines: the tables are in memory only once.
+            saved, _ = load_safetensors(find("model.safetensors"))
+        try:
+            model = cls(**config["parameters"], **options)
+            state = {name: config["state"][name] for name in (*_SAVED_STATE, "raw_words")}
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: damaged ({error})") from None
+        vocabulary.raw_words = int(state.pop("raw_words"))
+        model._set_vocabulary(vocabulary, fresh=False)
+        tables = Tables(model._input, model._output, model._tree).named()
+        found = {name: tuple(table.shape) for name, table in saved.items()}
+        expected = {name: tuple(table.shape) for name, table in tables.items()}
+        if found != expected or any(t.dtype != torch.float32 for t in saved.values()):
+            raise ValueError(f"{folder}: expected float32 tables {expected}; got {found}")
+        refuse_nonfinite(saved["vectors"], vocabulary.words, str(folder))
+        for name, table in tables.items():
+            table.copy_(saved[name])
+        for name, value in state.items():
+            setattr(model, name, value)
+        return model
 
     # --- what gensim has besides --------------------------------------------------------------
 

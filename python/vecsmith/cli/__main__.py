@@ -1,0 +1,3 @@
+from vecsmith.cli import main
+
+main()
