@@ -13,6 +13,7 @@ from vecsmith.io._atomic import atomic_file, atomic_folder, read_folder
 from vecsmith.io._open import is_compressed, open_binary
 from vecsmith.io._safetensors import load_safetensors, save_safetensors
 from vecsmith.io._words import escape_word, load_words, save_words, unescape_word
+from vecsmith.io.word2vec_format import load_word2vec_format, save_word2vec_format
 
 __all__ = [
     "atomic_file",
@@ -20,10 +21,12 @@ __all__ = [
     "escape_word",
     "is_compressed",
     "load_safetensors",
+    "load_word2vec_format",
     "load_words",
     "open_binary",
     "read_folder",
     "save_safetensors",
+    "save_word2vec_format",
     "save_words",
     "unescape_word",
 ]

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from vecsmith import eval as measures
 from vecsmith import io
 from vecsmith.eval._vectors import cosine, unit
+from vecsmith.io._checks import refuse_nonfinite
+from vecsmith.io.word2vec_format import load_counts
 
 _FORMAT = "vecsmith.KeyedVectors"
 _VERSION = 1
@@ -733,7 +735,7 @@ class KeyedVectors:
             ValueError: if a vector holds nan or infinity.
             OSError: if the disk is full, or the folder cannot be written.
         """
-        _refuse_nonfinite(self.weight.detach(), self.index_to_key, "these vectors")
+        refuse_nonfinite(self.weight.detach(), self.index_to_key, "these vectors")
         config = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -790,11 +792,108 @@ class KeyedVectors:
             )
         if len(words) != words_expected:
             raise ValueError(f"{folder}: expected {words_expected} words, got {len(words)}")
-        _refuse_nonfinite(vectors, words, str(path))
+        refuse_nonfinite(vectors, words, str(path))
         try:
             return cls(words, vectors, counts)
         except ValueError as error:
             raise ValueError(f"{folder}: {error}") from None
+
+    def save_word2vec_format(
+        self,
+        fname: str | os.PathLike[str],
+        fvocab: str | os.PathLike[str] | None = None,
+        binary: bool = False,
+        write_header: bool = True,
+        prefix: str = "",
+        sort_attr: str = "count",
+    ) -> None:
+        """Write word2vec's text or binary format, atomically; .gz and the like are compressed.
+
+        Args:
+            fname: the file.
+            fvocab: a file for ``word count`` lines, or None.
+            binary: the format; see :func:`vecsmith.io.save_word2vec_format`.
+            write_header: begin with the line ``V D``; without it (text only) it is GloVe's format.
+            prefix: before every word.
+            sort_attr: write in descending order of this attribute where there is one.
+
+        Raises:
+            ValueError: before anything is written, if a word is empty or holds white space, a
+                vector holds nan or infinity, or ``fvocab`` is wanted and there are no counts.
+            OSError: if the disk is full, or a file cannot be written.
+        """
+        values, order = self.expandos.get(sort_attr), None
+        if values is not None:
+            order = np.argsort(-values, kind="stable")
+        elif fvocab is not None:
+            raise ValueError(f"expected an attribute {sort_attr!r} to write to {fvocab}, got none")
+        io.save_word2vec_format(
+            fname,
+            self.index_to_key,
+            self.weight,
+            binary=binary,
+            write_header=write_header,
+            prefix=prefix,
+            order=order,
+        )
+        if fvocab is not None and values is not None and order is not None:
+            with io.atomic_file(fvocab) as file:
+                for row in order.tolist():
+                    file.write(f"{prefix}{self.index_to_key[row]} {values[row]}\n".encode())
+
+    @classmethod
+    def load_word2vec_format(
+        cls,
+        fname: str | os.PathLike[str],
+        fvocab: str | os.PathLike[str] | None = None,
+        binary: bool | None = False,
+        encoding: str = "utf8",
+        unicode_errors: str = "strict",
+        limit: int | None = None,
+        no_header: bool = False,
+        allow_nonfinite: bool = False,
+    ) -> KeyedVectors:
+        """Read word2vec's text or binary format (or GloVe's, with ``no_header``).
+
+        Args:
+            fname: the file; .gz, .bz2, .xz and .zst are decompressed.
+            fvocab: a file of ``word count`` lines. Without it the counts are made up, as gensim
+                does: V, V - 1, ...
+            binary: the format; None looks at the file.
+            encoding: of the words.
+            unicode_errors: what to do with words that do not decode.
+            limit: read only the first so many words.
+            no_header: text without the first line.
+            allow_nonfinite: take vectors with nan or infinity as they are.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            ValueError: if it is not a whole file in the format; see
+                :func:`vecsmith.io.load_word2vec_format`.
+        """
+        known: dict[str, int] = {}
+        if fvocab is not None:
+            known = load_counts(fvocab, encoding=encoding, unicode_errors=unicode_errors)
+        words, vectors = io.load_word2vec_format(
+            fname,
+            binary=binary,
+            encoding=encoding,
+            unicode_errors=unicode_errors,
+            limit=limit,
+            no_header=no_header,
+            allow_nonfinite=allow_nonfinite,
+        )
+        if fvocab is None:
+            counts = np.arange(len(words), 0, -1)
+        else:
+            missing = [word for word in words if word not in known]
+            if missing:
+                warnings.warn(
+                    f"{fvocab}: no count for {len(missing)} words, taken as 0: {missing[:5]}",
+                    stacklevel=2,
+                )
+            counts = np.array([known.get(word, 0) for word in words], dtype=np.int64)
+        return cls(words, vectors, counts)
 
 
 def _top(scores: Tensor, number: int) -> Tensor:
@@ -806,17 +905,3 @@ def _top(scores: Tensor, number: int) -> Tensor:
     candidates = torch.nonzero(scores >= least).squeeze(1)
     order = torch.argsort(scores[candidates], descending=True, stable=True)
     return candidates[order[:number]]
-
-
-def _refuse_nonfinite(vectors: Tensor, words: Sequence[str], what: str) -> None:
-    """Raise ValueError naming the first word whose vector holds nan or infinity."""
-    rows = max(1, (1 << 20) // max(1, vectors.shape[1]))
-    for start in range(0, len(vectors), rows):
-        block = vectors[start : start + rows]
-        # The sum is finite unless a value is not (or the sum overflows: then look closely).
-        if math.isfinite(block.sum(dtype=torch.float64).item()):
-            continue
-        bad = torch.nonzero(~torch.isfinite(block).all(dim=1))
-        if len(bad):
-            row = start + int(bad[0])
-            raise ValueError(f"{what}: the vector of {words[row]!r} (row {row}) holds nan or inf")

@@ -1,0 +1,23 @@
+"""What is refused on the way in and on the way out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def refuse_nonfinite(vectors: Tensor, words: Sequence[str], what: str) -> None:
+    """Raise ValueError naming the first word whose vector [D] holds nan or infinity."""
+    rows = max(1, (1 << 20) // max(1, vectors.shape[1]))
+    for start in range(0, len(vectors), rows):
+        block = vectors[start : start + rows]
+        # A sum in fp64 is finite unless a value is not; only then look closely.
+        if math.isfinite(block.sum(dtype=torch.float64).item()):
+            continue
+        bad = torch.nonzero(~torch.isfinite(block).all(dim=1))
+        if len(bad):
+            row = start + int(bad[0])
+            raise ValueError(f"{what}: the vector of {words[row]!r} (row {row}) holds nan or inf")
