@@ -37,27 +37,7 @@ def load_vectors(path: Path) -> KeyedVectors:
         raise FileNotFoundError(f"expected a folder or file of vectors; got {path}: no such file")
     if path.is_dir():
         return KeyedVectors.load(path)
-    return KeyedVectors.load_word2vec_format(path, binary=_is_binary(path))
-
-
-def _is_binary(path: Path) -> bool:
-    """word2vec's binary format, or its text format: does the second line end in numbers?"""
-    from vecsmith.io import open_binary
-
-    with open_binary(path) as file:
-        header = file.readline(200).split()
-        if len(header) != 2 or not all(field.isdigit() for field in header):
-            raise ValueError(
-                f"expected {path} to begin with the number of words and the dimension, as word2vec "
-                f"writes it; got {b' '.join(header)[:60]!r}"
-            )
-        dim = int(header[1])
-        line = file.readline(64 * (dim + 64))
-    fields = line.rsplit(None, dim) if dim else []
-    try:
-        return len(fields) <= dim or not all(float(field) is not None for field in fields[-dim:])
-    except ValueError:
-        return True
+    return KeyedVectors.load_word2vec_format(path, binary=None)
 
 
 def neighbors(

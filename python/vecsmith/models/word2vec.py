@@ -25,12 +25,13 @@ from torch import Tensor
 
 from vecsmith import ops
 from vecsmith.data import Corpus, Vocabulary
+from vecsmith.data._sources import open_source
 from vecsmith.io import atomic_folder, load_safetensors, read_folder, save_safetensors
+from vecsmith.io._checks import refuse_nonfinite
 from vecsmith.models import _driver
 from vecsmith.models._checkpoint import Checkpoint, FolderInUseError, checksum
 from vecsmith.models._driver import Cursor, Hooks, Plan, Tables
 from vecsmith.models.keyed_vectors import KeyedVectors
-from vecsmith.models.keyed_vectors import _refuse_nonfinite as refuse_nonfinite
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +119,8 @@ class Word2Vec:
         vocabulary: words and counts (:class:`vecsmith.data.Vocabulary`).
         syn1neg, syn1: the output tables [V, D] (negative sampling) and [V-1, D] (hierarchical
             softmax), NumPy views; None where there is none.
-        corpus_count, corpus_total_words: sentences and raw words of the text last counted.
+        corpus_count, corpus_total_words: sentences (those with words of the vocabulary) and raw
+            words (all) of the text last counted.
         total_train_time: seconds. train_count: finished calls of :meth:`train`.
         min_alpha_yet_reached: the rate at which training stopped.
 
@@ -244,7 +246,7 @@ class Word2Vec:
         self.effective_min_count = self.min_count
         self._finished = False
         self._corpus: Corpus | None = None
-        self._corpus_source: Any = None
+        self._corpus_identity: Any = None
         self._temporary_cache: weakref.finalize | None = None
         self._set_vocabulary(Vocabulary([], np.zeros(0, dtype=np.int64)))
 
@@ -306,26 +308,28 @@ class Word2Vec:
                 "build_vocab without update first"
             )
         self._forget_corpus()
-        corpus = self._encode(source, trim_rule=trim_rule)
-        vocabulary = corpus.vocabulary
-        if not len(vocabulary) and not update:
+        try:
+            if update:
+                counted, self.corpus_count = self._counted(source)
+                self.corpus_total_words = counted.raw_words
+                fresh = self._trim(counted, trim_rule, keep=self.vocabulary)
+                self._grow_vocabulary(self.vocabulary.merged(fresh))
+                return
+            corpus = self._encode(source, trim_rule=trim_rule)
+            self._corpus = corpus
+            self._corpus_identity = _identity(source, self._cache_folder())
+        except BaseException:
             self._forget_corpus()
-            raise ValueError(
-                f"expected a text with words that occur at least min_count={self.min_count} times; "
-                f"got one of {corpus.raw_words} words in which none does"
-            )
+            raise
+        if trim_rule is None:
+            self.effective_min_count = self.min_count
+            if self.max_final_vocab is not None:
+                self.effective_min_count = max(
+                    self.min_count, int(corpus.vocabulary.counts.min(initial=1))
+                )
         self.corpus_count = corpus.offsets.numel() - 1
         self.corpus_total_words = corpus.raw_words
-        self.effective_min_count = max(
-            self.min_count, int(vocabulary.counts.min()) if self.max_final_vocab else 0
-        )
-        if update:
-            # Its ids are those of its own vocabulary, not of the merged one.
-            self._forget_corpus()
-            self._grow_vocabulary(self.vocabulary.merged(vocabulary))
-        else:
-            self._corpus, self._corpus_source = corpus, source
-            self._set_vocabulary(vocabulary)
+        self._set_vocabulary(corpus.vocabulary)
 
     def build_vocab_from_freq(
         self,
@@ -345,9 +349,9 @@ class Word2Vec:
                 raise TypeError(f"expected words to be str; got {word!r}")
             _integer(f"the count of {word!r}", count, 0)
         # gensim's order of words with equal counts: the later one first.
-        words = list(reversed(word_freq))
-        counts = [int(word_freq[word]) for word in words]
-        vocabulary = _trimmed(words, counts, self.min_count, trim_rule, None, self.max_final_vocab)
+        words = sorted(word_freq, key=lambda word: word_freq[word])[::-1]
+        counted = Vocabulary(words, [int(word_freq[word]) for word in words])
+        vocabulary = self._trim(counted, trim_rule, keep=self.vocabulary if update else None)
         if not len(vocabulary) and not update:
             raise ValueError(
                 f"expected words with counts of at least min_count={self.min_count}; "
@@ -426,17 +430,7 @@ class Word2Vec:
                     "expected a text that can be read twice with trim_rule (a file, a folder, a "
                     f"list); got {'standard input' if source == '-' else type(source).__name__}"
                 )
-            with tempfile.TemporaryDirectory(prefix="vecsmith-") as folder:
-                counted = self._build(source, Path(folder), min_count=1, **settings).vocabulary
-                vocabulary = _trimmed(
-                    counted.words,
-                    counted.counts.tolist(),
-                    self.min_count,
-                    trim_rule,
-                    counted.raw_words,
-                    self.max_final_vocab,
-                )
-                del counted
+            vocabulary = self._trim(self._counted(source)[0], trim_rule)
             if not len(vocabulary):
                 raise ValueError("expected trim_rule to leave words in the vocabulary; got none")
         if vocabulary is not None:
@@ -446,6 +440,46 @@ class Word2Vec:
             settings["max_vocab_size"] = self.max_vocab_size
             settings["max_final_vocab"] = self.max_final_vocab
         return self._build(source, self._cache_folder(), **settings)
+
+    def _counted(self, source: Any) -> tuple[Vocabulary, int]:
+        """Every word of a text with its count, and the number of sentences."""
+        if isinstance(source, Corpus):
+            return source.vocabulary, len(source)
+        with tempfile.TemporaryDirectory(prefix="vecsmith-") as folder:
+            corpus = self._build(
+                source,
+                Path(folder),
+                min_count=1,
+                max_vocab_size=self.max_vocab_size,
+                num_threads=self.workers,
+            )
+            return corpus.vocabulary, len(corpus)
+
+    def _trim(
+        self,
+        counted: Vocabulary,
+        rule: Callable[[str, int, int], int] | None,
+        keep: Vocabulary | None = None,
+    ) -> Vocabulary:
+        """What min_count, max_final_vocab and the rule leave of counted words; those of ``keep``
+        stay in any case."""
+        least, most = self.min_count, self.max_final_vocab
+        if most is not None and most < len(counted):
+            least = max(least, int(counted.counts[most]) + 1)
+        self.effective_min_count = least
+        kept = []
+        for i, (word, count) in enumerate(zip(counted.words, counted.counts.tolist(), strict=True)):
+            answer = RULE_DEFAULT if rule is None else rule(word, count, least)
+            if answer not in (RULE_DEFAULT, RULE_DISCARD, RULE_KEEP, None):
+                raise ValueError(
+                    "expected trim_rule to return 0 (default), 1 (discard) or 2 (keep); "
+                    f"got {answer!r}"
+                )
+            wanted = count >= least if answer in (RULE_DEFAULT, None) else answer == RULE_KEEP
+            if wanted or (keep is not None and word in keep):
+                kept.append(i)
+        words = [counted.words[i] for i in kept]
+        return Vocabulary(words, counted.counts[kept], raw_words=counted.raw_words)
 
     def _build(self, source: Any, folder: Path, **settings: Any) -> Corpus:
         with _ReadingBar(self.progress) as bar:
@@ -463,7 +497,7 @@ class Word2Vec:
         return self._temporary_folder
 
     def _forget_corpus(self) -> None:
-        self._corpus = self._corpus_source = None
+        self._corpus = self._corpus_identity = None
         if self._temporary_cache is not None:
             self._temporary_cache()
             self._temporary_cache = None
@@ -471,8 +505,8 @@ class Word2Vec:
     def _corpus_for(self, source: Any) -> Corpus:
         """The text of a call of train(), encoded with this model's vocabulary."""
         if self._corpus is not None:
-            same_file = isinstance(source, (str, Path)) and source == self._corpus_source
-            if source is None or (same_file and source != "-"):
+            identity = _identity(source, self._cache_folder())
+            if source is None or (identity is not None and identity == self._corpus_identity):
                 return self._corpus
         if source is None:
             raise TypeError(
@@ -872,6 +906,13 @@ def _source(sentences: Any, corpus_file: Any) -> Any:
     raise TypeError(f"expected corpus_file to be a path or an open file; got {corpus_file!r}")
 
 
+def _identity(source: Any, cache_dir: Path) -> Any:
+    """Path, size and time of the files of a text; None for what cannot be known again."""
+    if isinstance(source, str) and source != "-":
+        return open_source(source, cache_dir).identity
+    return None
+
+
 def _read_once(source: Any) -> bool:
     return (
         source == "-"
@@ -890,34 +931,6 @@ def _initialize(table: Tensor, seed: int) -> None:
     for first in range(0, len(table), _INIT_ROWS):
         rows = table[first : first + _INIT_ROWS]
         rows.copy_(torch.empty(rows.shape).uniform_(-bound, bound, generator=generator))
-
-
-def _trimmed(
-    words: list[str],
-    counts: list[int],
-    min_count: int,
-    rule: Callable[[str, int, int], int] | None,
-    raw_words: int | None = None,
-    max_final_vocab: int | None = None,
-) -> Vocabulary:
-    """The vocabulary that min_count, the rule and max_final_vocab leave, most frequent first."""
-    order = sorted(range(len(words)), key=lambda i: -counts[i])
-    if max_final_vocab is not None and max_final_vocab < len(words):
-        min_count = max(min_count, counts[order[max_final_vocab]] + 1)
-    kept = []
-    for i in order:
-        answer = RULE_DEFAULT if rule is None else rule(words[i], counts[i], min_count)
-        if answer not in (RULE_DEFAULT, RULE_DISCARD, RULE_KEEP, None):
-            raise ValueError(
-                f"expected trim_rule to return 0 (default), 1 (discard) or 2 (keep); got {answer!r}"
-            )
-        if answer == RULE_KEEP or (answer in (RULE_DEFAULT, None) and counts[i] >= min_count):
-            kept.append(i)
-    return Vocabulary(
-        [words[i] for i in kept],
-        np.array([counts[i] for i in kept], dtype=np.int64),
-        raw_words=sum(counts) if raw_words is None else raw_words,
-    )
 
 
 class _ReadingBar:
