@@ -23,8 +23,9 @@ What bounds its speed
     Memory. A center with m contexts and n = K + 1 outputs reads m + n rows and adds to m + n rows:
     2 (m + n) 4 D bytes. At D = 128, window 5 (6 contexts on average), 5 negatives: 12.3 KB a
     surviving word; "pair" 2 m (1 + n) rows = 43 KB; a tree path of 17 nodes 23.6 KB. Where D is
-    more than BLOCK_D, rows are read a second time (from L2). Arithmetic is 6 m n D = 28 k operations,
-    far below what the bytes cost. The CUDA kernel keeps context rows on chip and moves 7.2 KB.
+    more than BLOCK_D, rows are read a second time (from L2). Arithmetic is 6 m n D, 28 k
+    operations: far below what the bytes cost. The CUDA kernel keeps context rows on chip
+    and moves 7.2 KB.
 """
 
 from __future__ import annotations
