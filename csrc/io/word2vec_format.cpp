@@ -11,8 +11,8 @@
 namespace vecsmith::io {
 namespace {
 
-constexpr size_t kLongestWord = 1 << 20;  // bytes; a longer run without a space is not this format
-constexpr int64_t kBatchBytes = 8 << 20;  // records that are scanned, then copied
+constexpr size_t kLongestWord = 1 << 20;   // bytes; a longer run without a space is not this format
+constexpr int64_t kBatchBytes = 64 << 20;  // records that are scanned, then copied
 constexpr size_t kPieceBytes = 256 << 10;
 
 bool is_blank(char c) { return c == ' ' || c == '\t'; }
@@ -191,7 +191,7 @@ ParsedVectors parse_binary_vectors(const char* data, size_t size, const VectorRo
 #pragma omp parallel num_threads(threads) if (parsed.rows - first > 64)
     {
       int64_t mine = -1;
-#pragma omp for schedule(static)
+#pragma omp for schedule(dynamic, 128)
       for (int64_t row = first; row < parsed.rows; ++row) {
         float* out = table.data + row * table.stride;
         std::memcpy(out, data + parsed.starts[row] + parsed.lengths[row] + 1, vector_bytes);

@@ -246,7 +246,7 @@ class _Reader:
                     f"truncated: the header promises {promised} vectors of {dim} dimensions, "
                     f"at least {least} bytes; {size - start} follow it"
                 )
-            table = torch.empty(wanted, dim)
+            table = _new_table(wanted, dim)
             parsed = self.parse(data, start, table, binary, True)
             if len(self.words) < wanted:
                 raise self.incomplete(wanted, binary)
@@ -301,6 +301,12 @@ class _Reader:
                 if not carry:
                     break
         return self.words, table[: len(self.words)]
+
+
+def _new_table(rows: int, dim: int) -> Tensor:
+    """An uninitialized table. From NumPy, which asks for huge pages: most of the time of a load is
+    the first touch of fresh memory."""
+    return torch.from_numpy(np.empty((rows, dim), dtype=np.float32))
 
 
 def _looks_binary(sample: bytes) -> bool:
