@@ -409,9 +409,6 @@ def _pairs_impl(
     backend,
 ):
     tensors = (input_table, output_table, centers, contexts, negatives)
-    check.ids("skipgram_pairs", "centers", centers, 0, input_table.shape[0])
-    check.ids("skipgram_pairs", "contexts", contexts, 0, output_table.shape[0])
-    check.ids("skipgram_pairs", "negatives", negatives, -1, output_table.shape[0])
     chosen = choose(
         OPERATOR,
         input_table.device.type,
@@ -435,17 +432,21 @@ def _pairs_impl(
             num_threads=num_threads,
             **settings,
         )
-    elif chosen == "triton":
-        from vecsmith.kernels import skipgram as kernels
-
-        result = run(kernels.skipgram_pairs, *tensors, compute_loss=compute_loss, **settings)
-    elif chosen == "cuda":
-        from vecsmith.ops import _cuda_skipgram as kernels
-
-        result = run(kernels.skipgram_pairs, *tensors, compute_loss=compute_loss, **settings)
     else:
-        result = run(reference.skipgram_pairs, *tensors, **settings)
-        result[0] *= compute_loss
+        check.ids("skipgram_pairs", "centers", centers, 0, input_table.shape[0])
+        check.ids("skipgram_pairs", "contexts", contexts, 0, output_table.shape[0])
+        check.ids("skipgram_pairs", "negatives", negatives, -1, output_table.shape[0])
+        if chosen == "triton":
+            from vecsmith.kernels import skipgram as kernels
+
+            result = run(kernels.skipgram_pairs, *tensors, compute_loss=compute_loss, **settings)
+        elif chosen == "cuda":
+            from vecsmith.ops import _cuda_skipgram as kernels
+
+            result = run(kernels.skipgram_pairs, *tensors, compute_loss=compute_loss, **settings)
+        else:
+            result = run(reference.skipgram_pairs, *tensors, **settings)
+            result[0] *= compute_loss
     torch.autograd.graph.increment_version([input_table, output_table])
     return result
 

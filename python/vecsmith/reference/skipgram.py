@@ -138,6 +138,8 @@ def negatives_for(
         threshold, other = alias[index].long().unbind(-1)
         word = torch.where((bits & 0xFFFFFFFF) >> 1 < threshold, index, other)
         chosen = torch.where((chosen < 0) & (word != positive[:, None]), word, chosen)
+        if bool((chosen >= 0).all()):
+            break
         bits = mix(bits + _signed(GOLDEN))
     return chosen
 
