@@ -311,15 +311,20 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
 def plot(
     vectors: Annotated[Path, _VECTORS],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="The picture to write (.png, .pdf, .svg).")
+        Path, typer.Option("-o", "--output", help="The picture to write, .png.", metavar="PNG")
     ],
     method: Annotated[
         Method, typer.Option(help="PCA (quick) or t-SNE (keeps neighbors together).")
     ] = Method.tsne,
     top: Annotated[
-        int, typer.Option("--top", "-n", min=2, help="How many of the most frequent words.")
-    ] = 300,
-    seed: Annotated[int, typer.Option(min=0, help="Of the layout.")] = 1,
+        int, typer.Option("--top", "-n", min=3, help="How many of the most frequent words.")
+    ] = 200,
+    stop_words: Annotated[
+        bool,
+        typer.Option("--stop-words", help="With English function words (the, of, ...)."),
+    ] = False,
+    title: Annotated[str | None, typer.Option(help="Over the map.", show_default=False)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of the layout.")] = 0,
 ) -> None:
     """Draw a map of the most frequent words.
 
@@ -334,5 +339,13 @@ def plot(
     wv = load_vectors(vectors)
     from vecsmith.plot import word_map
 
-    word_map(wv, output, method=method.value, top=top, seed=seed)
-    print(f"drew {min(top, len(wv))} words in {output}", file=sys.stderr)
+    drawn = word_map(
+        wv,
+        output,
+        topn=top,
+        method=method.value,
+        title=title,
+        seed=seed,
+        skip_stop_words=not stop_words,
+    )
+    print(f"drew {len(drawn.words)} words in {output}", file=sys.stderr)

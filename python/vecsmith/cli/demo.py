@@ -108,7 +108,7 @@ def demo(
     *,
     epochs: int = 10,
     min_count: int = 5,
-    top: int = 400,
+    top: int = 300,
 ) -> Word2Vec:
     """The whole demonstration, in ``folder``; prints as it goes. Returns the model."""
     from vecsmith import Word2Vec
@@ -146,7 +146,7 @@ def demo(
 
     picture = folder / "map.png"
     _say("\n4. A map of the most frequent words")
-    word_map(model.wv, picture, method="tsne", top=min(top, len(model.wv)))
+    word_map(model.wv, picture, topn=top, title="The docstrings of Python")
     _say(f"   {picture}")
     _say(f"\nDone in {time.perf_counter() - began:.0f} s. Next:")
     _say(f"   vecsmith neighbors {folder / 'vectors'} iterator")

@@ -124,19 +124,17 @@ class Checkpoint:
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise _damaged(self.path, str(error)) from None
+            raise damaged(self.path, str(error)) from None
         if metadata.get("format") != FORMAT:
-            raise _damaged(
+            raise damaged(
                 self.path, f"expected the format {FORMAT}; got {metadata.get('format')!r}"
             )
         if metadata.get("version") != VERSION:
-            raise _damaged(
-                self.path, f"expected version {VERSION}; got {metadata.get('version')!r}"
-            )
+            raise damaged(self.path, f"expected version {VERSION}; got {metadata.get('version')!r}")
         state = metadata.get("state", "")
         if metadata.get("checksum") != _checksum_all(state, tables):
-            raise _damaged(self.path, "expected the checksum in its header; got another")
-        return json.loads(state), tables
+            raise damaged(self.path, "expected the checksum in its header; got another")
+        return dict(json.loads(state)), tables
 
     def load(self, found: dict[str, Tensor], tables: dict[str, Tensor]) -> None:
         """Copy the tables of a checkpoint into ``tables`` ([rows, D] float32 each).
@@ -146,7 +144,7 @@ class Checkpoint:
         theirs = {name: tuple(table.shape) for name, table in found.items()}
         ours = {name: tuple(table.shape) for name, table in tables.items()}
         if theirs != ours:
-            raise _damaged(self.path, f"expected tables {ours}; got {theirs}")
+            raise damaged(self.path, f"expected tables {ours}; got {theirs}")
         for name, table in tables.items():
             table.copy_(found[name])
         self.owned = True
@@ -190,8 +188,10 @@ def _acquire(path: Path) -> int | None:
         os.close(lock)
 
 
-def check_settings(path: Path, found: dict[str, Any], expected: dict[str, Any], what: str) -> None:
+def check_settings(path: Path, found: Any, expected: dict[str, Any], what: str) -> None:
     """Raises CheckpointError that names the entries in which the two differ."""
+    if not isinstance(found, dict):
+        raise damaged(path, f"expected the {what} it was written with; got none")
     different = [k for k in {**expected, **found} if found.get(k) != expected.get(k)]
     if different:
         theirs = ", ".join(f"{k}={found.get(k)!r}" for k in different)
@@ -203,7 +203,8 @@ def check_settings(path: Path, found: dict[str, Any], expected: dict[str, Any], 
         )
 
 
-def _damaged(path: Path, reason: str) -> CheckpointError:
+def damaged(path: Path, reason: str) -> CheckpointError:
+    """The error for a checkpoint whose content is wrong."""
     return CheckpointError(
         f"cannot go on from the checkpoint {path}: {reason}. Delete it, or give resume=False "
         "(--no-resume), to start anew"

@@ -4,6 +4,7 @@ and between two chunks the progress bar, the callbacks, the checkpoint and a loo
 from __future__ import annotations
 
 import itertools
+import math
 import sys
 import time
 import zlib
@@ -22,6 +23,7 @@ from vecsmith.models._checkpoint import (
     TrainingInterrupted,
     check_settings,
     checksum,
+    damaged,
     warn_not_written,
 )
 
@@ -152,10 +154,10 @@ def train(
         found = checkpoint.read() if checkpoint.resume and not checkpoint.owned else None
         if found is not None:
             resumed, theirs = found
-            check_settings(checkpoint.path, resumed["corpus"], state["corpus"], "text")
-            check_settings(checkpoint.path, resumed["settings"], identity, "settings")
+            for part, said in (("corpus", "text"), ("settings", "settings")):
+                check_settings(checkpoint.path, resumed.get(part), state[part], said)
+            cursor = _cursor(checkpoint, resumed.get("cursor"), plan.epochs, len(chunks))
             checkpoint.load(theirs, tables.named())
-            cursor = Cursor(**resumed["cursor"])
             del found, theirs
 
     here = tables.to(plan.device)
@@ -210,6 +212,21 @@ def train(
                     write()
     cursor.seconds = already + time.monotonic() - started
     return cursor
+
+
+def _cursor(checkpoint: Checkpoint, found: Any, epochs: int, chunks: int) -> Cursor:
+    """The cursor of a checkpoint. Raises CheckpointError if it is none of this training."""
+    try:
+        cursor = Cursor(**found)
+        whole = isinstance(cursor.epoch, int) and isinstance(cursor.chunk, int)
+        numbers = math.isfinite(cursor.loss + cursor.terms + cursor.seconds)
+        if whole and numbers and 0 <= cursor.epoch <= epochs and 0 <= cursor.chunk <= chunks:
+            return cursor
+    except TypeError:
+        pass
+    raise damaged(
+        checkpoint.path, f"expected a place in {epochs} epochs of {chunks} chunks; got {found}"
+    )
 
 
 def corpus_identity(corpus: Corpus) -> dict[str, Any]:
