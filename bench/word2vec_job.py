@@ -18,8 +18,6 @@ from bench import _peers
 from bench._ours import build_corpus, corpus_path
 from bench._runner import Check, Group, Ratio, finish, parser, run
 
-AGREEMENT = 0.7
-
 GENSIM = """
 import sys
 from gensim.models import Word2Vec
@@ -76,7 +74,7 @@ def group(path: Path, threads: int, epochs: int, dim: int, scratch: Path) -> Gro
             found.append(Check("gensim saved the same words in the same order", same))
             alike = _peers.correlation(mine, (list(peer.index_to_key), peer.vectors))
             text = f"vectors like those of gensim: cosines correlate by {alike:.3f}"
-            found.append(Check(f"{text} (at least {AGREEMENT})", alike >= AGREEMENT))
+            found.append(Check(f"{text} (at least {_peers.ALIKE})", alike >= _peers.ALIKE))
         return found
 
     return Group(
