@@ -363,10 +363,9 @@ def _train_text(
                     )  # fmt: skip
                     loss += step_loss
                     terms += step_terms
-        if LOSS:
-            one = tl.arange(0, 1)
-            tl.store(losses + 2 * k + one, loss)
-            tl.store(losses + 2 * k + 1 + one, terms.to(tl.float64))
+        one = tl.arange(0, 1)
+        tl.store(losses + 2 * k + one, loss)
+        tl.store(losses + 2 * k + 1 + one, terms.to(tl.float64))
 
 
 @triton.jit(do_not_specialize=["begin", "end", "run", "output_key"])
@@ -415,10 +414,9 @@ def _train_pairs(
             labels, rate, dim, updates, keys, (i - begin) * center_slots, 0, output_key, 1,
             False, False, DEFERRED, LOSS, ONE_TILE, BLOCK_D,
         )  # fmt: skip
-        if LOSS:
-            one = tl.arange(0, 1)
-            tl.store(losses + 2 * i + one, loss)
-            tl.store(losses + 2 * i + 1 + one, terms.to(tl.float64))
+        one = tl.arange(0, 1)
+        tl.store(losses + 2 * i + one, loss)
+        tl.store(losses + 2 * i + 1 + one, terms.to(tl.float64))
 
 
 @triton.jit(do_not_specialize=["used", "output_key", "tree_key"])
@@ -534,7 +532,7 @@ def skipgram(
     Shapes and meanings are the reference's; all tensors lie on one device, tables are float32 with
     unit stride along D. ``programs``: how many programs share the centers; None: one a center;
     1: one step after another, as the reference. Returns float64 [2] on that device: the summed loss
-    and its number of terms (zeros unless ``compute_loss``).
+    and its number of terms; the loss is zero unless ``compute_loss``.
     """
     device = tokens.device
     result = torch.zeros(2, dtype=torch.float64, device=device)
@@ -581,7 +579,7 @@ def skipgram(
         (step_inputs + path_block if tree else 0)
         + (step_inputs + negative_block if negative else 0)
     )
-    losses = torch.zeros(count if compute_loss else 1, 2, dtype=torch.float64, device=device)
+    losses = torch.empty(count, 2, dtype=torch.float64, device=device)
     outputs = output_table if negative else input_table
     nodes = tree_table if tree else input_table
     output_key, tree_key = vocabulary, 2 * vocabulary
@@ -650,7 +648,7 @@ def skipgram_pairs(
     negative_block = triton.next_power_of_2(negative + 1)
     shape = _shape(dim, 1, negative_block)
     center_slots = 1 + negative_block
-    losses = torch.zeros(count if compute_loss else 1, 2, dtype=torch.float64, device=device)
+    losses = torch.empty(count, 2, dtype=torch.float64, device=device)
     tables = [input_table, input_table.stride(0), output_table, output_table.stride(0)]
     batch = batch_pairs or count
     batches = _Batches(min(batch, count) * center_slots, dim, device) if batch_pairs else None

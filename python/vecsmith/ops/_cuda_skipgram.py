@@ -1,0 +1,209 @@
+"""From tensors to the raw pointers of ``vecsmith._cuda``: the CUDA backend of `skipgram`.
+
+The callers in :mod:`vecsmith.ops.skipgram` have checked shapes, dtypes and index ranges. Launches
+go to the current stream of the tables' device; nothing synchronizes but the count of survivors.
+"""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vecsmith.kernels import _survivors
+
+_MASK = (1 << 64) - 1
+
+
+def _module() -> ModuleType:
+    return importlib.import_module("vecsmith._cuda")
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _where(device: torch.device) -> dict[str, int]:
+    """The device's index and its current stream, as CUDA's integers."""
+    if device.type != "cuda":  # the kernels on the host, in tests
+        return {"device": 0, "stream": 0}
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return {"device": index, "stream": torch.cuda.current_stream(index).cuda_stream}
+
+
+def _refuse_batches(batch: int) -> None:
+    if batch:
+        raise RuntimeError(
+            "skipgram: the CUDA kernel adds rows in whatever order blocks run and cannot promise "
+            f"the same bits; expected no mini-batches, got mini-batches of {batch}. Use "
+            'backend="triton" for deterministic training on a GPU'
+        )
+
+
+def _train(
+    launch: Any, plan: Any, arguments: dict[str, Any], device: torch.device, blocks: int | None
+) -> Tensor:
+    """Lend what the plan asks for, and launch."""
+    result = torch.zeros(2, dtype=torch.float64, device=device)
+    arguments |= _where(device)
+    arguments |= {"loss": _address(result), "blocks": blocks or 0}
+    arguments |= {"scratch": 0, "scratch_floats": 0}
+    floats = plan(**arguments)["scratch_floats"]
+    scratch = torch.empty(floats, dtype=torch.float32, device=device)
+    arguments |= {"scratch": _address(scratch) if floats else 0, "scratch_floats": floats}
+    launch(**arguments)
+    return result
+
+
+def skipgram(
+    input_table: Tensor,
+    output_table: Tensor | None,
+    tree_table: Tensor | None,
+    tokens: Tensor,
+    offsets: Tensor,
+    keep: Tensor | None,
+    alias: Tensor | None,
+    path_offsets: Tensor | None,
+    path_nodes: Tensor | None,
+    path_codes: Tensor | None,
+    *,
+    window: int,
+    negative: int,
+    cbow: bool,
+    cbow_mean: bool,
+    shrink_windows: bool,
+    shared_negatives: str,
+    alpha: float,
+    min_alpha: float,
+    words_before: int,
+    words_total: int,
+    seed: int,
+    epoch: int,
+    first_position: int,
+    batch_positions: int,
+    compute_loss: bool = True,
+    blocks: int | None = None,
+    module: Any = None,
+) -> Tensor:
+    """Train on a chunk of corpus, in place, as :func:`vecsmith.reference.skipgram.skipgram` does.
+
+    Shapes and meanings are the reference's. ``blocks``: how many blocks share the survivors; None:
+    as many as the device holds at once; 1: one step after another, as the reference. ``module``:
+    what stands in for ``vecsmith._cuda``. Returns float64 [2] on the tables' device: loss, terms.
+
+    Raises:
+        RuntimeError: ``batch_positions`` > 0 (deterministic mode), or CUDA reports an error.
+    """
+    _refuse_batches(batch_positions)
+    module = module or _module()
+    device = input_table.device
+    nothing = torch.zeros(2, dtype=torch.float64, device=device)
+    if offsets.numel() < 2:
+        return nothing
+    start, stop = offsets[[0, -1]].tolist()
+    if stop <= start:
+        return nothing
+    tokens = tokens.contiguous()
+    mask = None
+    if keep is not None:
+        keep = keep.contiguous()
+        mask = torch.empty(stop - start, dtype=torch.bool, device=device)
+        module.mark_survivors(
+            tokens=_address(tokens),
+            keep=_address(keep),
+            mask=_address(mask),
+            start=start,
+            count=stop - start,
+            first_position=first_position,
+            seed=seed & _MASK,
+            epoch=epoch & _MASK,
+            **_where(device),
+        )
+    packed = _survivors.pack(mask, tokens, offsets, start, stop, first_position)
+    if packed.words.numel() == 0:
+        return nothing
+    outputs = output_table if negative else None
+    # Kept in variables until the launch: the kernel gets addresses only.
+    alias = None if alias is None or not negative else alias.contiguous()
+    paths = [
+        None if t is None or tree_table is None else t.contiguous()
+        for t in (path_offsets, path_nodes, path_codes)
+    ]
+    arguments = {
+        "inputs": _address(input_table),
+        "input_stride": input_table.stride(0),
+        "outputs": _address(outputs),
+        "output_stride": 0 if outputs is None else outputs.stride(0),
+        "tree": _address(tree_table),
+        "tree_stride": 0 if tree_table is None else tree_table.stride(0),
+        "dim": input_table.shape[1],
+        "vocabulary": input_table.shape[0],
+        "words": _address(packed.words),
+        "positions": _address(packed.positions),
+        "first": _address(packed.first),
+        "last": _address(packed.last),
+        "count": packed.words.numel(),
+        "alias": _address(alias),
+        "path_offsets": _address(paths[0]),
+        "path_nodes": _address(paths[1]),
+        "path_codes": _address(paths[2]),
+        "window": window,
+        "negative": negative,
+        "mode": "cbow" if cbow else shared_negatives,
+        "cbow_mean": cbow_mean,
+        "shrink_windows": shrink_windows,
+        "alpha": alpha,
+        "min_alpha": min_alpha,
+        "words_before": words_before,
+        "words_total": words_total,
+        "seed": seed & _MASK,
+        "epoch": epoch & _MASK,
+        "compute_loss": compute_loss,
+    }
+    return _train(module.skipgram, module.plan_skipgram, arguments, device, blocks)
+
+
+def skipgram_pairs(
+    input_table: Tensor,
+    output_table: Tensor,
+    centers: Tensor,
+    contexts: Tensor,
+    negatives: Tensor,
+    *,
+    alpha: float,
+    batch_pairs: int,
+    compute_loss: bool = True,
+    blocks: int | None = None,
+    module: Any = None,
+) -> Tensor:
+    """The explicit form, as :func:`vecsmith.reference.skipgram.skipgram_pairs`, in place.
+
+    ``blocks``, ``module``, the result and what is raised are those of :func:`skipgram`.
+    """
+    _refuse_batches(batch_pairs)
+    module = module or _module()
+    device = input_table.device
+    if centers.numel() == 0:
+        return torch.zeros(2, dtype=torch.float64, device=device)
+    centers, contexts = centers.contiguous(), contexts.contiguous()
+    if negatives.stride(1) != 1:
+        negatives = negatives.contiguous()
+    arguments = {
+        "inputs": _address(input_table),
+        "input_stride": input_table.stride(0),
+        "outputs": _address(output_table),
+        "output_stride": output_table.stride(0),
+        "dim": input_table.shape[1],
+        "centers": _address(centers),
+        "contexts": _address(contexts),
+        "negatives": _address(negatives),
+        "negatives_stride": negatives.stride(0),
+        "count": centers.numel(),
+        "negative": negatives.shape[1],
+        "alpha": alpha,
+        "compute_loss": compute_loss,
+    }
+    return _train(module.skipgram_pairs, module.plan_skipgram_pairs, arguments, device, blocks)
