@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vecsmith.io import atomic_file, escape_word
+from vecsmith.io import atomic_file
 
 # Function words of English: they are the most frequent ones, and say little about the others.
 _STOP_TEXT = """
@@ -126,6 +126,7 @@ def word_map(
     if size is not None and not (len(size) == 2 and all(1 <= side <= 100 for side in size)):
         raise ValueError(f"expected a size of 1 to 100 inches, got {size}")
     _require()
+    chosen = words is None
     if words is None:
         words = _frequent(keyed_vectors, topn, skip_stop_words)
         if len(words) < 3 and skip_stop_words:
@@ -142,8 +143,10 @@ def word_map(
     positions = _project(units, method, seed)
     clusters = _cluster(units, seed)
     if title is None:
-        title = f"{len(words)} words"
-    return _draw(path, words, positions, clusters, title, method, size)
+        title = f"The {len(words)} most frequent words" if chosen else f"{len(words)} words"
+    name = {"pca": "principal components", "tsne": "t-SNE"}[method]
+    legend = f"{name} of their {vectors.shape[1]}-dimensional vectors; colors by k-means"
+    return _draw(path, words, positions, clusters, title, legend, size)
 
 
 def _require() -> None:
@@ -224,15 +227,16 @@ def _draw(
     positions: np.ndarray,
     clusters: np.ndarray,
     title: str,
-    method: str,
+    legend: str,
     size: tuple[float, float] | None,
 ) -> WordMap:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.font_manager import FontProperties, fontManager
+    from matplotlib.patches import Circle
 
     if size is None:
-        side = float(np.clip(3.6 + 0.55 * len(words) ** 0.5, 5.0, 26.0))
+        side = float(np.clip(3.2 + 0.42 * len(words) ** 0.5, 4.5, 26.0))
         size = (side * 1.18, side)
     installed = {font.name for font in fontManager.ttflist}
     families = [family for family in _FONTS if family in installed] or ["sans-serif"]
@@ -258,20 +262,14 @@ def _draw(
     margin = 22 * point
     head = 46 * point if title else margin
     if title:
-        name = {"pca": "principal components", "tsne": "t-SNE"}[method]
-        text(margin, height - 18 * point, title, 14, _INK, va="center", ha="left")
-        text(
-            margin, height - 34 * point, f"{name}, colored by k-means", 8, _FAINT,
-            va="center", ha="left",
-        )  # fmt: skip
+        text(margin, height - 18 * point, _shorten(title, 90), 14, _INK, va="center", ha="left")
+        text(margin, height - 34 * point, legend, 8, _FAINT, va="center", ha="left")
     dots = _to_page(
         positions, (margin + 18 * point, margin, width - margin - 18 * point, height - head)
     )
 
     sizes = np.linspace(10.5, 7.0, len(words))  # the most frequent words are the largest
     radius = 2.1 * point
-    from matplotlib.patches import Circle
-
     for (x, y), cluster in zip(dots, clusters, strict=True):
         figure.add_artist(
             Circle((x, y), radius, transform=None, color=_COLORS[cluster][0], alpha=0.85, lw=0)
@@ -288,13 +286,13 @@ def _draw(
                 0, 0, label, sizes[row], _COLORS[clusters[row]][1], va="bottom", ha="left"
             )
             extent = artist.get_window_extent(renderer)
-            place = space.place(row, extent.width, extent.height, point)
+            place = space.place(row, float(extent.width), float(extent.height), point)
             if place is None:
                 artist.remove()
                 continue
             left, bottom, far = place
             artist.set_position((left / width, bottom / height))
-            boxes[word] = (left, bottom, left + extent.width, bottom + extent.height)
+            boxes[word] = (left, bottom, left + float(extent.width), bottom + float(extent.height))
             if far:
                 _leader(figure, dots[row], boxes[word], _COLORS[clusters[row]][0], point)
         with atomic_file(path) as file:
@@ -312,11 +310,9 @@ def _to_page(positions: np.ndarray, page: tuple[float, float, float, float]) -> 
     return corner + scaled * (np.array(page[2:]) - corner)
 
 
-def _shorten(word: str) -> str:
-    shown = "".join(
-        c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in escape_word(word)
-    )
-    return shown if len(shown) <= 24 else shown[:23] + "…"
+def _shorten(text: str, most: int = 24) -> str:
+    shown = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+    return shown if len(shown) <= most else shown[: most - 1] + "…"
 
 
 def _leader(figure: Any, dot: np.ndarray, box: Sequence[float], color: str, point: float) -> None:
@@ -371,7 +367,7 @@ class _Space:
         self, row: int, width: float, height: float, point: float
     ) -> tuple[float, float, bool] | None:
         """(left, bottom, is it far from its dot) of a label, or None where there is no room."""
-        x, y = self.dots[row]
+        x, y = self.dots[row].tolist()
         for distance in (3.4, 8.0, 14.0, 21.0):
             d = distance * point
             # Right, left, above, below, then the corners.

@@ -16,6 +16,7 @@ import os
 import re
 import stat
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -97,7 +98,7 @@ def load_word2vec_format(
                 words, table = reader.read_mapped(file, binary, limit, no_header)
             else:
                 words, table = reader.read_stream(file, binary, limit, no_header)
-        except (EOFError, lzma.LZMAError, gzip.BadGzipFile) as error:
+        except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
             raise ValueError(f"{path}: damaged or truncated: {error}") from None
         except OSError as error:
             if error.errno is None:  # bz2 has no error class of its own
@@ -351,7 +352,8 @@ def _without_duplicates(path: Path, words: list[str], table: Tensor) -> tuple[li
     rows = torch.from_numpy(keep)
     step = max(1, _BLOCK_BYTES // (4 * table.shape[1]))
     for start in range(0, len(keep), step):  # in place: a kept row never lies before its new place
-        table[start : start + step] = table[rows[start : start + step]]
+        part = rows[start : start + step]
+        table[start : start + len(part)] = table[part]
     return [words[row] for row in keep.tolist()], table[: len(keep)]
 
 
