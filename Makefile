@@ -55,7 +55,7 @@ build: $(STAMPS)/deps ## build the native module in place (CMake decides what is
 # --- What a user runs. ---------------------------------------------------------------------------
 
 demo: $(STAMPS)/built ## word vectors from the docstrings on this machine: neighbors, rate, a map
-	$(BIN)/python tools/demo.py $(ARGS)
+	$(BIN)/python -m vecsmith.cli.demo $(ARGS)
 
 # Triton reads TRITON_INTERPRET when it is imported, so its tests have a process of their own. With
 # ARGS both runs take them, and a run that selects nothing (pytest's status 5) is not a failure.
