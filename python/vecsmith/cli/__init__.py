@@ -6,11 +6,12 @@ traceback with ``--debug``); Ctrl-C and SIGTERM end with 130.
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import sys
-from collections.abc import Sequence
-from typing import Annotated
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -32,11 +33,29 @@ app = typer.Typer(
         "**vecsmith neighbors vectors/ king**. Each command explains itself with **--help**."
     ),
 )
-app.command("word2vec")(_word2vec.word2vec)
-app.command("neighbors")(_vectors.neighbors)
-app.command("evaluate")(_vectors.evaluate)
-app.command("plot")(_vectors.plot)
-app.command("info")(_info.info)
+
+
+def _command(function: Callable[..., None]) -> None:
+    """Adds a command; typer would end one that is interrupted without a word."""
+
+    @functools.wraps(function)
+    def run(*arguments: Any, **options: Any) -> None:
+        try:
+            function(*arguments, **options)
+        except KeyboardInterrupt as stop:
+            raise typer.Exit(_stopped(stop)) from None
+
+    app.command(function.__name__)(run)
+
+
+for _function in (
+    _word2vec.word2vec,
+    _vectors.neighbors,
+    _vectors.evaluate,
+    _vectors.plot,
+    _info.info,
+):
+    _command(_function)
 
 
 def _version(value: bool) -> None:
@@ -79,23 +98,20 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
-        code = app(args=arguments, standalone_mode=False)
+        code = app(args=arguments, prog_name="vecsmith", standalone_mode=False)
         sys.stdout.flush()
         return code if isinstance(code, int) else 0
     except BrokenPipeError:
         # The reader (head, less) has all it wants. Python would flush once more at exit.
         _drop_output()
         return 0
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt as stop:  # before or after the command itself
         return _stopped(stop)
     except SystemExit as stop:
         if not _flushes():
             return 0
         return stop.code if isinstance(stop.code, int) else FAILED
     except BaseException as error:
-        interrupt = error.__cause__
-        if isinstance(interrupt, KeyboardInterrupt):  # typer's Abort
-            return _stopped(interrupt)
         if debug:
             raise
         _say_error(error)

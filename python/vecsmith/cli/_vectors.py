@@ -210,6 +210,7 @@ def evaluate(
                     "kind": "pairs",
                     "spearman": float(spearman[0]),
                     "pearson": float(pearson[0]),
+                    "asked": round(_pairs(file, separator) * (1 - float(unknown) / 100)),
                     "unknown": float(unknown) / 100,
                 }
             )
@@ -274,6 +275,12 @@ def _kind(file: Path, delimiter: str | None) -> tuple[str, str]:
     )
 
 
+def _pairs(file: Path, separator: str) -> int:
+    """The number of lines that are a pair with its judgment."""
+    fields = (line.strip().split(separator) for line in _lines(file) if not line.startswith("#"))
+    return sum(1 for row in fields if len(row) >= 3 and _is_number(row[2]))
+
+
 def _is_number(field: str) -> bool:
     try:
         float(field)
@@ -296,7 +303,8 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         if row["kind"] == "pairs":
             score = f"Spearman {row['spearman']:.3f}  Pearson {row['pearson']:.3f}"
-            table.add_row(row["file"], "pairs", score, "", percent(row["unknown"]))
+            name = Path(row["file"]).name
+            table.add_row(name, "pairs", score, f"{row['asked']:,}", percent(row["unknown"]))
         else:
             total = "unknown" in row
             name = Path(row["file"]).name if total else f"  {row['section']}"

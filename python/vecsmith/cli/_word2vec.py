@@ -51,7 +51,6 @@ def word2vec(
             "--dim",
             "-d",
             "--vector-size",
-            "--size",
             help="Dimension of the vectors.",
             rich_help_panel=_MODEL,
         ),

@@ -1,0 +1,464 @@
+"""The command line: every command, its help, its errors, Ctrl-C, standard input, broken pipes."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import itertools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vecsmith import KeyedVectors, Word2Vec
+from vecsmith.cli import main
+from vecsmith.models._checkpoint import NAME, Checkpoint
+
+
+@pytest.fixture(autouse=True)
+def settings():
+    """What a command changes for its process."""
+    before = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory) -> Path:
+    generator = np.random.default_rng(5)
+    lines = []
+    for _ in range(1500):
+        topic = generator.integers(5)
+        lines.append(" ".join(f"t{topic}w{i}" for i in generator.integers(4, size=9)))
+    path = tmp_path_factory.mktemp("cli") / "text.txt"
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def vectors(text) -> Path:
+    folder = text.parent / "vectors"
+    model = Word2Vec(corpus_file=text, vector_size=16, sg=1, epochs=8, alpha=0.05, sample=0)
+    model.save(folder)
+    model.wv.save_word2vec_format(text.parent / "vectors.txt", binary=False)
+    model.wv.save_word2vec_format(text.parent / "vectors.bin", binary=True)
+    return folder
+
+
+class Result:
+    """What a command has printed, and its exit code."""
+
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+
+@pytest.fixture
+def vecsmith(capsys):
+    """Runs the command in this process."""
+
+    def run(*arguments: object) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(a) for a in arguments])
+        return Result(end.value.code, *capsys.readouterr())
+
+    return run
+
+
+def start(*arguments: object, **options) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "vecsmith.cli", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+# --- help -----------------------------------------------------------------------------------------
+
+COMMANDS = ("word2vec", "neighbors", "evaluate", "plot", "info")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_teaches(vecsmith, command):
+    result = vecsmith(command, "--help")
+    assert result.code == 0
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", result.out)
+    if command != "info":
+        assert "Examples:" in plain
+        assert f"vecsmith {command} " in plain.split("Examples:")[1]
+    assert "--help" in plain
+
+
+def test_the_whole(vecsmith):
+    result = vecsmith("--help")
+    assert result.code == 0
+    assert all(command in result.out for command in COMMANDS)
+    assert vecsmith("--version").out.startswith("vecsmith ")
+    nothing = vecsmith()
+    assert "word2vec" in nothing.out + nothing.err
+
+
+# --- word2vec -------------------------------------------------------------------------------------
+
+
+def test_word2vec(vecsmith, text, tmp_path):
+    folder = tmp_path / "deep" / "vectors"
+    result = vecsmith(
+        *("word2vec", text, "-o", folder, "--dim", 12, "--epochs", 3, "--window", 4),
+        *("--min-count", 2, "--threads", 1, "--seed", 9, "--text", "--binary"),
+    )
+    assert result.code == 0, result.err
+    assert result.out == ""
+    assert "20 words of vocabulary" in result.err
+    assert "words/s" in result.err
+    assert "vecsmith neighbors" in result.err
+    assert {p.name for p in folder.iterdir()} == {
+        *("config.json", "vocab.txt", "model.safetensors", "corpus", "vectors.txt", "vectors.bin")
+    }
+    expected = Word2Vec(
+        corpus_file=text, vector_size=12, epochs=3, window=4, min_count=2, workers=1, seed=9, sg=1
+    )
+    for loaded in (KeyedVectors.load(folder), Word2Vec.load(folder).wv):
+        assert loaded.index_to_key == expected.wv.index_to_key
+        assert np.array_equal(loaded.vectors, expected.wv.vectors)
+    binary = KeyedVectors.load_word2vec_format(folder / "vectors.bin", binary=True)
+    assert np.array_equal(binary.vectors, expected.wv.vectors)
+
+
+def test_options_reach_the_model(vecsmith, text, tmp_path):
+    result = vecsmith(
+        *("word2vec", text, "-o", tmp_path / "v", "--cbow", "--hs", "--sample", "0.01", "-q"),
+        *("--alpha", 0.05, "--min-alpha", 0.001, "--cbow-sum", "--fixed-windows", "--iter", 1),
+        *("--shared-negatives", "pair", "--ns-exponent", 0.5, "--max-final-vocab", 15),
+    )
+    assert (result.code, result.out, result.err) == (0, "", "")
+    model = Word2Vec.load(tmp_path / "v")
+    assert (model.sg, model.hs, model.negative, model.sample) == (0, 1, 0, 0.01)
+    assert (model.alpha, model.min_alpha, model.cbow_mean) == (0.05, 0.001, 0)
+    assert (model.shrink_windows, model.epochs, model.shared_negatives) == (False, 1, "pair")
+    assert (model.ns_exponent, model.max_final_vocab) == (0.5, 15)
+    assert len(model.wv) <= 15
+
+
+def test_deterministic(vecsmith, text, tmp_path):
+    for threads in (1, 2):
+        assert (
+            vecsmith(
+                *("word2vec", text, "-o", tmp_path / str(threads), "--deterministic", "-q"),
+                *("--threads", threads, "--dim", 8, "--epochs", 2),
+            ).code
+            == 0
+        )
+    one, two = ((tmp_path / n / "model.safetensors").read_bytes() for n in ("1", "2"))
+    assert one == two
+
+
+@pytest.mark.parametrize("kind", ["gz", "zst", "folder", "stdin"])
+def test_kinds_of_text(vecsmith, text, tmp_path, monkeypatch, kind):
+    data = text.read_bytes()
+    source: object = tmp_path / f"text.{kind}"
+    if kind == "gz":
+        source.write_bytes(gzip.compress(data))
+    elif kind == "zst":
+        zstandard = pytest.importorskip("zstandard")
+        source.write_bytes(zstandard.ZstdCompressor().compress(data))
+    elif kind == "folder":
+        source.mkdir()
+        half = data.index(b"\n", len(data) // 2) + 1
+        (source / "a.txt").write_bytes(data[:half])
+        (source / "b.txt").write_bytes(data[half:])
+    else:
+        source = "-"
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+    options = ("--dim", 8, "--epochs", 1, "--threads", 1, "-q")
+    assert vecsmith("word2vec", text, "-o", tmp_path / "plain", *options).code == 0
+    result = vecsmith("word2vec", source, "-o", tmp_path / "v", *options)
+    assert result.code == 0, result.err
+    assert np.array_equal(
+        KeyedVectors.load(tmp_path / "v").vectors, KeyedVectors.load(tmp_path / "plain").vectors
+    )
+
+
+def big_text(path: Path) -> Path:
+    generator = np.random.default_rng(1)
+    words = np.array([f"w{i}" for i in range(2000)])
+    rows = words[np.minimum(generator.zipf(1.3, size=(30_000, 20)), 2000) - 1]
+    path.write_text("\n".join(map(" ".join, rows)) + "\n")
+    return path
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_ctrl_c_leaves_a_checkpoint(vecsmith, tmp_path, signum):
+    text, folder = big_text(tmp_path / "text.txt"), tmp_path / "v"
+    options = ("--dim", 32, "--epochs", 2000, "--checkpoint-every", 0.2, "--threads", 1)
+    child = start("word2vec", text, "-o", folder, *options)
+    deadline = time.monotonic() + 60
+    while not (folder / NAME).exists():
+        assert child.poll() is None, child.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    busy = vecsmith("word2vec", text, "-o", folder, *options)
+    assert busy.code == 2
+    assert busy.err.startswith("error: expected ")
+    assert "another run" in busy.err
+    child.send_signal(signum)
+    out, err = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert out == ""
+    assert "Traceback" not in err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("stopped.")
+    assert str(folder / NAME) in last
+    assert "same command" in last
+    first = Checkpoint(folder).read()[0]["cursor"]
+    assert first["epoch"] < 2000
+    # Other settings are refused, and the same command goes on.
+    other = vecsmith("word2vec", text, "-o", folder, *options, "--window", 3)
+    assert other.code == 2
+    assert other.err.splitlines()[-1].startswith("error: expected the checkpoint")
+    assert "window=5" in other.err
+    assert Checkpoint(folder).read()[0]["cursor"] == first
+
+
+def test_resume_in_the_command(vecsmith, text, tmp_path, monkeypatch):
+    options = ("--dim", 8, "--epochs", 3, "--threads", 1)
+    assert vecsmith("word2vec", text, "-o", tmp_path / "whole", *options).code == 0
+    from vecsmith.models import _driver
+
+    def stopped(*arguments, **more):
+        if more["epoch"] == 1:
+            signal.raise_signal(signal.SIGINT)
+        return skipgram(*arguments, **more)
+
+    skipgram = _driver.ops.skipgram
+    monkeypatch.setattr(_driver.ops, "skipgram", stopped)
+    result = vecsmith("word2vec", text, "-o", tmp_path / "v", *options)
+    assert result.code == 130
+    monkeypatch.setattr(_driver.ops, "skipgram", skipgram)
+    result = vecsmith("word2vec", text, "-o", tmp_path / "v", *options)
+    assert result.code == 0
+    assert "going on from" in result.err
+    assert not (tmp_path / "v" / NAME).exists()
+    assert (tmp_path / "v/model.safetensors").read_bytes() == (
+        tmp_path / "whole/model.safetensors"
+    ).read_bytes()
+
+
+def test_a_failed_run_keeps_the_vectors(vecsmith, text, tmp_path):
+    assert vecsmith("word2vec", text, "-o", tmp_path, "-q", "--dim", 8, "--epochs", 1).code == 0
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    (tmp_path / "binary").write_bytes(bytes(range(256)) * 16)
+    for bad in (("--dim", 0), ("--min-count", 10**6), ("--negative", 0)):
+        assert vecsmith("word2vec", text, "-o", tmp_path, *bad).code == 2
+    assert vecsmith("word2vec", tmp_path / "binary", "-o", tmp_path).code == 2
+    (tmp_path / "binary").unlink()
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+# --- neighbors ------------------------------------------------------------------------------------
+
+
+def shown(result: Result) -> list[str]:
+    return [line.split()[0] for line in result.out.splitlines() if line.startswith("  ")]
+
+
+@pytest.mark.parametrize("form", ["vectors", "vectors.txt", "vectors.bin"])
+def test_neighbors(vecsmith, vectors, form):
+    result = vecsmith("neighbors", vectors.parent / form, "t1w1", "-n", 3)
+    assert result.code == 0, result.err
+    assert set(shown(result)) == {"t1w0", "t1w2", "t1w3"}
+
+
+def test_sums(vecsmith, vectors):
+    expected = KeyedVectors.load(vectors).most_similar(["t1w1", "t2w2"], ["t1w2"], topn=4)
+    for question in (
+        ("t1w1", "-", "t1w2", "+", "t2w2"),
+        ("t1w1 - t1w2 + t2w2",),
+        ("--", "- t1w2 + t1w1 + t2w2"),
+        ("-p", "t1w1", "--positive", "t2w2", "--negative", "t1w2"),
+    ):
+        result = vecsmith("neighbors", vectors, "-n", 4, *question)
+        assert shown(result) == [word for word, _ in expected], result.err
+
+
+def test_several_questions_as_json(vecsmith, vectors):
+    result = vecsmith("neighbors", vectors, "t0w0", "t3w1", "--json", "-n", 2)
+    answers = [json.loads(line) for line in result.out.splitlines()]
+    assert [answer["positive"] for answer in answers] == [["t0w0"], ["t3w1"]]
+    assert all(len(answer["neighbors"]) == 2 for answer in answers)
+
+
+def test_questions_from_standard_input(vecsmith, vectors, monkeypatch):
+    lines = "t0w0\nnobody\n\nt1w1 - t1w2 + t2w2\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    result = vecsmith("neighbors", vectors, "-n", 1)
+    assert result.code == 0
+    assert result.out.splitlines()[0] == "t0w0"
+    assert "t1w1 + t2w2 - t1w2" in result.out
+    assert result.err == "error: expected a word of the vocabulary; got 'nobody'\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("nobody\n"))
+    assert vecsmith("neighbors", vectors).code == 2
+
+
+def test_a_reader_that_leaves(vectors):
+    # More than a pipe holds, to one who reads a line: no traceback, nothing on standard error.
+    words = [f"t{i % 5}w{i % 4}" for i in range(5000)]
+    child = start("neighbors", vectors, "-n", 10, stdin=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    child.stdin.write("\n".join(words[:10]) + "\n")
+    child.stdin.flush()
+    assert child.stdout.readline() == "t0w0\n"
+    child.stdout.close()
+    try:
+        child.stdin.write("\n".join(words) + "\n")
+        child.stdin.close()
+    except BrokenPipeError:
+        pass
+    child.stdin = None
+    assert child.stderr.read() == ""
+    assert child.wait(timeout=60) in (0, 1)
+    child.stderr.close()
+
+
+# --- evaluate, plot, info -------------------------------------------------------------------------
+
+
+@pytest.fixture
+def questions(tmp_path) -> tuple[Path, Path]:
+    pairs = ["# judgments", "word1\tword2\tscore"]
+    for i, j, k in itertools.product(range(5), range(5), (0, 2)):
+        pairs.append(f"t{i}w{k}\tt{j}w1\t{9 - 8 * (i != j)}")
+    pairs.append("t0w0\tnobody\t5")
+    (tmp_path / "pairs.tsv").write_text("\n".join(pairs) + "\n")
+    analogies = ": one\nt0w0 t0w1 t1w0 t1w1\nt0w0 t0w1 t1w0 nobody\n: two\nt2w0 t2w1 t3w0 t3w1\n"
+    (tmp_path / "analogies.txt.gz").write_bytes(gzip.compress(analogies.encode()))
+    return tmp_path / "pairs.tsv", tmp_path / "analogies.txt.gz"
+
+
+def test_evaluate(vecsmith, vectors, questions):
+    wv = KeyedVectors.load(vectors)
+    result = vecsmith("evaluate", vectors, *questions, "--json")
+    assert result.code == 0, result.err
+    pairs, analogies = json.loads(result.out)
+    pearson, spearman, unknown = wv.evaluate_word_pairs(questions[0])
+    assert pairs["kind"] == "pairs"
+    assert pairs["spearman"] == pytest.approx(spearman[0])
+    assert pairs["pearson"] == pytest.approx(pearson[0])
+    assert pairs["unknown"] == pytest.approx(unknown / 100)
+    assert pairs["asked"] == 50
+    assert spearman[0] > 0.5
+    assert analogies["kind"] == "analogies"
+    assert (analogies["asked"], analogies["unknown"]) == (2, pytest.approx(1 / 3))
+    table = vecsmith("evaluate", vectors, *questions, "--sections").out
+    for part in ("pairs.tsv", "analogies.txt.gz", "Spearman", "one", "two", f"{spearman[0]:.3f}"):
+        assert part in table
+
+
+@pytest.mark.parametrize("separator", ["\t", ",", " "])
+def test_separators_of_pairs(vecsmith, vectors, tmp_path, separator):
+    rows = [("t0w0", "t0w1", "9"), ("t0w0", "t1w1", "1"), ("t2w0", "t3w1", "2")]
+    path = tmp_path / "pairs"
+    path.write_text("\n".join(map(separator.join, rows)))
+    result = vecsmith("evaluate", vectors, path, "--json")
+    assert result.code == 0, result.err
+    assert json.loads(result.out)[0]["asked"] == 3
+
+
+@pytest.mark.parametrize("method", ["pca", "tsne"])
+def test_plot(vecsmith, vectors, tmp_path, method):
+    result = vecsmith("plot", vectors, "-o", tmp_path / "map.png", "--method", method, "--top", 12)
+    assert result.code == 0, result.err
+    assert "drew 12 words" in result.err
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_info(vecsmith):
+    result = vecsmith("info")
+    assert result.code == 0, result.err
+    for part in ("vecsmith", torch.__version__, "processor level", "threads", "CUDA", "triton"):
+        assert part in result.out
+    assert re.search(r"skipgram: native +chosen", result.out)
+    facts = json.loads(vecsmith("info", "--json").out)
+    assert facts["isa"]["level"] in facts["isa"]["available"]
+    assert {row["operator"] for row in facts["backends"]["cpu"]} >= {"skipgram"}
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+# {text}, {vectors} and {tmp} stand for paths.
+ERRORS = [
+    ("word2vec nowhere.txt -o {tmp}/v", "nowhere.txt: no such file"),
+    ("word2vec {text}", "--output"),
+    ("word2vec {text} -o {tmp}/v --dim 0", "vector_size >= 1; got 0"),
+    ("word2vec {text} -o {tmp}/v --dim many", "--dim"),
+    ("word2vec {text} -o {tmp}/v --window 0", "window >= 1; got 0"),
+    ("word2vec {text} -o {tmp}/v --negative 0", "negative=0 and hs=0"),
+    ("word2vec {text} -o {tmp}/v --alpha nan", "alpha"),
+    ("word2vec {text} -o {tmp}/v --epochs 0", "epochs >= 1"),
+    ("word2vec {text} -o {tmp}/v --threads 0", "workers >= 1"),
+    ("word2vec {text} -o {tmp}/v --min-count 999999", "min_count=999999"),
+    ("word2vec {text} -o {text}", "expected a folder"),
+    ("word2vec {text} -o {tmp}/v --shared-negatives all", "shared-negatives"),
+    ("word2vec {text} -o {tmp}/v --windw 3", "--windw"),
+    ("word2wec {text}", "word2wec"),
+    ("neighbors {vectors} nobody", "got 'nobody'"),
+    ("neighbors {vectors} t0w0 - nobody", "got 'nobody'"),
+    ("neighbors {vectors} t0w0 -", "expected a word after"),
+    ("neighbors {vectors} t0w0 - t1w1 t2w2", "expected + or - before 't2w2'"),
+    ("neighbors {vectors} t0w0 -p t1w1", "got both"),
+    ("neighbors {tmp} word", "config.json"),
+    ("neighbors {tmp}/nowhere word", "no such file"),
+    ("neighbors {text} word", "header"),
+    ("evaluate {vectors} {text}", "got neither"),
+    ("evaluate {vectors} {tmp}/nowhere", "nowhere"),
+    ("plot {vectors} -o {tmp}/nowhere/map.png", "nowhere"),
+    ("plot {vectors} -o {tmp}/map.gif", ".png"),
+    ("plot {vectors} -o {tmp}/map.png --method umap", "umap"),
+]
+
+
+@pytest.mark.parametrize(("command", "said"), ERRORS, ids=[command for command, _ in ERRORS])
+def test_errors_are_one_line(vecsmith, text, vectors, tmp_path, command, said):
+    places = {"text": text, "vectors": vectors, "tmp": tmp_path}
+    result = vecsmith(*(part.format(**places) for part in command.split()))
+    assert result.code == 2
+    assert result.out == ""
+    lines = result.err.splitlines()
+    assert len(lines) == 1, result.err
+    assert lines[0].startswith("error: ")
+    assert said in lines[0]
+    assert not list(tmp_path.iterdir())  # nothing was made
+
+
+def test_debug_shows_the_traceback(text, tmp_path):
+    command = ("word2vec", text, "-o", tmp_path / "v", "--dim", 0)
+    plain, debug = start(*command), start(*command, "--debug")
+    out, err = plain.communicate(timeout=60)
+    assert (plain.returncode, out) == (2, "")
+    assert err == "error: expected vector_size >= 1; got 0\n"
+    _, err = debug.communicate(timeout=60)
+    assert debug.returncode not in (0, 2)
+    assert err.startswith("Traceback")
+    assert "ValueError: expected vector_size >= 1; got 0" in err
+
+
+def test_the_installed_command():
+    command = Path(sys.executable).with_name("vecsmith")
+    if not command.exists():
+        pytest.skip("vecsmith is not installed beside this Python")
+    result = subprocess.run(
+        [command, "neighbors"], capture_output=True, text=True, timeout=60, env=os.environ
+    )
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: Missing argument")
