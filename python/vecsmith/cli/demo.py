@@ -63,9 +63,7 @@ def _fingerprint(files: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def reference_rate(
-    model: Word2Vec, corpus: Corpus, seconds: float = REFERENCE_SECONDS
-) -> tuple[float, int]:
+def reference_rate(model: Word2Vec, corpus: Corpus, seconds: float) -> tuple[float, int]:
     """(raw words/s, raw words) of the same training by the PyTorch reference, measured for a few
     seconds on the beginning of the corpus, with fresh tables."""
     from vecsmith import ops
@@ -135,7 +133,7 @@ def demo(
         f"   {epochs} epochs of {corpus.raw_words:,} words in {model.total_train_time:.1f} s, "
         f"{len(model.wv):,} words of vocabulary, {model.workers} threads"
     )
-    slow, measured = reference_rate(model, corpus)
+    slow, measured = reference_rate(model, corpus, REFERENCE_SECONDS)
     _say(f"   vecsmith           {rate:>12,.0f} words/s")
     _say(f"   PyTorch reference  {slow:>12,.0f} words/s   (measured on {measured:,} words)")
     _say(f"   ratio              {rate / slow:>12,.0f}\n")

@@ -130,7 +130,7 @@ def chunk_bounds(offsets: Tensor, positions: int) -> list[int]:
 def train(
     tables: Tables,
     corpus: Corpus,
-    sampling: dict[str, Tensor | None],
+    sampling: dict[str, Any],
     plan: Plan,
     hooks: Hooks,
     checkpoint: Checkpoint | None,
@@ -242,7 +242,7 @@ def corpus_identity(corpus: Corpus) -> dict[str, Any]:
 
 def vocabulary_checksum(words: list[str], counts: np.ndarray) -> str:
     """CRC-32 of words and counts, in order."""
-    crc = zlib.crc32(np.ascontiguousarray(counts, dtype=np.int64).view(np.uint8))
+    crc = zlib.crc32(counts.astype(np.int64).tobytes())
     for first in range(0, len(words), 1 << 16):
         block = "\n".join(words[first : first + (1 << 16)]) + "\n"
         crc = zlib.crc32(block.encode("utf-8", "surrogatepass"), crc)
@@ -252,7 +252,7 @@ def vocabulary_checksum(words: list[str], counts: np.ndarray) -> str:
 def _chunk(
     here: Tables,
     corpus: Corpus,
-    fixed: dict[str, Tensor | None],
+    fixed: dict[str, Any],
     plan: Plan,
     cursor: Cursor,
     bounds: tuple[int, int],

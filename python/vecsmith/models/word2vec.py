@@ -652,9 +652,9 @@ class Word2Vec:
         self._finished = True
         _call(callbacks, "on_train_end", self)
 
-    def _sampling(self) -> dict[str, Tensor | None]:
+    def _sampling(self) -> dict[str, Any]:
         """The tensors of ops.skipgram that are made from the counts."""
-        tensors: dict[str, Tensor | None] = {
+        tensors: dict[str, Any] = {
             "keep": self.vocabulary.keep_probabilities(self.sample),
             "alias": self.vocabulary.alias_table(self.ns_exponent) if self.negative else None,
         }
