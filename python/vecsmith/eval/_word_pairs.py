@@ -142,4 +142,4 @@ def word_pairs(
         warnings.simplefilter("ignore", stats.NearConstantInputWarning)
         pearson, spearman = stats.pearsonr(gold, model), stats.spearmanr(gold, model)
     total = len(gold) if dummy4unknown else len(gold) + unknown
-    return WordPairs(pearson, spearman, 100.0 * unknown / total, len(gold), unknown, invalid)
+    return WordPairs(pearson, spearman, unknown / total * 100, len(gold), unknown, invalid)

@@ -183,8 +183,10 @@ class KeyedVectors:
         norms = self._norms
         stale = self._foreign or bool(self._lent) or self._norms_version != self.weight._version
         if norms is None or stale or force:
+            norms = torch.linalg.vector_norm(self.weight.detach(), dim=1).numpy()
+            # Not kept while somebody may write into the table unseen, and be gone when we look.
+            self._norms = None if self._foreign or self._lent else norms
             self._norms_version = self.weight._version
-            self._norms = norms = torch.linalg.vector_norm(self.weight.detach(), dim=1).numpy()
         return norms
 
     def __len__(self) -> int:
