@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import itertools
 import json
 import logging
 import os
@@ -18,8 +19,9 @@ from gensim.models.callbacks import CallbackAny2Vec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vecsmith import KeyedVectors, Word2Vec
+from vecsmith import KeyedVectors, Word2Vec, ops
 from vecsmith.data import Corpus
+from vecsmith.models._driver import _inputs, chunk_bounds
 
 TOPICS, TOPIC_WORDS = 6, 5
 
@@ -613,6 +615,53 @@ def test_repr():
     assert repr(Word2Vec(vector_size=7)) == "Word2Vec<vocab=0, vector_size=7, alpha=0.025>"
 
 
+# --- the driver -----------------------------------------------------------------------------------
+
+
+def test_chunks_are_whole_sentences(text, tmp_path):
+    corpus = Corpus.build(text, tmp_path, min_count=1)
+    for positions in (1, 50, 100, 10**9):
+        bounds = chunk_bounds(corpus.offsets, positions)
+        assert bounds[0] == 0
+        assert bounds[-1] == len(corpus)
+        assert (np.diff(bounds) > 0).all()
+        sizes = np.diff(corpus.offsets.numpy()[bounds])
+        assert (sizes[:-1] <= positions + 11).all()
+        assert (sizes[:-1] >= min(positions, 11)).all()
+    assert chunk_bounds(torch.zeros(1, dtype=torch.int64), 5) == [0]
+
+
+def test_a_chunk_alone_trains_as_in_the_corpus(text, tmp_path):
+    # What a device gets is a piece of the corpus: positions must stay what they are.
+    corpus = Corpus.build(text, tmp_path, min_count=1)
+    bounds = chunk_bounds(corpus.offsets, 2000)
+    alias = corpus.vocabulary.alias_table()
+    results = []
+    for whole in (True, False):
+        vectors = torch.full((len(corpus.vocabulary), 8), 0.1)
+        outputs = torch.zeros_like(vectors)
+        for first, last in itertools.pairwise(bounds):
+            tokens, offsets, position = _inputs(corpus, (first, last), torch.device("cpu"), whole)
+            ops.skipgram(
+                vectors,
+                outputs,
+                tokens,
+                offsets,
+                alias=alias,
+                first_position=position,
+                words_total=corpus.tokens.numel(),
+                num_threads=1,
+            )
+        results.append(vectors)
+    assert torch.equal(*results)
+
+
+def test_numpy_numbers_are_numbers(text, tmp_path):
+    model = Word2Vec(text, vector_size=np.int64(8), alpha=np.float32(0.03), min_count=np.int32(1))
+    model.save(tmp_path / "model")
+    assert Word2Vec.load(tmp_path / "model").vector_size == 8
+
+
 # --- odd texts ------------------------------------------------------------------------------------
 
 words = st.text(
@@ -648,8 +697,8 @@ def test_odd_texts(text, sg, hs, shared, window):
 def test_progress_bar(text, capsys):
     Word2Vec(text, **SMALL, progress=True)
     shown = capsys.readouterr().err
-    assert "training" in shown
-    assert "100%" in shown
+    assert "training, epoch 1/2" in shown
+    assert "epoch 2/2: 100%" in shown
     assert "loss=" in shown
     assert "alpha=" in shown
     Word2Vec(text, **SMALL, progress=False)

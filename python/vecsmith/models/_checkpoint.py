@@ -220,7 +220,7 @@ def checksum(*tensors: Tensor, start: int = 0) -> str:
             continue
         row = tensor[0].numel() * tensor.element_size()
         for rows in tensor.detach().split(max(1, _BLOCK_BYTES // row)):
-            crc = zlib.crc32(rows.cpu().contiguous().numpy(), crc)
+            crc = zlib.crc32(rows.cpu().contiguous().numpy(), crc)  # type: ignore[arg-type]
     return f"{crc:08x}"
 
 

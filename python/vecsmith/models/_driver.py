@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 import time
 import zlib
 from collections.abc import Callable
@@ -26,6 +25,7 @@ from vecsmith.models._checkpoint import (
     damaged,
     warn_not_written,
 )
+from vecsmith.models._progress import TrainingBar
 
 if TYPE_CHECKING:
     from vecsmith.data import Corpus
@@ -182,10 +182,11 @@ def train(
         last_written = time.monotonic()
         return written
 
-    bar = _Bar(corpus, plan, cursor, chunks, progress)
+    bar = TrainingBar(corpus, plan.epochs, progress)
     with Interrupts(enabled=checkpoint is not None) as interrupts, bar:
         while cursor.epoch < plan.epochs:
             hooks.epoch_begin()
+            bar.begin(cursor.epoch, chunks[cursor.chunk - 1][1] if cursor.chunk else 0)
             for index in range(cursor.chunk, len(chunks)):
                 wants_loss = plan.compute_loss or (bar.visible and index % LOSS_EVERY == 0)
                 result, alpha = _chunk(here, corpus, fixed, plan, cursor, chunks[index], wants_loss)
@@ -194,7 +195,7 @@ def train(
                     cursor.terms += result[1]
                 cursor.chunk = index + 1
                 hooks.chunk_end(cursor, alpha)
-                bar.update(chunks[index], alpha, result if wants_loss else None)
+                bar.update(cursor.epoch, chunks[index][1], alpha, result if wants_loss else None)
                 if interrupts.signum is not None:
                     if here is not tables:
                         tables.copy_from(here)
@@ -249,6 +250,18 @@ def vocabulary_checksum(words: list[str], counts: np.ndarray) -> str:
     return f"{crc:08x}"
 
 
+def _inputs(
+    corpus: Corpus, bounds: tuple[int, int], device: torch.device, whole: bool | None = None
+) -> tuple[Tensor, Tensor, int]:
+    """(tokens, offsets, position of tokens[0]) for a chunk: on the CPU (``whole``) the mapped
+    corpus itself, nothing copied; elsewhere the chunk alone, moved there."""
+    offsets = corpus.offsets[bounds[0] : bounds[1] + 1]
+    if device.type == "cpu" if whole is None else whole:
+        return corpus.tokens, offsets, 0
+    first, last = int(offsets[0]), int(offsets[-1])
+    return corpus.tokens[first:last].to(device), (offsets - first).to(device), first
+
+
 def _chunk(
     here: Tables,
     corpus: Corpus,
@@ -259,13 +272,8 @@ def _chunk(
     wants_loss: bool,
 ) -> tuple[tuple[float, float], float]:
     """Train on the sentences bounds[0]..bounds[1]-1: ((loss, terms), the rate at their end)."""
-    offsets = corpus.offsets[bounds[0] : bounds[1] + 1]
-    tokens, first_position = corpus.tokens, 0
-    last = int(offsets[-1])
-    if plan.device.type != "cpu":
-        first_position = int(offsets[0])
-        tokens = tokens[first_position:last].to(plan.device)
-        offsets = (offsets - first_position).to(plan.device)
+    tokens, offsets, first_position = _inputs(corpus, bounds, plan.device)
+    last = int(corpus.offsets[bounds[1]])
     words_total = max(1, plan.words_per_epoch * plan.epochs)
     words_before = cursor.epoch * plan.words_per_epoch
     result = ops.skipgram(
@@ -289,59 +297,3 @@ def _chunk(
     # On CUDA the result is only fetched where it is wanted: fetching waits for the kernel.
     loss, terms = result.tolist() if wants_loss or plan.device.type == "cpu" else (0.0, 0.0)
     return (loss, terms), max(rate, min(alpha, min_alpha))
-
-
-class _Bar:
-    """The progress bar: raw words of the text, loss per term, rate, time left."""
-
-    def __init__(
-        self,
-        corpus: Corpus,
-        plan: Plan,
-        cursor: Cursor,
-        chunks: list[tuple[int, int]],
-        progress: bool | None,
-    ) -> None:
-        self.visible = sys.stderr.isatty() if progress is None else progress
-        self._offsets = corpus.offsets
-        # The bar counts raw words, as peers do; the corpus holds those of the vocabulary.
-        self._raw_per_token = corpus.raw_words / max(1, corpus.tokens.numel())
-        self._loss: str | None = None
-        self._bar: Any = None
-        if self.visible:
-            from tqdm import tqdm
-
-            done = cursor.epoch * corpus.raw_words
-            done += sum(self._words(chunk) for chunk in chunks[: cursor.chunk])
-            self._bar = tqdm(
-                total=plan.epochs * corpus.raw_words,
-                initial=round(done),
-                unit=" words",
-                unit_scale=True,
-                dynamic_ncols=True,
-                smoothing=0.1,
-                desc="training",
-            )
-
-    def _words(self, chunk: tuple[int, int]) -> float:
-        return float(self._offsets[chunk[1]] - self._offsets[chunk[0]]) * self._raw_per_token
-
-    def update(
-        self, chunk: tuple[int, int], alpha: float, result: tuple[float, float] | None
-    ) -> None:
-        if self._bar is None:
-            return
-        if result is not None and result[1]:
-            self._loss = f"{result[0] / result[1]:.4f}"
-        postfix = {"alpha": f"{alpha:.5f}"}
-        if self._loss is not None:
-            postfix = {"loss": self._loss, **postfix}
-        self._bar.set_postfix(postfix, refresh=False)
-        self._bar.update(self._words(chunk))
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.close()

@@ -5,12 +5,8 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
-import numbers
-import operator
 import os
 import shutil
-import sys
 import tempfile
 import time
 import weakref
@@ -29,8 +25,10 @@ from vecsmith.data._sources import open_source
 from vecsmith.io import atomic_folder, load_safetensors, read_folder, save_safetensors
 from vecsmith.io._checks import refuse_nonfinite
 from vecsmith.models import _driver
+from vecsmith.models import _options as check
 from vecsmith.models._checkpoint import Checkpoint, FolderInUseError, checksum
 from vecsmith.models._driver import Cursor, Hooks, Plan, Tables
+from vecsmith.models._progress import ReadingBar
 from vecsmith.models.keyed_vectors import KeyedVectors
 
 logger = logging.getLogger(__name__)
@@ -172,27 +170,27 @@ class Word2Vec:
         progress: bool | None = None,
         backend: str | None = None,
     ) -> None:
-        self.vector_size = _integer("vector_size", vector_size, 1, 1 << 20)
-        self.alpha = _rate("alpha", alpha)
-        self.min_alpha = _rate("min_alpha", min_alpha, zero=True)
+        self.vector_size = check.integer("vector_size", vector_size, 1, 1 << 20)
+        self.alpha = check.rate("alpha", alpha)
+        self.min_alpha = check.rate("min_alpha", min_alpha, zero=True)
         if self.min_alpha > self.alpha:
             logger.warning(
                 "min_alpha=%g is above alpha=%g: the learning rate will rise",
                 self.min_alpha,
                 self.alpha,
             )
-        self.window = _integer("window", window, 1, 1 << 20)
-        self.min_count = _integer("min_count", min_count, 0)
-        self.max_vocab_size = _optional("max_vocab_size", max_vocab_size)
-        self.max_final_vocab = _optional("max_final_vocab", max_final_vocab)
-        self.sample = _finite("sample", sample, low=0.0)
-        self.seed = _integer("seed", seed, 0, (1 << 63) - 1)
-        self.workers = _integer(
+        self.window = check.integer("window", window, 1, 1 << 20)
+        self.min_count = check.integer("min_count", min_count, 0)
+        self.max_vocab_size = check.optional("max_vocab_size", max_vocab_size)
+        self.max_final_vocab = check.optional("max_final_vocab", max_final_vocab)
+        self.sample = check.finite("sample", sample, low=0.0)
+        self.seed = check.integer("seed", seed, 0, (1 << 63) - 1)
+        self.workers = check.integer(
             "workers", torch.get_num_threads() if workers is None else workers, 1, 1 << 16
         )
-        self.sg = _flag("sg", sg)
-        self.hs = _flag("hs", hs)
-        self.negative = _integer("negative", negative, 0, 1 << 16)
+        self.sg = check.flag("sg", sg)
+        self.hs = check.flag("hs", hs)
+        self.negative = check.integer("negative", negative, 0, 1 << 16)
         if not self.hs and not self.negative:
             raise ValueError(
                 "expected negative >= 1, or hs=1 for hierarchical softmax; got negative=0 and "
@@ -204,17 +202,17 @@ class Word2Vec:
                 "trained; set one of them to 0 if that is not meant",
                 self.negative,
             )
-        self.ns_exponent = _finite("ns_exponent", ns_exponent)
-        self.cbow_mean = _flag("cbow_mean", cbow_mean)
+        self.ns_exponent = check.finite("ns_exponent", ns_exponent)
+        self.cbow_mean = check.flag("cbow_mean", cbow_mean)
         self.hashfxn = hashfxn
-        self.epochs = _integer("epochs", epochs, 1)
-        if _integer("null_word", null_word, 0):
+        self.epochs = check.integer("epochs", epochs, 1)
+        if check.integer("null_word", null_word, 0):
             raise ValueError(f"expected null_word=0 (others are not supported); got {null_word!r}")
         self.null_word = 0
-        if not _flag("sorted_vocab", sorted_vocab):
+        if not check.flag("sorted_vocab", sorted_vocab):
             raise ValueError("expected sorted_vocab=1 (0 is not supported); got 0")
         self.sorted_vocab = 1
-        self.batch_words = _integer("batch_words", batch_words, 1)
+        self.batch_words = check.integer("batch_words", batch_words, 1)
         self.compute_loss = bool(compute_loss)
         self.comment = comment
         self.shrink_windows = bool(shrink_windows)
@@ -223,18 +221,18 @@ class Word2Vec:
                 f"expected shared_negatives to be 'window' or 'pair'; got {shared_negatives!r}"
             )
         self.shared_negatives = shared_negatives
-        self.device = _device(device)
+        self.device = check.device(device)
         self.backend = backend
         if backend is not None:
             ops.registry()["skipgram"].backend(backend)
         self.progress = progress if progress is None else bool(progress)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        checkpoint_every = _finite("checkpoint_every", checkpoint_every, low=0.0)
+        checkpoint_every = check.finite("checkpoint_every", checkpoint_every, low=0.0)
         if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
             checkpoint = Checkpoint(checkpoint, checkpoint_every, bool(resume))
         self.checkpoint = checkpoint
-        callbacks = _callbacks(callbacks)
-        _trim_rule(trim_rule)
+        callbacks = check.callbacks(callbacks)
+        check.trim_rule(trim_rule)
 
         self._chunk_positions = _driver.CHUNK_POSITIONS[self.device.type]
         self.train_count = 0
@@ -297,11 +295,11 @@ class Word2Vec:
             RuntimeError: ``update`` of a model that has no vocabulary yet.
         """
         source = _source(_one_of(corpus_iterable, sentences), corpus_file)
-        _trim_rule(trim_rule)
+        check.trim_rule(trim_rule)
         if min_count is not None:
-            self.min_count = _integer("min_count", min_count, 0)
+            self.min_count = check.integer("min_count", min_count, 0)
         if sample is not None:
-            self.sample = _finite("sample", sample, low=0.0)
+            self.sample = check.finite("sample", sample, low=0.0)
         if update and not len(self.vocabulary):
             raise RuntimeError(
                 "expected a model with a vocabulary to update; got one with none: call "
@@ -343,11 +341,11 @@ class Word2Vec:
 
         Raises: ValueError if a count is negative or no word is left.
         """
-        _trim_rule(trim_rule)
+        check.trim_rule(trim_rule)
         for word, count in word_freq.items():
             if not isinstance(word, str):
                 raise TypeError(f"expected words to be str; got {word!r}")
-            _integer(f"the count of {word!r}", count, 0)
+            check.integer(f"the count of {word!r}", count, 0)
         # gensim's order of words with equal counts: the later one first.
         words = sorted(word_freq, key=lambda word: word_freq[word])[::-1]
         counted = Vocabulary(words, [int(word_freq[word]) for word in words])
@@ -482,7 +480,7 @@ class Word2Vec:
         return Vocabulary(words, counted.counts[kept], raw_words=counted.raw_words)
 
     def _build(self, source: Any, folder: Path, **settings: Any) -> Corpus:
-        with _ReadingBar(self.progress) as bar:
+        with ReadingBar(self.progress) as bar:
             return Corpus.build(source, folder, progress=bar, **settings)
 
     def _cache_folder(self) -> Path:
@@ -559,16 +557,16 @@ class Word2Vec:
         iterable = _one_of(corpus_iterable, sentences)
         if iterable is not None or corpus_file is not None:
             source = _source(iterable, corpus_file)
-        epochs = self.epochs if epochs is None else _integer("epochs", epochs, 1)
-        alpha = self.alpha if start_alpha is None else _rate("start_alpha", start_alpha)
+        epochs = self.epochs if epochs is None else check.integer("epochs", epochs, 1)
+        alpha = self.alpha if start_alpha is None else check.rate("start_alpha", start_alpha)
         min_alpha = (
-            self.min_alpha if end_alpha is None else _rate("end_alpha", end_alpha, zero=True)
+            self.min_alpha if end_alpha is None else check.rate("end_alpha", end_alpha, zero=True)
         )
         if total_examples is not None:
-            total_examples = _integer("total_examples", total_examples, 1)
+            total_examples = check.integer("total_examples", total_examples, 1)
         if total_words is not None:
-            total_words = _integer("total_words", total_words, 1)
-        callbacks = _callbacks(callbacks)
+            total_words = check.integer("total_words", total_words, 1)
+        callbacks = check.callbacks(callbacks)
         if not len(self.vocabulary):
             raise RuntimeError("expected a vocabulary; got a model with none: call build_vocab")
         if len(self.wv) != len(self.vocabulary):
@@ -791,86 +789,11 @@ class Word2Vec:
         )
 
 
-# --- checks of options --------------------------------------------------------------------------
-
-
-def _integer(name: str, value: Any, low: int, high: int | None = None) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"expected {name} to be an integer; got {value!r}") from None
-    if number < low or (high is not None and number > high):
-        bound = f">= {low}" if high is None or number < low else f"<= {high}"
-        raise ValueError(f"expected {name} {bound}; got {number}")
-    return number
-
-
-def _optional(name: str, value: Any) -> int | None:
-    return None if value is None else _integer(name, value, 1)
-
-
-def _flag(name: str, value: Any) -> int:
-    number = _integer(name, value, 0)
-    if number > 1:
-        raise ValueError(f"expected {name} to be 0 or 1; got {number}")
-    return number
-
-
-def _finite(name: str, value: Any, low: float | None = None) -> float:
-    if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise TypeError(f"expected {name} to be a number; got {value!r}")
-    number = float(value)
-    if not math.isfinite(number) or (low is not None and number < low):
-        bound = "finite" if low is None else f"finite and >= {low:g}"
-        raise ValueError(f"expected {name} to be {bound}; got {number}")
-    return number
-
-
-def _rate(name: str, value: Any, zero: bool = False) -> float:
-    number = _finite(name, value)
-    if number < 0 or (number == 0 and not zero):
-        raise ValueError(f"expected {name} {'>=' if zero else '>'} 0; got {number}")
-    return number
-
-
-def _device(value: Any) -> torch.device:
-    try:
-        device = torch.device(value)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"expected device to be 'cpu' or 'cuda'; got {value!r}") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"expected device to be 'cpu' or 'cuda'; got {str(device)!r}")
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ValueError("expected a CUDA device for device='cuda'; got a machine with none")
-        index = torch.cuda.current_device() if device.index is None else device.index
-        if index >= torch.cuda.device_count():
-            raise ValueError(
-                f"expected device below cuda:{torch.cuda.device_count()}; got {str(device)!r}"
-            )
-        device = torch.device("cuda", index)
-    return device
-
-
-def _callbacks(callbacks: Any) -> list[Any]:
-    try:
-        return list(callbacks or ())
-    except TypeError:
-        raise TypeError(
-            f"expected callbacks to be an iterable of callback objects; got {callbacks!r}"
-        ) from None
-
-
 def _call(callbacks: list[Any], name: str, model: Word2Vec) -> None:
     for callback in callbacks:
         method = getattr(callback, name, None)
         if method is not None:
             method(model)
-
-
-def _trim_rule(rule: Any) -> None:
-    if rule is not None and not callable(rule):
-        raise TypeError(f"expected trim_rule to be callable or None; got {rule!r}")
 
 
 def _one_of(corpus_iterable: Any, sentences: Any) -> Any:
@@ -931,35 +854,3 @@ def _initialize(table: Tensor, seed: int) -> None:
     for first in range(0, len(table), _INIT_ROWS):
         rows = table[first : first + _INIT_ROWS]
         rows.copy_(torch.empty(rows.shape).uniform_(-bound, bound, generator=generator))
-
-
-class _ReadingBar:
-    """The progress bar of reading a text: bytes, or words where the size is not known."""
-
-    def __init__(self, progress: bool | None) -> None:
-        self._visible = sys.stderr.isatty() if progress is None else progress
-        self._bar: Any = None
-
-    def __call__(self, done: int, total: int | None, words: int) -> None:
-        if not self._visible:
-            return
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                total=total,
-                unit="B",
-                unit_scale=True,
-                desc="reading",
-                leave=False,
-                dynamic_ncols=True,
-            )
-        self._bar.set_postfix(words=f"{words:,}", refresh=False)
-        self._bar.update(done - self._bar.n)
-
-    def __enter__(self) -> _ReadingBar:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
