@@ -82,6 +82,7 @@ void CorpusReader::feed_piece(const char* text, size_t size) {
   } else {
     carry_.append(text, first);
     add_word(segments_[0], carry_.data(), carry_.size(), carry_.size(), false);
+    look_up_queue(segments_[0]);
     // A word of megabytes should not be paid for until the end.
     if (carry_.capacity() > (1 << 16)) std::string().swap(carry_);
     carry_.clear();
@@ -108,6 +109,7 @@ void CorpusReader::end_file() {
   if (finished_) throw std::logic_error("the corpus is finished");
   if (!carry_.empty()) {
     add_word(segments_[0], carry_.data(), carry_.size(), carry_.size(), false);
+    look_up_queue(segments_[0]);
     carry_.clear();
   }
   end_line(segments_[0]);
@@ -150,29 +152,45 @@ void CorpusReader::scan(Segment& segment, const char* begin, const char* end, co
   if (end > start)
     add_word(segment, start, static_cast<size_t>(end - start), static_cast<size_t>(limit - start),
              ascii);
+  look_up_queue(segment);
 }
 
+// Looking a word up waits for memory twice. So words queue up, each with its slot on the way, until
+// there are a few to be waited for together.
 void CorpusReader::add_word(Segment& segment, const char* word, size_t length, size_t readable,
                             bool ascii) {
-  if (!ascii && !utf8_valid(word, length)) {
+  const bool repair = !ascii && !utf8_valid(word, length);
+  if (repair) {
     segment.repaired.clear();
     segment.bad_bytes += utf8_repair(word, length, segment.repaired);
     word = segment.repaired.data();
     length = readable = segment.repaired.size();
     if (length > kLongestWord) throw std::length_error("a word is longer than 2^31 bytes");
   }
-  const WordKey key = make_key(word, length, readable);
-  int32_t id = table_.find(key);
-  if (id >= 0) {
-    if (!frozen_) count(segment, id);
-  } else if (!frozen_) {
-    const int32_t fresh = segment.fresh.insert(key);
-    if (static_cast<size_t>(fresh) == segment.fresh_counts.size())
-      segment.fresh_counts.push_back(0);
-    ++segment.fresh_counts[fresh];
-    id = -2 - fresh;
+  const WordKey& key = segment.queue[segment.queued++] = make_key(word, length, readable);
+  table_.prefetch_slot(key);
+  // A repaired word lies in memory that the next one needs.
+  if (segment.queued == kQueue || repair) look_up_queue(segment);
+}
+
+void CorpusReader::look_up_queue(Segment& segment) {
+  const int queued = segment.queued;
+  segment.queued = 0;
+  for (int i = 0; i < queued; ++i) table_.prefetch_entry(segment.queue[i]);
+  for (int i = 0; i < queued; ++i) {
+    const WordKey& key = segment.queue[i];
+    int32_t id = table_.find(key);
+    if (id >= 0) {
+      if (!frozen_) count(segment, id);
+    } else if (!frozen_) {
+      const int32_t fresh = segment.fresh.insert(key);
+      if (static_cast<size_t>(fresh) == segment.fresh_counts.size())
+        segment.fresh_counts.push_back(0);
+      ++segment.fresh_counts[fresh];
+      id = -2 - fresh;
+    }
+    segment.ids.push_back(id);
   }
-  segment.ids.push_back(id);
 }
 
 void CorpusReader::count(Segment& segment, int32_t id) {
@@ -184,7 +202,7 @@ void CorpusReader::count(Segment& segment, int32_t id) {
 }
 
 void CorpusReader::end_line(Segment& segment) {
-  const auto end = static_cast<uint32_t>(segment.ids.size());
+  const auto end = static_cast<uint32_t>(segment.ids.size()) + segment.queued;
   // Of empty lines only the first of a part matters: it may end a line that began before.
   if (segment.line_ends.empty() || segment.line_ends.back() != end)
     segment.line_ends.push_back(end);

@@ -74,8 +74,12 @@ class CorpusReader {
   CorpusSize rewrite(const std::vector<int32_t>& final_ids);
 
  private:
+  static constexpr int kQueue = 16;
+
   // What one thread makes of its part of a block.
   struct Segment {
+    WordKey queue[kQueue];  // words that are yet to be looked up
+    int queued = 0;
     std::vector<int32_t> ids;         // id; -1: unknown; -2 - k: fresh word k
     std::vector<uint32_t> line_ends;  // as indices into ids
     WordTable fresh;
@@ -89,6 +93,7 @@ class CorpusReader {
   void feed_piece(const char* text, size_t size);
   void scan(Segment& segment, const char* begin, const char* end, const char* limit);
   void add_word(Segment& segment, const char* word, size_t length, size_t readable, bool ascii);
+  void look_up_queue(Segment& segment);
   int32_t insert(const WordKey& key);
   void count(Segment& segment, int32_t id);
   void end_line(Segment& segment);

@@ -29,6 +29,14 @@ class WordTable {
     }
   }
 
+  // Two steps towards finding a word, to be taken a few words ahead: where it may be in the table,
+  // and what it may then have to be compared with.
+  void prefetch_slot(const WordKey& key) const { __builtin_prefetch(&slots_[key.hash & mask_]); }
+  void prefetch_entry(const WordKey& key) const {
+    const int32_t id = slots_[key.hash & mask_].id;
+    if (id >= 0) __builtin_prefetch(&entries_[id]);
+  }
+
   // The id of a word, a new one if need be. The bytes of a long word are copied.
   int32_t insert(const WordKey& key);
 

@@ -120,7 +120,7 @@ class TextFiles:
 class TextStream:
     """An open binary file, from where it stands to its end."""
 
-    identity = None
+    identity: list[Any] | None = None
 
     def __init__(self, file: Any, name: str) -> None:
         self.name, self._file = name, file
@@ -132,7 +132,7 @@ class TextStream:
 class TokenLists:
     """Sentences that are lists of tokens."""
 
-    identity = None
+    identity: list[Any] | None = None
 
     def __init__(self, sentences: Iterator[Iterable[str]], name: str) -> None:
         self.name, self._sentences = name, sentences

@@ -8,7 +8,7 @@ import operator
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -96,7 +96,7 @@ class Corpus:
         file ends). The text is UTF-8; what is not is replaced by U+FFFD and counted; a byte
         order mark at the beginning of a file is skipped. Compressed text is known by its first
         bytes. The result does not depend on ``num_threads``. Memory grows with the number of
-        different words (about 100 bytes each, in all), not with the text.
+        different words (a few hundred bytes each, in all), not with the text.
 
         If ``cache_dir`` holds a corpus of the same files (path, size, modification time) and
         settings, that is what is returned, and the text is not read. Streams and iterables cannot
@@ -321,7 +321,7 @@ def _integer(name: str, value: Any, least: int, optional: bool = False) -> Any:
     if value is None and optional:
         return None
     try:
-        number = operator.index(value)
+        number = operator.index(cast("Any", value))
     except TypeError:
         raise TypeError(f"expected {name} to be an int, got {type(value).__name__}") from None
     if number < least:
