@@ -441,16 +441,22 @@ def test_errors_are_one_line(vecsmith, text, vectors, tmp_path, command, said):
     assert not list(tmp_path.iterdir())  # nothing was made
 
 
-def test_debug_shows_the_traceback(text, tmp_path):
-    command = ("word2vec", text, "-o", tmp_path / "v", "--dim", 0)
-    plain, debug = start(*command), start(*command, "--debug")
-    out, err = plain.communicate(timeout=60)
-    assert (plain.returncode, out) == (2, "")
-    assert err == "error: expected vector_size >= 1; got 0\n"
-    _, err = debug.communicate(timeout=60)
-    assert debug.returncode not in (0, 2)
-    assert err.startswith("Traceback")
-    assert "ValueError: expected vector_size >= 1; got 0" in err
+@pytest.mark.parametrize("place", [0, 2, 6])
+def test_debug_shows_where(text, tmp_path, place):
+    command = ["word2vec", str(text), "-o", str(tmp_path / "v"), "--dim", "0"]
+    command.insert(place, "--debug")
+    with pytest.raises(ValueError, match="vector_size >= 1; got 0"):
+        main(command)
+
+
+def test_an_error_of_ours_is_one_line_too(vecsmith, vectors, monkeypatch):
+    def broken(*arguments, **options):
+        raise AssertionError("not\nexpected")
+
+    monkeypatch.setattr(KeyedVectors, "most_similar", broken)
+    result = vecsmith("neighbors", vectors, "t0w0")
+    assert (result.code, result.out) == (2, "")
+    assert result.err == "error: AssertionError: not expected (--debug shows where)\n"
 
 
 def test_the_installed_command():

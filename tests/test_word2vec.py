@@ -175,6 +175,13 @@ def test_same_seed_same_bits(text):
     assert not np.array_equal(one.wv.vectors, other.wv.vectors)
 
 
+def test_backends_agree():
+    text = planted(12)
+    options = {**SMALL, "vector_size": 6, "negative": 2}
+    fast, slow = (Word2Vec(text, **options, backend=name) for name in ("native", "reference"))
+    assert np.allclose(fast.wv.vectors, slow.wv.vectors, atol=1e-6)
+
+
 @pytest.fixture
 def deterministic():
     before = torch.are_deterministic_algorithms_enabled()
@@ -506,6 +513,7 @@ BAD = [
     ({"device": "abacus"}, ValueError, "'cpu' or 'cuda'; got 'abacus'"),
     ({"device": "meta"}, ValueError, "'cpu' or 'cuda'; got 'meta'"),
     ({"backend": "abacus"}, ValueError, "got 'abacus'"),
+    ({"backend": "cuda"}, RuntimeError, "cuda"),
     ({"callbacks": 3}, TypeError, "callbacks"),
     ({"trim_rule": "rule"}, TypeError, "trim_rule to be callable"),
     ({"checkpoint_every": -1}, ValueError, "checkpoint_every"),

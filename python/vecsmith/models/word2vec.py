@@ -129,6 +129,7 @@ class Word2Vec:
         ValueError, TypeError: for an option out of range, before anything is read or written.
         CheckpointError: the checkpoint found is damaged, or of other settings or another text.
         FolderInUseError: another run is using the checkpoint folder.
+        BackendUnavailable: a forced backend that cannot run here.
     """
 
     def __init__(
@@ -224,7 +225,7 @@ class Word2Vec:
         self.device = check.device(device)
         self.backend = backend
         if backend is not None:
-            ops.registry()["skipgram"].backend(backend)
+            ops.choose(ops.registry()["skipgram"], self.device.type, torch.float32, backend)
         self.progress = progress if progress is None else bool(progress)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
         checkpoint_every = check.finite("checkpoint_every", checkpoint_every, low=0.0)
