@@ -14,6 +14,7 @@ import sys
 import time
 import traceback
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -411,6 +412,72 @@ def interpreted(tmp_path_factory):
 def test_interpreter(interpreted, case):
     _, error = interpreted[case]
     assert error is None, error
+
+
+ARGUMENTS = {
+    **dict.fromkeys(("inputs", "outputs", "tree", "rates", "keep", "updates"), "*fp32"),
+    **dict.fromkeys(("words", "alias", "path_nodes", "tokens"), "*i32"),
+    **dict.fromkeys(("positions", "first", "last", "path_offsets", "keys", "order"), "*i64"),
+    **dict.fromkeys(("centers", "contexts", "negatives"), "*i64"),
+    **dict.fromkeys(("key", "window_key", "negative_key"), "i64"),
+    "path_codes": "*u8",
+    "mask": "*i8",
+    "losses": "*fp64",
+    "rate": "fp32",
+}
+MODES = {"SHRINK": True, "MEAN": True, "LOSS": True, "PATH_BLOCK": 1, "WINDOW_BLOCK": 16}
+MODES |= {"NEGATIVE": True, "NEGATIVE_BLOCK": 8, "TREE": False, "PAIR": False, "CBOW": False}
+COMPILED = {
+    "window-80": ("_train_text", 80, {**MODES, "DEFERRED": False}),
+    "window-90": ("_train_text", 90, {**MODES, "DEFERRED": False}),
+    "window-100": ("_train_text", 100, {**MODES, "DEFERRED": False}),
+    "tree-90": ("_train_text", 90, {**MODES, "DEFERRED": False, "TREE": True, "PATH_BLOCK": 32}),
+    "pair-90": ("_train_text", 90, {**MODES, "DEFERRED": False, "PAIR": True}),
+    "cbow-90": ("_train_text", 90, {**MODES, "DEFERRED": False, "CBOW": True}),
+    "deterministic-90": ("_train_text", 90, {**MODES, "DEFERRED": True}),
+    "pairs-90": ("_train_pairs", 90, {"DEFERRED": False, "LOSS": True, "NEGATIVE_BLOCK": 8}),
+    "updates-90": ("_apply_updates", 90, {"BLOCK_D": 128}),
+    "survivors-90": ("_mark_survivors", 90, {"BLOCK": 1024}),
+}
+
+
+@pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter takes the compiler's place"
+)
+@pytest.mark.parametrize("case", COMPILED)
+def test_compiles_without_a_gpu(case, monkeypatch, tmp_path):
+    """To machine code, for dim 128, with no registers spilled to memory."""
+    pytest.importorskip("triton", reason="Triton is not installed")
+    from triton.backends import nvidia
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+    from vecsmith.kernels import skipgram as kernels
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    name, capability, constants = COMPILED[case]
+    kernel = getattr(kernels, name)
+    warps = 4
+    if name.startswith("_train"):
+        inputs = constants["WINDOW_BLOCK"] if name == "_train_text" else 1
+        if constants.get("PAIR") or constants.get("CBOW"):
+            inputs = 1
+        outputs = max(constants["NEGATIVE_BLOCK"], constants.get("PATH_BLOCK", 1))
+        constants = {**constants, **kernels._shape(128, inputs, outputs)}
+        warps = constants.pop("num_warps")
+    signature = {n: ARGUMENTS.get(n, "i32") for n in kernel.arg_names}
+    signature |= dict.fromkeys(constants, "constexpr")
+    built = compile(
+        ASTSource(kernel, signature, constants),
+        target=GPUTarget("cuda", capability, 32),
+        options={"num_warps": warps},
+    )
+    binary = tmp_path / "kernel.cubin"
+    binary.write_bytes(built.asm["cubin"])
+    tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+    usage = subprocess.run(
+        [str(tool), "--dump-resource-usage", str(binary)], capture_output=True, text=True
+    ).stdout
+    assert "STACK:0 " in usage, usage
 
 
 @pytest.mark.gpu

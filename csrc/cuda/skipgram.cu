@@ -76,6 +76,8 @@ __device__ inline std::int64_t below(std::uint64_t bits, std::int64_t n) {
   return static_cast<std::int64_t>(((bits >> 32) * static_cast<std::uint64_t>(n)) >> 32);
 }
 
+__device__ inline std::int64_t least(std::int64_t a, std::int64_t b) { return a < b ? a : b; }
+
 // A word drawn for `positive`, or -1 where 32 further draws did not help.
 __device__ inline std::int64_t draw_negative(std::uint64_t bits, std::int64_t positive,
                                              const std::int32_t* alias, std::int64_t vocabulary) {
@@ -177,7 +179,7 @@ __host__ __device__ inline std::int64_t up_to_4(std::int64_t n) { return (n + 3)
 struct Block {
   float* rows;          // a thread reads and writes only its own columns of them
   float* partial;       // [inputs, kOutputs, warps], then gradients [inputs, kOutputs]
-  long long* integers;  // [negatives] output words, [2] span, then the ints below
+  long long* integers;  // [negatives] output words, then the ints below
   int dim, row, slots, inputs, negatives, threads, warps;
 
   __device__ Block(const Layout& layout, float* scratch, std::int64_t dim_) {
@@ -217,8 +219,7 @@ struct Block {
   }
 
   __device__ long long& negative(int j) const { return integers[j]; }  // positive first; -1: none
-  __device__ long long& span(int i) const { return integers[negatives + i]; }  // of the window
-  __device__ int& weight(int j) const { return ints()[j]; }  // how often; 0: not this one
+  __device__ int& weight(int j) const { return ints()[j]; }            // how often; 0: not this one
   __device__ int& slot_word(int s) const { return ints()[negatives + s]; }  // -1: free
   // How many survivors of the ring have the slot's word.
   __device__ int& slot_uses(int s) const { return ints()[negatives + slots + s]; }
@@ -230,19 +231,22 @@ struct Block {
   __device__ int& command_slot(int i) const { return ints()[negatives + 4 * slots + i]; }
   __device__ int& command_word(int i) const { return ints()[negatives + 6 * slots + i]; }
   __device__ int& commands() const { return ints()[negatives + 8 * slots]; }
+  __device__ int& span(int i) const {
+    return ints()[negatives + 8 * slots + 1 + i];
+  }  // of the window
   __device__ float& rate() const {
-    return *reinterpret_cast<float*>(ints() + negatives + 8 * slots + 1);
+    return *reinterpret_cast<float*>(ints() + negatives + 8 * slots + 3);
   }
 
  private:
   __device__ float4& at(int index, int d) const {
     return *reinterpret_cast<float4*>(rows + (index * row + d));
   }
-  __device__ int* ints() const { return reinterpret_cast<int*>(integers + negatives + 2); }
+  __device__ int* ints() const { return reinterpret_cast<int*>(integers + negatives); }
 };
 
 std::int64_t bookkeeping_floats(const Layout& l) {
-  return up_to_4(2 * (l.negatives + 2) + l.negatives + 8 * l.slots + 2);
+  return up_to_4(2 * l.negatives + l.negatives + 8 * l.slots + 4);
 }
 
 // --- The ring. ---------------------------------------------------------------------------------
@@ -277,14 +281,13 @@ __device__ inline int find_slot(const Block& b, int word, int lane) {
   return -1;
 }
 
-// Bookkeeping of the move from survivors [lo, hi) to [new_lo, new_hi), by one whole warp: what to
-// retire and to load, in order, as commands.
-__device__ inline void plan_move(const Block& b, const std::int32_t* words, std::int64_t lo,
-                                 std::int64_t hi, std::int64_t new_lo, std::int64_t new_hi,
-                                 int lane) {
+// Bookkeeping of the move from survivors [lo, hi) to [new_lo, new_hi), counted from `words`, by one
+// whole warp: what to retire and to load, in order, as commands.
+__device__ inline void plan_move(const Block& b, const std::int32_t* words, int lo, int hi,
+                                 int new_lo, int new_hi, int lane) {
   int commands = 0;
-  for (std::int64_t p = lo; p < hi && p < new_lo; ++p) {
-    const int slot = b.slot_of(static_cast<int>(p % b.slots));
+  for (int p = lo; p < hi && p < new_lo; ++p) {
+    const int slot = b.slot_of(p % b.slots);
     const int uses = b.slot_uses(slot) - 1;
     const int word = b.slot_word(slot);
     __syncwarp();
@@ -299,14 +302,14 @@ __device__ inline void plan_move(const Block& b, const std::int32_t* words, std:
     if (uses == 0) ++commands;
     __syncwarp();
   }
-  for (std::int64_t p = hi > new_lo ? hi : new_lo; p < new_hi; ++p) {
+  for (int p = hi > new_lo ? hi : new_lo; p < new_hi; ++p) {
     const int word = words[p];
     int slot = find_slot(b, word, lane);
     const bool fresh = slot < 0;
     if (fresh) slot = find_slot(b, -1, lane);
     __syncwarp();
     if (lane == 0) {
-      b.slot_of(static_cast<int>(p % b.slots)) = slot;
+      b.slot_of(p % b.slots) = slot;
       b.slot_uses(slot) = fresh ? 1 : b.slot_uses(slot) + 1;
       if (fresh) {
         b.slot_word(slot) = word;
@@ -399,13 +402,16 @@ __device__ void step(const Block& b, const Targets& t, int slot, bool mean, floa
   const auto input_row = [&](int i) { return kMode == Mode::kPair ? slot : i; };
   const auto times_of = [&](int i) { return kMode == Mode::kWindow ? b.multiplicity(i) : 1; };
 
+#pragma unroll 1
   for (int chunk = 0; chunk < t.count; chunk += kOutputs) {
     const bool first_chunk = chunk == 0, last_chunk = chunk + kOutputs >= t.count;
     float4 o[kOutputs];
     // Every thread makes every turn of this loop, for the shuffles.
+#pragma unroll 1
     for (int start = 0; start < b.dim; start += tile) {
       const int d = start + 4 * thread;
       load_outputs<kVector>(b, t, chunk, d, o);
+#pragma unroll 1
       for (int i = 0; i < inputs; ++i) {
         if (times_of(i) == 0) continue;
         float4 x = make_float4(0.f, 0.f, 0.f, 0.f);
@@ -443,6 +449,7 @@ __device__ void step(const Block& b, const Targets& t, int slot, bool mean, floa
     }
     __syncthreads();
 
+#pragma unroll 1
     for (int start = 0; start < b.dim; start += tile) {
       const int d = start + 4 * thread;
       if (d >= b.dim) continue;
@@ -450,6 +457,7 @@ __device__ void step(const Block& b, const Targets& t, int slot, bool mean, floa
       float4 update[kOutputs];
 #pragma unroll
       for (int j = 0; j < kOutputs; ++j) update[j] = make_float4(0.f, 0.f, 0.f, 0.f);
+#pragma unroll 1
       for (int i = 0; i < inputs; ++i) {
         const int times = times_of(i);
         if (times == 0) continue;
@@ -541,30 +549,33 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
     b.slot_word(s) = -1;
     b.slot_uses(s) = 0;
   }
-  // The survivors in the ring: none yet, and those before the run are still to come.
-  std::int64_t lo = begin - a.window, hi = lo;
-  for (std::int64_t k = begin; k < end; ++k) {
-    const std::int64_t center = a.words[k], position = a.positions[k];
-    const std::int64_t first = a.first[k], last = a.last[k];
-    const std::int64_t new_lo = k - a.window > first ? k - a.window : first;
-    const std::int64_t new_hi = k + a.window + 1 < last ? k + a.window + 1 : last;
+  // From here on survivors are counted from `origin`, the first that this run can meet: 32 bits.
+  const std::int64_t origin = begin - a.window;
+  const int window = static_cast<int>(a.window);
+  const int run = static_cast<int>(end - begin);
+  int lo = 0, hi = 0;  // the survivors in the ring: none yet
+  for (int k = window; k < window + run; ++k) {
+    const std::int64_t at = origin + k;
+    const std::int64_t center = a.words[at], position = a.positions[at];
+    const int before = static_cast<int>(least(at - a.first[at], window));
+    const int after = static_cast<int>(least(a.last[at] - at - 1, window));
+    const int new_lo = k - before, new_hi = k + after + 1;
     __syncthreads();  // The last center is done with what is shared.
     if (thread < kWarp) {
-      plan_move(b, a.words, lo, hi, new_lo, new_hi, lane);
-      std::int64_t reach = a.window;
+      plan_move(b, a.words + origin, lo, hi, new_lo, new_hi, lane);
+      int reach = window;
       if (a.shrink_windows) {
-        reach = 1 + below(draw(keys.window, static_cast<std::uint64_t>(position)), a.window);
+        const std::uint64_t bits = draw(keys.window, static_cast<std::uint64_t>(position));
+        reach = 1 + static_cast<int>(below(bits, a.window));
       }
-      const std::int64_t start = k - reach > first ? k - reach : first;
-      const std::int64_t stop = k + reach + 1 < last ? k + reach + 1 : last;
+      const int start = k - (before < reach ? before : reach);
+      const int stop = k + (after < reach ? after : reach) + 1;
       for (int s = lane; s < b.slots; s += kWarp) b.multiplicity(s) = 0;
       __syncwarp();
+      for (int p = start + lane; p < stop; p += kWarp) {
+        if (p != k) atomicAdd(&b.multiplicity(b.slot_of(p % b.slots)), 1);
+      }
       if (lane == 0) {
-        int at = static_cast<int>(start % b.slots);
-        for (std::int64_t p = start; p < stop; ++p) {
-          if (p != k) b.multiplicity(b.slot_of(at)) += 1;
-          if (++at == b.slots) at = 0;
-        }
         b.span(0) = start;
         b.span(1) = stop;
         const double done =
@@ -587,7 +598,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
     lo = new_lo;
     hi = new_hi;
     run_commands<kVector>(b, a.inputs);
-    const std::int64_t start = b.span(0), stop = b.span(1);
+    const int start = b.span(0), stop = b.span(1);
     if (stop - start < 2) continue;  // nobody around; the same for every thread
     const float rate = b.rate();
     Targets path{a.tree, 0, nullptr, nullptr};
@@ -607,13 +618,13 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
       continue;
     }
     const std::uint64_t places = 2 * static_cast<std::uint64_t>(a.window) + 1;
-    for (std::int64_t p = start; p < stop; ++p) {
+    for (int p = start; p < stop; ++p) {
       if (p == k) continue;
-      const int slot = b.slot_of(static_cast<int>(p % b.slots));
+      const int slot = b.slot_of(p % b.slots);
       if (a.tree.data) step<kVector, kMode>(b, path, slot, true, rate, with_loss, sum);
       if (!a.negative) continue;
       __syncthreads();  // The last context is done with its negatives.
-      const std::uint64_t place = static_cast<std::uint64_t>(p - k + a.window);
+      const std::uint64_t place = static_cast<std::uint64_t>(p - k + window);
       for (int j = thread; j < list; j += b.threads) {
         const std::uint64_t counter = (static_cast<std::uint64_t>(position) * places + place) *
                                           static_cast<std::uint64_t>(a.negative) +
@@ -628,7 +639,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
     }
   }
   __syncthreads();
-  if (thread < kWarp) plan_move(b, a.words, lo, hi, hi, hi, lane);
+  if (thread < kWarp) plan_move(b, a.words + origin, lo, hi, hi, hi, lane);
   __syncthreads();
   run_commands<kVector>(b, a.inputs);
   add_loss(a.loss, sum);
@@ -785,6 +796,8 @@ void choose_blocks(Plan& plan, Kernel kernel, std::int64_t count, std::int64_t w
                               attribute(cudaDevAttrMultiProcessorCount);
     blocks = std::min(fill, (count + kShortestRun - 1) / kShortestRun);
   }
+  // A block counts its survivors in 32 bits.
+  blocks = std::max(blocks, count >> 30);
   plan.blocks = std::max<std::int64_t>(1, std::min(blocks, count));
   plan.scratch_floats *= plan.blocks;
 }
