@@ -29,30 +29,6 @@ struct ByteClasses {
   uint64_t high;
 };
 
-#if defined(__SSE2__)
-
-inline ByteClasses classify16(const char* p) {
-  const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  // Signed compares do: bytes >= 0x80 are negative, and so below '\t'.
-  const __m128i control = _mm_and_si128(_mm_cmpgt_epi8(x, _mm_set1_epi8('\t' - 1)),
-                                        _mm_cmplt_epi8(x, _mm_set1_epi8('\r' + 1)));
-  const __m128i space = _mm_or_si128(control, _mm_cmpeq_epi8(x, _mm_set1_epi8(' ')));
-  return {static_cast<uint64_t>(_mm_movemask_epi8(space)),
-          static_cast<uint64_t>(_mm_movemask_epi8(x))};
-}
-
-inline ByteClasses classify64(const char* p) {
-  ByteClasses out{0, 0};
-  for (int i = 0; i < 4; ++i) {
-    const ByteClasses part = classify16(p + 16 * i);
-    out.space |= part.space << (16 * i);
-    out.high |= part.high << (16 * i);
-  }
-  return out;
-}
-
-#else
-
 // Bit 8k + 7 of x, for each byte k, to bit k.
 inline uint64_t gather_high_bits(uint64_t x) { return ((x >> 7) * 0x0102040810204080ull) >> 56; }
 
@@ -67,7 +43,7 @@ inline ByteClasses classify8(const char* p) {
   return {gather_high_bits(space), gather_high_bits(x & tops)};
 }
 
-inline ByteClasses classify64(const char* p) {
+inline ByteClasses classify64_portable(const char* p) {
   ByteClasses out{0, 0};
   for (int i = 0; i < 8; ++i) {
     const ByteClasses part = classify8(p + 8 * i);
@@ -76,6 +52,26 @@ inline ByteClasses classify64(const char* p) {
   }
   return out;
 }
+
+#if defined(__SSE2__)
+
+inline ByteClasses classify64(const char* p) {
+  ByteClasses out{0, 0};
+  for (int i = 0; i < 4; ++i) {
+    const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p + 16 * i));
+    // Signed compares do: bytes >= 0x80 are negative, and so below '\t'.
+    const __m128i control = _mm_and_si128(_mm_cmpgt_epi8(x, _mm_set1_epi8('\t' - 1)),
+                                          _mm_cmplt_epi8(x, _mm_set1_epi8('\r' + 1)));
+    const __m128i space = _mm_or_si128(control, _mm_cmpeq_epi8(x, _mm_set1_epi8(' ')));
+    out.space |= static_cast<uint64_t>(_mm_movemask_epi8(space)) << (16 * i);
+    out.high |= static_cast<uint64_t>(_mm_movemask_epi8(x)) << (16 * i);
+  }
+  return out;
+}
+
+#else
+
+inline ByteClasses classify64(const char* p) { return classify64_portable(p); }
 
 #endif
 

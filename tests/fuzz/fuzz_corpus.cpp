@@ -6,6 +6,7 @@
 #include <map>
 
 #include "fuzz.h"
+#include "io/bytes.h"
 #include "io/corpus.h"
 #include "io/file.h"
 #include "io/sampling_tables.h"
@@ -127,6 +128,22 @@ Outcome plainly(const char* text, size_t size, const CorpusOptions& options, int
   return out;
 }
 
+// The scan for whitespace, as it is on this machine and as it is on any, against a look at each
+// byte.
+void check_classes(const char* text, size_t size) {
+  for (size_t at = 0; at + 64 <= size; ++at) {
+    const auto fast = vecsmith::io::classify64(text + at);
+    const auto portable = vecsmith::io::classify64_portable(text + at);
+    uint64_t space = 0, high = 0;
+    for (int k = 0; k < 64; ++k) {
+      if (vecsmith::io::is_space(text[at + k])) space |= uint64_t{1} << k;
+      if (static_cast<unsigned char>(text[at + k]) >= 0x80) high |= uint64_t{1} << k;
+    }
+    FUZZ_CHECK(fast.space == space && fast.high == high);
+    FUZZ_CHECK(portable.space == space && portable.high == high);
+  }
+}
+
 void check_tables(const std::vector<int64_t>& counts) {
   std::vector<int32_t> table(2 * counts.size());
   vecsmith::io::alias_table(counts.data(), static_cast<int64_t>(counts.size()), 0.75, table.data());
@@ -166,6 +183,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const auto min_count = static_cast<int64_t>(input.number(1, 3));
   size_t length = 0;
   const auto text = input.rest(&length);
+
+  check_classes(text.get(), length);
 
   const auto read = [&](const CorpusOptions& how, size_t piece) {
     tokens.clear(), offsets.clear(), spill.clear();

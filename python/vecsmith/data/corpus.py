@@ -147,23 +147,24 @@ class Corpus:
             settings["vocabulary"] = _digest_of(vocabulary)
         threads = _integer("num_threads", num_threads, 1, optional=True) or torch.get_num_threads()
         text = open_source(source, folder)
+        fingerprint = None
         if text.identity is not None:
             fingerprint = _digest(["files", text.identity, settings])
             found = cls._find(folder, fingerprint, vocabulary)
             if found is not None:
                 return found
         with _cache.build_lock(folder):
-            if text.identity is not None:
+            if fingerprint is not None:
                 # It may have been built while we did not hold the lock.
                 found = cls._find(folder, fingerprint, vocabulary)
                 if found is not None:
                     return found
             with _cache.explain_full_disk(folder), _cache.Draft(folder) as draft:
                 manifest, words = _encode(text, draft, settings, vocabulary, threads, progress)
-                manifest["reusable"] = text.identity is not None
-                if text.identity is not None:
-                    manifest["fingerprint"] = fingerprint
-                manifest = draft.commit(manifest)
+                if fingerprint is None:
+                    outcome = [manifest["checksum"], _digest_of(words), settings]
+                    fingerprint = _digest(["outcome", outcome])
+                manifest = draft.commit({"fingerprint": fingerprint, **manifest})
             return cls._open(folder, manifest, words)
 
     @classmethod
@@ -253,8 +254,8 @@ def _encode(
         draft.discard("spill")
     vocabulary.save(draft.path("vocabulary"))
     manifest = {
-        "fingerprint": _digest(["outcome", checksum, _digest_of(vocabulary), settings]),
         "source": text.name,
+        "reusable": text.identity is not None,
         "settings": settings,
         "tokens": tokens,
         "sentences": sentences,
@@ -309,10 +310,11 @@ def _digest(content: Any) -> str:
 
 
 def _digest_of(vocabulary: Vocabulary) -> str:
+    words = [word.encode("utf-8", "surrogatepass") for word in vocabulary.words]
     digest = hashlib.sha256(vocabulary.counts.tobytes())
-    for word in vocabulary.words:
-        data = word.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(4, "little") + data)
+    # The lengths too: "ab", "c" are not "a", "bc".
+    digest.update(np.fromiter(map(len, words), dtype=np.int64, count=len(words)).tobytes())
+    digest.update(b"".join(words))
     return digest.hexdigest()
 
 
