@@ -127,3 +127,9 @@ def test_demo(tmp_path, capsys, monkeypatch):
 def test_demo_as_a_command(tmp_path, capsys):
     assert demo.main(["--folder", str(tmp_path / "demo"), str(tmp_path / "nowhere")]) == 2
     assert capsys.readouterr().err.startswith("error: expected a file or folder")
+
+
+def test_demo_of_one_sentence(tmp_path, capsys):
+    (tmp_path / "one.py").write_text('"""One sentence of one module of one package."""\n')
+    demo.demo(tmp_path / "demo", [tmp_path / "one.py"], epochs=1, min_count=1)
+    assert "ratio" in capsys.readouterr().out

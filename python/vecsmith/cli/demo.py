@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import os
 import sys
 import time
@@ -70,41 +71,47 @@ def reference_rate(model: Word2Vec, corpus: Corpus, seconds: float) -> tuple[flo
     import torch
 
     from vecsmith import ops
+    from vecsmith.models import _driver
     from vecsmith.models.word2vec import _initialize
 
     vectors = ops.empty_table(len(model.wv), model.vector_size)
     _initialize(vectors, model.seed)
     outputs = ops.empty_table(len(model.wv), model.vector_size).zero_()
     sampling = model._sampling()
-    threads = torch.get_num_threads()
+    bounds = _driver.chunk_bounds(corpus.offsets, 100)
+    tokens, threads, started = 0, torch.get_num_threads(), time.perf_counter()
     torch.set_num_threads(1)
-    # The first sentence pays for the first call of everything.
-    first, sentence, started = int(corpus.offsets[1]), 1, time.perf_counter()
-    while True:
-        ops.skipgram(
-            vectors,
-            outputs,
-            corpus.tokens,
-            corpus.offsets[sentence - 1 : sentence + 1],
-            **sampling,
-            window=model.window,
-            negative=model.negative,
-            cbow=not model.sg,
-            alpha=model.alpha,
-            min_alpha=model.min_alpha,
-            seed=model.seed,
-            compute_loss=False,
-            num_threads=1,
-            backend="reference",
-        )
-        elapsed = time.perf_counter() - started
-        if sentence == 1:
-            started = time.perf_counter()
-        elif elapsed >= seconds or sentence + 1 == len(corpus):
-            break
-        sentence += 1
-    torch.set_num_threads(threads)
-    tokens = int(corpus.offsets[sentence]) - first
+    try:
+        for i, chunk in enumerate(itertools.pairwise(bounds)):
+            # A piece of its own: the reference checks all tokens that it is given.
+            piece, offsets, position = _driver._inputs(corpus, chunk, model.device, whole=False)
+            ops.skipgram(
+                vectors,
+                outputs,
+                piece,
+                offsets,
+                **sampling,
+                window=model.window,
+                negative=model.negative,
+                cbow=not model.sg,
+                alpha=model.alpha,
+                min_alpha=model.min_alpha,
+                words_total=corpus.tokens.numel(),
+                seed=model.seed,
+                first_position=position,
+                compute_loss=False,
+                num_threads=1,
+                backend="reference",
+            )
+            elapsed = time.perf_counter() - started
+            if i == 0 and len(bounds) > 2:  # it has paid for the first call of everything
+                started = time.perf_counter()
+                continue
+            tokens += piece.numel()
+            if elapsed >= seconds:
+                break
+    finally:
+        torch.set_num_threads(threads)
     raw = tokens * corpus.raw_words / max(1, corpus.tokens.numel())
     return raw / elapsed, round(raw)
 
