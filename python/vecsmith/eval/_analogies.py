@@ -15,10 +15,10 @@ from vecsmith.io import open_binary
 
 Question = tuple[str, str, str, str]
 
-# One block of scores: 512 questions x 4096 words of fp32 is 8 MiB, which stays in cache between
-# the product and the search for its maxima.
+# The cosines of one block of words to all given words (about a thousand in the usual file) are two
+# megabytes of fp32: they stay in cache while every question combines three of their rows.
 _QUESTIONS = 512
-_WORDS = 4096
+_WORDS = 512
 _LOOK = 5  # gensim looks at the five nearest words
 
 
@@ -146,7 +146,8 @@ def analogies(
     (Mikolov, Yih and Zweig 2013, "Linguistic regularities in continuous space word
     representations"). The protocol and the sections of gensim's ``evaluate_word_analogies``: only
     the five nearest words that are not given are looked at, and variants in case of the given words
-    are skipped among them. All questions of a block are scored in one matrix product.
+    are skipped among them. By linearity the scores of all questions come out of one matrix product
+    per block of words, with the words that are given anywhere in the file.
 
     Args:
         vectors: [V, D], a tensor or array.
@@ -203,7 +204,6 @@ def _groups(words: Sequence[str], known: dict[str, int], case_insensitive: bool)
 
 def _answer(matrix: torch.Tensor, questions: np.ndarray, groups: np.ndarray) -> np.ndarray:
     """[Q] of bool: is the answer to each question (rows a, b, c, d; [Q, 4]) in d's group?"""
-    queries = _queries(matrix, questions)
     # Variants in case of the given words: rows of their groups beside the rows themselves.
     variants = _variants(groups)
     excluded: list[list[int]] = []
@@ -214,23 +214,17 @@ def _answer(matrix: torch.Tensor, questions: np.ndarray, groups: np.ndarray) -> 
         if len(others) >= _LOOK:  # the five nearest could all be variants: look at them one by one
             crowded.append(at)
         excluded.append([*given, *others])
-    answers = _nearest(matrix, queries, excluded)
+    answers = _nearest(matrix, questions, excluded)
     right = np.zeros(len(questions), dtype=bool)
     found = answers >= 0
     right[found] = groups[answers[found]] == questions[found, 3]
     for at in crowded:
-        right[at] = _answer_one(matrix, queries[at], questions[at], groups)
+        right[at] = _answer_one(matrix, questions[at], groups)
     return right
 
 
-def _queries(matrix: torch.Tensor, questions: np.ndarray) -> torch.Tensor:
-    """[Q, D]: the unit mean of b/|b|, c/|c| and -a/|a|, rounded where gensim rounds."""
-    rows, inverse = np.unique(questions[:, :3], return_inverse=True)
-    given = matrix[torch.from_numpy(rows)]
-    given = given / torch.linalg.vector_norm(given, dim=1, keepdim=True)
-    a, b, c = torch.from_numpy(inverse.reshape(-1, 3)).unbind(1)
-    mean = (given[b] + given[c] - given[a]).double() / 3
-    return (mean / torch.linalg.vector_norm(mean, dim=1, keepdim=True)).to(matrix.dtype)
+def _units(rows: torch.Tensor) -> torch.Tensor:
+    return rows / torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
 
 
 def _variants(groups: np.ndarray) -> dict[int, list[int]]:
@@ -240,52 +234,52 @@ def _variants(groups: np.ndarray) -> dict[int, list[int]]:
     return variants
 
 
-def _nearest(matrix: torch.Tensor, queries: torch.Tensor, excluded: list[list[int]]) -> np.ndarray:
-    """[Q]: the row of greatest cosine that is not excluded; -1 where there is none."""
-    number, size = len(queries), len(matrix)
-    best = np.full(number, -np.inf, dtype=queries.numpy().dtype)
+def _nearest(matrix: torch.Tensor, questions: np.ndarray, excluded: list[list[int]]) -> np.ndarray:
+    """[Q]: the row w of greatest cos(w, b) + cos(w, c) - cos(w, a) that is not excluded; or -1."""
+    number, size = len(questions), len(matrix)
+    rows, places = np.unique(questions[:, :3], return_inverse=True)
+    given = _units(matrix[torch.from_numpy(rows)])
+    terms = torch.from_numpy(places.reshape(-1, 3))
+    signs = torch.tensor([-1.0, 1.0, 1.0], dtype=matrix.dtype).expand(number, 3).contiguous()
+    best = np.full(number, -np.inf, dtype=signs.numpy().dtype)
     answers = np.full(number, -1, dtype=np.int64)
     owner = np.repeat(np.arange(number), [len(rows) for rows in excluded])
     barred = np.fromiter((row for rows in excluded for row in rows), np.int64, len(owner))
     order = np.argsort(barred, kind="stable")
     owner, barred = owner[order], barred[order]
-    scores = torch.empty(min(_QUESTIONS, number) * min(_WORDS, size), dtype=matrix.dtype)
     for start in range(0, size, _WORDS):
         block = matrix[start : start + _WORDS]
-        norms = torch.linalg.vector_norm(block, dim=1, keepdim=True)
-        zero = norms.squeeze(1) == 0
-        block = block / norms
-        some_zero = bool(zero.any())
-        if some_zero:
-            block[zero] = 0
+        zero = (torch.linalg.vector_norm(block, dim=1) == 0).numpy()
+        cosines = given @ _units(block).T
+        cosines[:, zero] = 0
         low, high = np.searchsorted(barred, (start, start + len(block)))
-        here = owner[low:high], barred[low:high] - start
-        by_question = np.argsort(here[0], kind="stable")
-        here = here[0][by_question], here[1][by_question]
+        by_question = np.argsort(owner[low:high], kind="stable")
+        owners, columns = owner[low:high][by_question], barred[low:high][by_question] - start
         for first in range(0, number, _QUESTIONS):
-            part = queries[first : first + _QUESTIONS]
-            out = scores[: len(part) * len(block)].view(len(part), len(block))
-            torch.mm(part, block.T, out=out)
-            low, high = np.searchsorted(here[0], (first, first + len(part)))
-            values = out.numpy()
-            values[here[0][low:high] - first, here[1][low:high]] = -np.inf
-            if some_zero:  # a zero vector has no direction: never an answer
-                values[:, zero.numpy()] = -np.inf
-            top = out.amax(dim=1).numpy()
+            last = min(number, first + _QUESTIONS)
+            # Each question is a bag of three rows: gathered, signed and added in one pass.
+            scores = torch.nn.functional.embedding_bag(
+                terms[first:last], cosines, mode="sum", per_sample_weights=signs[first:last]
+            )
+            values = scores.numpy()
+            low, high = np.searchsorted(owners, (first, last))
+            values[owners[low:high] - first, columns[low:high]] = -np.inf
+            if zero.any():  # a zero vector has no direction: never an answer
+                values[:, zero] = -np.inf
+            top = scores.amax(dim=1).numpy()
             # The index is sought only where the block holds a new maximum; nan compares false.
-            better = np.flatnonzero(top > best[first : first + len(part)])
+            better = np.flatnonzero(top > best[first:last])
             best[first + better] = top[better]
             answers[first + better] = start + values[better].argmax(axis=1)
     return answers
 
 
-def _answer_one(
-    matrix: torch.Tensor, query: torch.Tensor, question: np.ndarray, groups: np.ndarray
-) -> bool:
+def _answer_one(matrix: torch.Tensor, question: np.ndarray, groups: np.ndarray) -> bool:
     """The protocol word by word, for a question whose words have many variants in case."""
-    scores = (matrix @ query) / torch.linalg.vector_norm(matrix, dim=1)
-    scores = torch.nan_to_num(scores, nan=-torch.inf)
     given = question[:3].tolist()
+    a, b, c = _units(matrix[given])
+    scores = _units(matrix) @ _units((b + c - a) / 3)
+    scores = torch.nan_to_num(scores, nan=-torch.inf)
     order = torch.argsort(scores, descending=True, stable=True)[: _LOOK + 3].tolist()
     predicted = -1
     for row in [row for row in order if row not in given][:_LOOK]:
