@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import itertools
@@ -12,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -447,6 +449,25 @@ def test_debug_shows_where(text, tmp_path, place):
     command.insert(place, "--debug")
     with pytest.raises(ValueError, match="vector_size >= 1; got 0"):
         main(command)
+
+
+def test_warnings_are_one_line(vecsmith, text, tmp_path, monkeypatch):
+    def full(self, tables, state):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Checkpoint, "write", full)
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        result = vecsmith(
+            *("word2vec", text, "-o", tmp_path / "v", "-q", "--epochs", 2, "--dim", 8),
+            *("--checkpoint-every", 0),
+        )
+    assert result.code == 0
+    assert result.err.startswith("warning: the checkpoint ")
+    assert "No space left on device" in result.err
+    assert "training goes on" in result.err
+    assert result.err.count("\n") == 1
+    assert len(KeyedVectors.load(tmp_path / "v")) == 20
 
 
 def test_an_error_of_ours_is_one_line_too(vecsmith, vectors, monkeypatch):

@@ -10,6 +10,7 @@ import functools
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
@@ -90,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     _utf8()
     before = signal.signal(signal.SIGTERM, interrupt_on_terminate)
     try:
-        code = _run(arguments, debug)
+        with warnings.catch_warnings():
+            warnings.showwarning = _say_warning
+            code = _run(arguments, debug)
     finally:
         signal.signal(signal.SIGTERM, before)
     sys.exit(code)
@@ -147,6 +150,10 @@ def _say_error(error: BaseException) -> None:
     if not isinstance(error, (ValueError, TypeError, OSError, LookupError, RuntimeError)):
         text = f"{type(error).__name__}: {text} (--debug shows where)"
     _error_line(f"error: {text or type(error).__name__}")
+
+
+def _say_warning(message: Warning | str, *where: object, **more: object) -> None:
+    _error_line(f"warning: {message}")
 
 
 def _error_line(text: str) -> None:
