@@ -17,7 +17,7 @@ Question = tuple[str, str, str, str]
 
 # The cosines of one block of words to all given words (about a thousand in the usual file) are two
 # megabytes of fp32: they stay in cache while every question combines three of their rows.
-_QUESTIONS = 512
+_QUESTIONS = 1024
 _WORDS = 512
 _LOOK = 5  # gensim looks at the five nearest words
 
