@@ -66,18 +66,19 @@ class KeyedVectors:
         vectors: Tensor | np.ndarray | None = None,
         counts: Any = None,
     ) -> None:
-        if isinstance(vocabulary_words, Integral):
-            if vectors is not None or int(vocabulary_words) < 1:
+        words = vocabulary_words
+        if isinstance(words, (int, np.integer)):
+            if vectors is not None or int(words) < 1:
                 raise ValueError(
-                    f"expected words and vectors, or one vector size >= 1; got {vocabulary_words}"
+                    f"expected words and vectors, or one vector size >= 1; got {words}"
                 )
-            vectors = torch.empty(0, int(vocabulary_words))
-            vocabulary_words = []
-        if isinstance(vocabulary_words, str):
+            vectors = torch.empty(0, int(words))
+            words = []
+        if isinstance(words, str):
             raise TypeError("expected a list of words, got one string")
         if vectors is None:
             raise TypeError("expected vectors [V, D] for the words")
-        self._set_words(list(vocabulary_words))
+        self._set_words(list(words))
         self._set_table(vectors)
         self.expandos: dict[str, np.ndarray] = {}
         if counts is not None:
