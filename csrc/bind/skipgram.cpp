@@ -102,15 +102,14 @@ void bind_skipgram(py::module_& m) {
         job.shrink_windows = shrink_windows;
         job.shared_negatives = shared_negatives;
         job.alpha = alpha;
-        job.min_alpha = min_alpha;
-        job.words_before = static_cast<double>(words_before);
-        job.words_total = static_cast<double>(words_total);
+        job.rate_slope = (min_alpha - alpha) / static_cast<double>(words_total);
+        job.rate_start = alpha + job.rate_slope * static_cast<double>(words_before);
+        job.rate_least = std::min(alpha, min_alpha);
         job.key_subsample = skipgram_key(static_cast<uint64_t>(seed), static_cast<uint64_t>(epoch), 0);
         job.key_window = skipgram_key(static_cast<uint64_t>(seed), static_cast<uint64_t>(epoch), 1);
         job.key_negative = skipgram_key(static_cast<uint64_t>(seed), static_cast<uint64_t>(epoch), 2);
         job.first_position = first_position;
         job.compute_loss = compute_loss;
-        job.frozen = batch_positions > 0;
         py::gil_scoped_release release;
         check_job(job, token_count, path_size);
         job.max_outputs = negative + 1;
@@ -148,7 +147,6 @@ void bind_skipgram(py::module_& m) {
         job.shared_negatives = true;
         job.alpha = alpha;
         job.compute_loss = compute_loss;
-        job.frozen = batch_pairs > 0;
         job.max_outputs = negative + 1;
         py::gil_scoped_release release;
         check_range("centers", job.centers, pairs, 0, input_rows - 1);

@@ -32,11 +32,28 @@ typedef int32_t vint_memory __attribute__((vector_size(kLanes * 4), aligned(4), 
 VECSMITH_INLINE vfloat load(const float* p) { return *reinterpret_cast<const vfloat_memory*>(p); }
 VECSMITH_INLINE void store(float* p, vfloat v) { *reinterpret_cast<vfloat_memory*>(p) = v; }
 VECSMITH_INLINE vint load(const int32_t* p) { return *reinterpret_cast<const vint_memory*>(p); }
+VECSMITH_INLINE void store(int32_t* p, vint v) { *reinterpret_cast<vint_memory*>(p) = v; }
 VECSMITH_INLINE vfloat splat(float x) { return x - vfloat{}; }
 
-// The first n lanes (0 < n < kLanes); the others read as zero, and are not written.
+// Keeps a loaded vector in a register: else each of its uses becomes a load of its own.
+VECSMITH_INLINE vfloat in_register(vfloat v) {
+#if defined(__AVX512F__)
+  __asm__("" : "+v"(v));
+#elif defined(__x86_64__)
+  __asm__("" : "+x"(v));
+#endif
+  return v;
+}
+
+// The first n lanes (0 < n < kLanes); the others read as zero, and are not written. Whole quarters go
+// through plain narrower loads and stores, which, unlike masked ones, are forwarded from one to the other.
 VECSMITH_INLINE vfloat load_tail(const float* p, int n) {
 #if defined(__AVX512F__)
+  if (n == 4) return (vfloat)_mm512_zextps128_ps512(_mm_loadu_ps(p));
+  if (n == 8) return (vfloat)_mm512_zextps256_ps512(_mm256_loadu_ps(p));
+  if (n == 12)
+    return (vfloat)_mm512_insertf32x4(_mm512_zextps256_ps512(_mm256_loadu_ps(p)), _mm_loadu_ps(p + 8),
+                                      2);
   return (vfloat)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
 #elif defined(__AVX2__)
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -50,6 +67,12 @@ VECSMITH_INLINE vfloat load_tail(const float* p, int n) {
 
 VECSMITH_INLINE void store_tail(float* p, vfloat v, int n) {
 #if defined(__AVX512F__)
+  if (n == 4) return _mm_storeu_ps(p, _mm512_castps512_ps128((__m512)v));
+  if (n == 8) return _mm256_storeu_ps(p, _mm512_castps512_ps256((__m512)v));
+  if (n == 12) {
+    _mm256_storeu_ps(p, _mm512_castps512_ps256((__m512)v));
+    return _mm_storeu_ps(p + 8, _mm512_extractf32x4_ps((__m512)v, 2));
+  }
   _mm512_mask_storeu_ps(p, static_cast<__mmask16>((1u << n) - 1), (__m512)v);
 #elif defined(__AVX2__)
   // Not vmaskmovps: its store form is microcoded on some processors.
@@ -114,13 +137,36 @@ VECSMITH_INLINE vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
 VECSMITH_INLINE vfloat min(vfloat a, vfloat b) { return a < b ? a : b; }
 VECSMITH_INLINE vfloat abs(vfloat a) { return (vfloat)((vint)a & 0x7fffffff); }
 
+// A vector written by stores of four floats: read by fours, each is forwarded from its store.
+VECSMITH_INLINE vfloat load_fours(const float* p) {
+#if defined(__AVX512F__)
+  const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 4), 1);
+  const __m256 high =
+      _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 8)), _mm_loadu_ps(p + 12), 1);
+  return (vfloat)_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+#elif defined(__AVX2__)
+  return (vfloat)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 4), 1);
+#else
+  return load(p);
+#endif
+}
+
+// 1 / x for x in [1, 2], to within 2 units in the last place.
+VECSMITH_INLINE vfloat reciprocal(vfloat x) {
+#if defined(__AVX512F__)
+  const vfloat r = (vfloat)_mm512_rcp14_ps((__m512)x);
+  return r * (2.0f - x * r);
+#else
+  return 1.0f / x;
+#endif
+}
+
 // exp(x) for x in [-87, 0], relative error below 2e-7: 2^k * p(r), |r| <= ln(2)/2 (Cephes' expf).
 VECSMITH_INLINE vfloat exp_negative(vfloat x) {
   const vfloat shift = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer
   const vfloat t = x * 1.44269504f + shift;
   const vint k = (vint)t - (vint)shift;
-  const vfloat n = t - shift;
-  const vfloat r = (x - n * 0.693359375f) + n * 2.12194440e-4f;
+  const vfloat r = x - (t - shift) * 0.693147180559945f;
   vfloat p = splat(1.9875691500e-4f);
   p = p * r + 1.3981999507e-3f;
   p = p * r + 8.3334519073e-3f;
@@ -131,18 +177,20 @@ VECSMITH_INLINE vfloat exp_negative(vfloat x) {
   return (vfloat)((vint)p + (k << 23));
 }
 
-// log(1 + t) for t in [0, 1], as 2 atanh(t / (2 + t)); relative error below 3e-7.
-VECSMITH_INLINE vfloat log1p_unit(vfloat t) {
-  const vfloat r = t / (t + 2.0f);
+// log(x) for normal x >= 1; absolute error below 2e-7 of max(1, log(x)): exponent and mantissa in
+// [sqrt(1/2), sqrt(2)), then 2 atanh((m - 1) / (m + 1)).
+VECSMITH_INLINE vfloat log_above_one(vfloat x) {
+  const vint bits = (vint)x - 0x3f3504f3;
+  const vint exponent = bits >> 23;
+  const vfloat m = (vfloat)((bits & 0x7fffff) + 0x3f3504f3);
+  const vfloat r = (m - 1.0f) / (m + 1.0f);
   const vfloat q = r * r;
-  vfloat p = splat(2.0f / 13);
-  p = p * q + 2.0f / 11;
-  p = p * q + 2.0f / 9;
+  vfloat p = splat(2.0f / 9);
   p = p * q + 2.0f / 7;
   p = p * q + 2.0f / 5;
   p = p * q + 2.0f / 3;
   p = p * q + 2.0f;
-  return p * r;
+  return p * r + __builtin_convertvector(exponent, vfloat) * 0.693147180559945f;
 }
 
 }  // namespace

@@ -4,10 +4,16 @@
 // atomic counter; every worker draws, plans and trains on its own.
 //
 // Mini-batches (the same bits for any number of workers): a batch is the centers whose positions share
-// floor(position / batch). Its centers are cut into parts at fixed positions. Phase one: workers take
-// parts and compute their updates at the frozen tables, each part into rows of its own. Phase two: each
-// worker adds the updates of all parts, in order, to its own columns of the tables. Neither the parts nor
-// the order of any sum depends on the number of workers.
+// floor(position / batch). The workers own *columns* of the tables, so that no row ever travels between
+// their caches; what travels are scores. A batch has four phases, with a barrier after each of the first
+// three:
+//
+//   plan      workers share out parts of the batch and lay out their steps;
+//   score     the inner products are summed over two fixed ranges of columns, by different workers;
+//   gradient  workers share out the parts, add the two sums and take the sigmoid;
+//   update    every worker applies all steps, in order, to its own columns.
+//
+// Neither the parts, nor the two ranges, nor the order of any sum depends on the number of workers.
 #include "cpu/skipgram.h"
 
 #include <algorithm>
@@ -52,32 +58,64 @@ struct Aligned {
 
 int64_t padded_dim(const SkipgramJob& job) { return (job.dim + 15) / 16 * 16; }
 
+// The most that steps of `centers` centers (or pairs) can need.
+struct Bounds {
+  int64_t inputs, outputs, steps, ids, weights, scores;
+
+  Bounds(const SkipgramJob& job, int64_t centers) {
+    const bool pairwise = job.tokens && !job.shared_negatives && !job.cbow;
+    inputs = job.tokens ? 2 * static_cast<int64_t>(job.window) : 1;
+    outputs = job.max_outputs;
+    const int64_t each = pairwise ? inputs : 1;  // steps of one kind for a center
+    const int64_t kinds = (job.path_offsets ? 1 : 0) + (job.negative ? 1 : 0) + (job.tokens ? 0 : 1);
+    const int64_t width = job.cbow || pairwise ? 1 : inputs;  // inputs that meet the outputs
+    steps = centers * each * kinds;
+    ids = centers * (inputs + each * (static_cast<int64_t>(job.negative) + 1)) + kSkipgramPadding;
+    weights = ids;
+    scores = centers * each * width * outputs * kinds + kSkipgramPadding;
+  }
+};
+
+// The memory behind a SkipgramPlan.
+class Plan {
+ public:
+  SkipgramPlan view{};
+
+  void reserve(const SkipgramJob& job, int64_t centers) {
+    const Bounds bounds(job, centers);
+    view.steps = steps_.reserve(bounds.steps);
+    view.ids = ids_.reserve(bounds.ids);
+    view.weights = weights_.reserve(bounds.weights);
+    view.bits = bits_.reserve(kSkipgramBlock * static_cast<int64_t>(job.negative) + 1);
+  }
+
+ private:
+  Aligned<SkipgramStep> steps_;
+  Aligned<int32_t> ids_;
+  Aligned<float> weights_;
+  Aligned<uint64_t> bits_;
+};
+
 // The memory behind one worker's SkipgramScratch.
 class Worker {
  public:
   explicit Worker(const SkipgramJob& job) {
-    const int64_t inputs = std::max<int64_t>(1, 2 * static_cast<int64_t>(job.window));
-    const int64_t outputs = job.max_outputs;
-    const bool pairwise = !job.shared_negatives && !job.cbow;
-    const int64_t steps = kSkipgramBlock * (pairwise ? inputs : 1) * 2;
-    const int64_t ids = kSkipgramBlock * (inputs + (pairwise ? inputs : 1) * (job.negative + 2));
+    const Bounds bounds(job, kSkipgramBlock);
     for (int b = 0; b < 2; ++b) {
-      scratch.plan[b].steps = steps_[b].reserve(steps);
-      scratch.plan[b].ids = ids_[b].reserve(ids);
-      scratch.plan[b].bits = bits_[b].reserve(kSkipgramBlock * static_cast<int64_t>(job.negative) + 1);
-      scratch.plan[b].step_count = 0;
+      plans_[b].reserve(job, kSkipgramBlock);
+      scratch.plan[b] = plans_[b].view;
     }
-    scratch.input_rows = input_rows_.reserve(inputs);
-    scratch.input_updates = input_updates_.reserve(inputs);
-    scratch.output_rows = output_rows_.reserve(outputs);
-    scratch.output_updates = output_updates_.reserve(outputs);
-    scratch.gradient = gradient_.reserve(inputs * outputs + 64);
-    scratch.label = label_.reserve(inputs * outputs + 64);
+    const int64_t scores = bounds.inputs * bounds.outputs + kSkipgramPadding;
+    scratch.input_rows = input_rows_.reserve(bounds.inputs);
+    scratch.input_updates = input_updates_.reserve(bounds.inputs);
+    scratch.output_rows = output_rows_.reserve(bounds.outputs);
+    scratch.score = score_.reserve(scores);
+    scratch.label = label_.reserve(scores);
+    scratch.common_label = common_label_.reserve(scores);
+    scratch.score_capacity = scores;
+    scratch.weight = weight_.reserve(scores);
     scratch.row = row_.reserve(2 * padded_dim(job));
-    scratch.accumulator = accumulator_.reserve(outputs > 6 ? inputs * padded_dim(job) : 16);
-    const int64_t width = std::max(inputs, outputs);
-    scratch.unique = unique_.reserve(4 * width);
-    scratch.weight = weight_.reserve(2 * width);
+    scratch.accumulator = accumulator_.reserve(bounds.inputs * padded_dim(job));
     scratch.loss = 0;
     scratch.terms = 0;
   }
@@ -85,12 +123,11 @@ class Worker {
   SkipgramScratch scratch;
 
  private:
-  Aligned<SkipgramStep> steps_[2];
-  Aligned<int32_t> ids_[2], unique_;
-  Aligned<uint64_t> bits_[2];
+  Plan plans_[2];
   Aligned<const float*> input_rows_;
-  Aligned<float*> input_updates_, output_rows_, output_updates_;
-  Aligned<float> gradient_, label_, row_, accumulator_, weight_;
+  Aligned<float*> input_updates_, output_rows_;
+  Aligned<float> score_, weight_, row_, accumulator_;
+  Aligned<int32_t> label_, common_label_;
 };
 
 // A growing stream of survivors.
@@ -101,13 +138,16 @@ class Stream {
   // Room for `more` survivors beyond those there.
   void reserve(int64_t more) {
     const int64_t need = view.size + more;
-    if (need <= static_cast<int64_t>(id_.size())) return;
+    if (need <= static_cast<int64_t>(position_.size())) return;
     const std::size_t room = static_cast<std::size_t>(need + need / 2);
-    id_.resize(room);
+    // Sixteen ids before the first and after the last, so that sixteen can be read at once.
+    id_.resize(room + 2 * kMargin, -1);
     position_.resize(room);
     low_.resize(room);
     high_.resize(room);
-    view.id = id_.data();
+    repeat_.resize(room + kMargin);
+    view.id = id_.data() + kMargin;
+    view.repeat = repeat_.data();
     view.position = position_.data();
     view.low = low_.data();
     view.high = high_.data();
@@ -116,7 +156,8 @@ class Stream {
   // Forgets the first `count` survivors.
   void drop(int64_t count) {
     if (count == 0) return;
-    std::copy(id_.begin() + count, id_.begin() + view.size, id_.begin());
+    std::copy(view.id + count, view.id + view.size, view.id);
+    std::copy(view.repeat + count, view.repeat + view.size, view.repeat);
     std::copy(position_.begin() + count, position_.begin() + view.size, position_.begin());
     for (int64_t k = count; k < view.size; ++k) {
       low_[k - count] = static_cast<int32_t>(std::max<int64_t>(0, low_[k] - count));
@@ -128,6 +169,8 @@ class Stream {
  private:
   std::vector<int32_t> id_, low_, high_;
   std::vector<int64_t> position_;
+  std::vector<uint8_t> repeat_;
+  static constexpr std::size_t kMargin = 16;
 };
 
 // Runs body(worker index) on each of `threads` workers. An exception in one of them is rethrown here.
@@ -199,84 +242,79 @@ void hogwild(const SkipgramJob& job, int threads, double* result) {
   }
 }
 
-// The memory behind the SkipgramUpdates of one part.
+// A part of a batch: planned by one worker, its gradients taken by one worker.
 struct Part {
-  SkipgramUpdates updates{};
-  Aligned<float> deltas;
-  Aligned<int32_t> rows;
-  Aligned<uint8_t> tables;
   int64_t first = 0, last = 0;  // centers
+  Plan plan;
+  Aligned<float> scores[2];
+  double loss = 0;
+  int64_t terms = 0;
 
-  void prepare(const SkipgramJob& job, int64_t slots, int64_t first_slot) {
-    const int64_t centers = last - first;
-    const bool pairwise = !job.shared_negatives && !job.cbow;
-    int64_t each = job.max_outputs + (job.path_offsets && job.negative ? job.negative + 1 : 0);
-    if (pairwise && job.negative) each += 2 * static_cast<int64_t>(job.window) * (job.negative + 1);
-    const int64_t capacity = slots + centers * each;
-    updates.delta_stride = padded_dim(job);
-    updates.deltas = deltas.reserve(capacity * updates.delta_stride);
-    updates.rows = rows.reserve(capacity);
-    updates.tables = tables.reserve(capacity);
-    updates.capacity = capacity;
-    updates.slot_count = slots;
-    updates.first_slot = first_slot;
-    updates.row_count = 0;
-    updates.loss = 0;
-    updates.terms = 0;
+  void reserve(const SkipgramJob& job) {
+    plan.reserve(job, last - first);
+    const Bounds bounds(job, last - first);
+    for (Aligned<float>& half : scores) half.reserve(bounds.scores);
   }
 };
 
-// The columns, and the share of rows, that a worker applies.
-struct Columns {
-  int64_t first, last, share, shares;
+// Where the columns of the k-th of n equal ranges begin: whole cache lines.
+int64_t column(int64_t dim, int64_t k, int64_t n) {
+  const int64_t lines = (dim + 15) / 16;
+  return std::min(dim, (lines * k + n - 1) / n * 16);
+}
 
-  Columns(int64_t dim, int worker, int threads) {
-    const int64_t lines = (dim + 15) / 16;
-    const int64_t slices = std::min<int64_t>(lines, threads);
-    shares = threads / slices;
-    share = worker / slices;
-    const int64_t slice = worker % slices;
-    first = std::min(dim, lines * slice / slices * 16);
-    last = std::min(dim, lines * (slice + 1) / slices * 16);
-    if (share >= shares) first = last = 0;  // more workers than shares
-  }
-};
-
-// One batch on the team that calls this together: collect the parts, then apply them.
+// One batch after another on the team that calls run() together.
 class Batch {
  public:
   Batch(const SkipgramJob& job, int64_t parts)
       : job_(job),
         parts_(static_cast<std::size_t>(parts)),
-        collect_(VECSMITH_PICK_KERNEL(skipgram_collect)),
-        apply_(VECSMITH_PICK_KERNEL(skipgram_apply)) {}
+        plan_(VECSMITH_PICK_KERNEL(skipgram_plan)),
+        score_(VECSMITH_PICK_KERNEL(skipgram_score)),
+        gradient_(VECSMITH_PICK_KERNEL(skipgram_gradient)),
+        update_(VECSMITH_PICK_KERNEL(skipgram_update)) {}
 
   Part& part(int64_t p) { return parts_[static_cast<std::size_t>(p)]; }
 
-  // Every part's first, last and updates must be ready. Called by all workers.
-  void run(const SkipgramStream* stream, SkipgramScratch& scratch, int worker, int threads) {
-    for (std::size_t p = static_cast<std::size_t>(worker); p < parts_.size();
-         p += static_cast<std::size_t>(threads)) {
-      Part& part = parts_[p];
-      if (part.first >= part.last) continue;
+  // The centers of every part must be set, and its memory reserved.
+  void run(const SkipgramStream* stream, SkipgramScratch& scratch, int worker, int team) {
+    const int parts = static_cast<int>(parts_.size());
+    for (int p = worker; p < parts; p += team)
+      plan_(job_, stream, parts_[p].first, parts_[p].last, parts_[p].plan.view);
+    barrier();
+    for (int half = 0; half < 2; ++half) {
+      // The workers of this half of the columns share its parts; a single worker does both halves.
+      const int others = (team + 1) / 2;
+      const int rank = team == 1 ? 0 : half == 0 ? worker : worker - others;
+      const int size = team == 1 ? 1 : half == 0 ? others : team - others;
+      if (rank < 0 || rank >= size) continue;
+      const int64_t first = column(job_.dim, half, 2), last = column(job_.dim, half + 1, 2);
+      if (first == last) continue;
+      for (int p = rank * parts / size; p < (rank + 1) * parts / size; ++p)
+        score_(job_, parts_[p].plan.view, p + 1 < parts ? &parts_[p + 1].plan.view : nullptr, first,
+               last, scratch, parts_[p].scores[half].data.get());
+    }
+    barrier();
+    const bool halves = column(job_.dim, 1, 2) < job_.dim;
+    for (int p = worker * parts / team; p < (worker + 1) * parts / team; ++p) {
       scratch.loss = 0;
       scratch.terms = 0;
-      collect_(job_, stream, part.first, part.last, scratch, part.updates);
-      part.updates.loss = scratch.loss;
-      part.updates.terms = scratch.terms;
+      gradient_(job_, parts_[p].plan.view, scratch, parts_[p].scores[0].data.get(),
+                halves ? parts_[p].scores[1].data.get() : nullptr);
+      parts_[p].loss = scratch.loss;
+      parts_[p].terms = scratch.terms;
     }
     barrier();
-    const Columns columns(job_.dim, worker, threads);
-    for (Part& part : parts_) {
-      if (part.first >= part.last) continue;
-      if (columns.first < columns.last)
-        apply_(job_, part.updates, columns.first, columns.last, columns.share, columns.shares);
-      if (worker == 0) {
-        loss_ += part.updates.loss;
-        terms_ += part.updates.terms;
+    const int64_t first = column(job_.dim, worker, team), last = column(job_.dim, worker + 1, team);
+    if (first < last)
+      for (int p = 0; p < parts; ++p)
+        update_(job_, parts_[p].plan.view, p + 1 < parts ? &parts_[p + 1].plan.view : nullptr, first,
+                last, scratch, parts_[p].scores[0].data.get());
+    if (worker == 0)
+      for (const Part& part : parts_) {
+        loss_ += part.loss;
+        terms_ += part.terms;
       }
-    }
-    barrier();
   }
 
   void result(double* out) const {
@@ -287,8 +325,10 @@ class Batch {
  private:
   const SkipgramJob& job_;
   std::vector<Part> parts_;
-  decltype(VECSMITH_PICK_KERNEL(skipgram_collect)) collect_;
-  decltype(VECSMITH_PICK_KERNEL(skipgram_apply)) apply_;
+  decltype(VECSMITH_PICK_KERNEL(skipgram_plan)) plan_;
+  decltype(VECSMITH_PICK_KERNEL(skipgram_score)) score_;
+  decltype(VECSMITH_PICK_KERNEL(skipgram_gradient)) gradient_;
+  decltype(VECSMITH_PICK_KERNEL(skipgram_update)) update_;
   double loss_ = 0;
   int64_t terms_ = 0;
 };
@@ -297,33 +337,29 @@ void batches(const SkipgramJob& job, int threads, int64_t batch, double* result)
   const int64_t part_positions = std::max<int64_t>(1, (batch + kPartsPerBatch - 1) / kPartsPerBatch);
   const int64_t part_count = (batch + part_positions - 1) / part_positions;
   const auto workers = make_workers(job, threads);
-  // One stream for all, so that its survivors are drawn once: filled by one worker between barriers.
   Stream stream;
   Batch parts(job, part_count);
   const auto survivors = VECSMITH_PICK_KERNEL(skipgram_survivors);
   int64_t sentence = 0, center = 0;
-  std::vector<int64_t> starts;  // centers: the first of each part
   bool more = true;
   std::exception_ptr error;
 
-  // Advances to the next batch: its centers, cut into parts. False at the end.
+  // Sets the parts of the next batch. False at the end of the corpus.
   const auto advance = [&]() -> bool {
     SkipgramStream& view = stream.view;
-    // A batch is complete once a later sentence begins beyond it.
+    // A batch is complete once the next sentence to be read begins beyond it.
     const auto complete = [&] {
       return center < view.size && sentence < job.sentences &&
              (job.first_position + job.offsets[sentence]) / batch > view.position[center] / batch;
     };
     while (!complete() && sentence < job.sentences) {
       // What lies behind the windows of the next center is done with.
-      if (center > 0) {
-        const int64_t keep_from =
-            center < view.size
-                ? std::max<int64_t>(view.low[center], center - static_cast<int64_t>(job.window))
-                : view.size;
-        stream.drop(keep_from);
-        center -= keep_from;
-      }
+      const int64_t done =
+          center < view.size
+              ? std::max<int64_t>(view.low[center], center - static_cast<int64_t>(job.window))
+              : view.size;
+      stream.drop(done);
+      center -= done;
       int64_t tokens = 0;
       for (; sentence < job.sentences && tokens < kStreamTokens; ++sentence) {
         const int64_t length = job.offsets[sentence + 1] - job.offsets[sentence];
@@ -340,16 +376,14 @@ void batches(const SkipgramJob& job, int threads, int64_t batch, double* result)
       const int64_t end = std::min(base + batch, base + (p + 1) * part_positions);
       while (center < view.size && view.position[center] < end) ++center;
       part.last = center;
-      if (part.first == part.last) continue;
-      const int64_t first_slot = std::max<int64_t>(0, part.first - job.window);
-      const int64_t last_slot = std::min<int64_t>(view.size, part.last + job.window);
-      part.prepare(job, last_slot - first_slot, first_slot);
+      part.reserve(job);
     }
     return true;
   };
 
   parallel(threads, [&](int worker, int team) {
     for (;;) {
+      barrier();  // the last batch has been applied
       if (worker == 0) {
         try {
           more = advance();
@@ -411,19 +445,20 @@ void skipgram_pairs_run(const SkipgramJob& job, int64_t pairs, int threads, int6
   const int64_t part_count = (batch_pairs + part_pairs - 1) / part_pairs;
   const auto workers = make_workers(job, threads);
   Batch parts(job, part_count);
-  const auto prepare = [&](int64_t base) {
+  const auto advance = [&](int64_t base) {
     for (int64_t p = 0; p < part_count; ++p) {
       Part& part = parts.part(p);
       const int64_t end = std::min(pairs, base + batch_pairs);
       part.first = std::min(end, base + p * part_pairs);
       part.last = std::min(end, base + (p + 1) * part_pairs);
-      if (part.first < part.last) part.prepare(job, part.last - part.first, part.first);
+      part.reserve(job);
     }
   };
-  prepare(0);  // the largest batch: later ones reserve no more, and cannot throw
+  advance(0);  // the largest batch: later ones reserve no more, and cannot throw
   parallel(threads, [&](int worker, int team) {
     for (int64_t base = 0; base < pairs; base += batch_pairs) {
-      if (worker == 0) prepare(base);
+      barrier();
+      if (worker == 0) advance(base);
       barrier();
       parts.run(nullptr, workers[static_cast<std::size_t>(worker)]->scratch, worker, team);
     }

@@ -28,7 +28,8 @@ struct SkipgramJob {
   const uint8_t* path_codes;
   int32_t window, negative;
   bool cbow, cbow_mean, shrink_windows, shared_negatives;
-  double alpha, min_alpha, words_before, words_total;
+  double alpha;                              // of the pair form
+  double rate_start, rate_slope, rate_least;  // alpha(p) = max(start + slope * p, least)
   uint64_t key_subsample, key_window, key_negative;
   int64_t first_position;
 
@@ -36,7 +37,6 @@ struct SkipgramJob {
   const int64_t *centers, *contexts, *negatives;  // [pairs], [pairs], [pairs, negative]
 
   bool compute_loss;
-  bool frozen;      // mini-batches: updates are collected and applied later
   int64_t max_outputs;  // of one step
 };
 
@@ -46,35 +46,30 @@ struct SkipgramStream {
   int32_t* id;
   int64_t* position;
   int32_t *low, *high;  // the survivors of k's sentence are low[k] .. high[k]-1
+  uint8_t* repeat;      // how far back the same word stands; 255: nowhere near
 };
 
 // One gradient step: inputs x outputs (see the reference).
 struct SkipgramStep {
-  const int32_t* inputs;   // rows of the input table
-  const int32_t* outputs;  // rows of the output table (tree table if codes)
-  const uint8_t* codes;    // hierarchical softmax: label = 1 - code; null: the first output is positive
+  const int32_t* inputs;       // rows of the input table
+  const int32_t* outputs;      // rows of the output table (of the tree table, if there are codes)
+  const uint8_t* codes;        // hierarchical softmax: label = 1 - code; null: the first output is positive
+  const float* input_weight;   // how often each input comes; null: once
+  const float* output_weight;  // the same of the outputs
+  int64_t score_at;            // where the step's scores begin
   int32_t input_count, output_count;
-  int64_t first_slot, center_slot;  // frozen: input i is survivor first_slot + i, skipping center_slot
-  int32_t next_input;               // a row to fetch ahead of this step
+  int32_t terms;       // in the loss
+  int32_t next_input;  // a row to fetch ahead of this step
   float alpha;
 };
 
-// A block of planned steps and the ids they point into.
+// Planned steps, and the ids they point into.
 struct SkipgramPlan {
   SkipgramStep* steps;
   int32_t* ids;
-  uint64_t* bits;
-  int32_t step_count;
-};
-
-// The updates of one part of a frozen batch: rows of deltas, input slots first.
-struct SkipgramUpdates {
-  float* deltas;     // [rows, delta_stride]
-  int32_t* rows;     // table row of each delta; -1 where nothing was added
-  uint8_t* tables;   // SkipgramTable of each delta
-  int64_t row_count, slot_count, first_slot, delta_stride, capacity;
-  double loss;
-  int64_t terms;
+  float* weights;
+  uint64_t* bits;  // scratch
+  int64_t step_count, id_count, weight_count, score_count;
 };
 
 // What one worker owns.
@@ -83,20 +78,23 @@ struct SkipgramScratch {
   const float** input_rows;  // [max inputs]
   float** output_rows;       // [max outputs]
   float** input_updates;     // [max inputs]
-  float** output_updates;    // [max outputs]
-  float* gradient;           // [inputs * outputs] in tiles, padded
-  float* label;
+  float* score;              // [inputs * outputs], padded
+  int32_t* label;
+  float* weight;
+  int32_t* common_label;  // of steps with one positive and common_outputs - 1 negatives
+  int32_t common_outputs;
+  int64_t score_capacity;
   float* row;                // [2, padded dim]: CBOW's h and its update
   float* accumulator;        // [max inputs, padded dim]: updates over several tiles
-  int32_t* unique;           // [2, max(inputs, outputs)]: rows without duplicates; where they came from
-  float* weight;             // [2, max(inputs, outputs)]: how often each came
   double loss;
   int64_t terms;
 };
 
-constexpr int kSkipgramBlock = 32;  // centers planned at a time
+constexpr int kSkipgramBlock = 32;   // centers planned at a time
+constexpr int kSkipgramPadding = 32;  // floats that may be written behind a step's scores
 
-// Appends the survivors of tokens[first, last) (one sentence) to the stream; adds their number to its size.
+// Appends the survivors of tokens[first, last) (one sentence) to the stream; adds their number to its
+// size.
 VECSMITH_DECLARE_KERNEL(void skipgram_survivors(const SkipgramJob& job, int64_t first, int64_t last,
                                                 SkipgramStream& stream))
 
@@ -105,14 +103,21 @@ VECSMITH_DECLARE_KERNEL(void skipgram_survivors(const SkipgramJob& job, int64_t 
 VECSMITH_DECLARE_KERNEL(void skipgram_train(const SkipgramJob& job, const SkipgramStream* stream,
                                             int64_t first, int64_t last, SkipgramScratch& scratch))
 
-// The same centers at the tables' present values; the updates go to `updates`.
-VECSMITH_DECLARE_KERNEL(void skipgram_collect(const SkipgramJob& job, const SkipgramStream* stream,
-                                              int64_t first, int64_t last, SkipgramScratch& scratch,
-                                              SkipgramUpdates& updates))
-
-// Adds the deltas' columns [first, last) to the tables, rows of `share` modulo `shares` only.
-VECSMITH_DECLARE_KERNEL(void skipgram_apply(const SkipgramJob& job, const SkipgramUpdates& updates,
-                                            int64_t first, int64_t last, int64_t share, int64_t shares))
+// The same in the phases of a mini-batch. plan: lays out the steps of the centers.
+VECSMITH_DECLARE_KERNEL(void skipgram_plan(const SkipgramJob& job, const SkipgramStream* stream,
+                                           int64_t first, int64_t last, SkipgramPlan& plan))
+// score: the part of the inner products that lies in columns [first, last). `next` is fetched ahead.
+VECSMITH_DECLARE_KERNEL(void skipgram_score(const SkipgramJob& job, const SkipgramPlan& plan,
+                                            const SkipgramPlan* next, int64_t first, int64_t last,
+                                            SkipgramScratch& scratch, float* scores))
+// gradient: scores = scores + more, turned into gradients; the loss is added to the scratch.
+VECSMITH_DECLARE_KERNEL(void skipgram_gradient(const SkipgramJob& job, const SkipgramPlan& plan,
+                                               SkipgramScratch& scratch, float* scores,
+                                               const float* more))
+// update: applies the gradients to columns [first, last) of the tables.
+VECSMITH_DECLARE_KERNEL(void skipgram_update(const SkipgramJob& job, const SkipgramPlan& plan,
+                                             const SkipgramPlan* next, int64_t first, int64_t last,
+                                             SkipgramScratch& scratch, const float* gradients))
 
 // The driver: the whole call on `threads` workers. result: {loss, terms}.
 void skipgram_run(const SkipgramJob& job, int threads, int64_t batch_positions, double* result);

@@ -10,8 +10,9 @@
 //   3. update   blocked over the dimension: the output rows and their updates stay in registers while each
 //               input row is read, updated and written once.
 //
-// Steps are *planned* in blocks of centers (windows and negatives drawn, ids laid out) one block ahead
-// of training, so that the rows of the steps to come are fetched while a step runs.
+// Steps are *planned* in blocks of centers (windows and negatives drawn, ids laid out, rows that come
+// twice merged) one block ahead of training, so that the rows of the steps to come are fetched while a
+// step runs. Scores and updates can be confined to a range of columns: so a mini-batch is shared out.
 //
 // What bounds it: 3 m n D multiply-adds a step (10,800 at D = 100) and, once D is a few hundred or the
 // tables outgrow the cache, m/6 + n rows read and written. No STL here: see simd.h.
@@ -45,15 +46,53 @@ VECSMITH_INLINE uint64_t draw(uint64_t key, uint64_t counter) {
 VECSMITH_INLINE int32_t sampled_word(const SkipgramJob& job, uint64_t bits) {
   const uint64_t index = ((bits >> 32) * static_cast<uint64_t>(job.vocabulary)) >> 32;
   const int32_t* entry = job.alias + 2 * index;
-  return static_cast<int32_t>((bits & 0xffffffffu) >> 1) < entry[0] ? static_cast<int32_t>(index)
-                                                                    : entry[1];
+  // By mask: a branch here is taken at random, and costs more than the draw.
+  const int32_t own = -static_cast<int32_t>(static_cast<int32_t>((bits & 0xffffffffu) >> 1) < entry[0]);
+  return (static_cast<int32_t>(index) & own) | (entry[1] & ~own);
 }
 
-// Writes the words of `bits` that differ from `positive`; returns how many. (Thirty-two redraws fail
-// only where hardly any other word exists.)
-VECSMITH_INLINE int32_t negatives(const SkipgramJob& job, const uint64_t* bits, int64_t stride,
-                                  int32_t positive, int32_t* out) {
-  int32_t count = 0;
+// The alias table of a large vocabulary does not stay in the second-level cache.
+VECSMITH_INLINE void fetch_alias(const SkipgramJob& job, uint64_t bits) {
+  __builtin_prefetch(
+      job.alias + 2 * (((bits >> 32) * static_cast<uint64_t>(job.vocabulary)) >> 32), 0, 2);
+}
+
+// Merges rows that come twice, in place; `weight` receives how often each came. Returns how many are left.
+int32_t merge(int32_t* ids, int32_t count, float* weight) {
+  int32_t found = 0;
+  for (int32_t i = 0; i < count; ++i) {
+    int32_t at = 0;
+    while (at < found && ids[at] != ids[i]) ++at;
+    if (at == found) {
+      ids[found] = ids[i];
+      weight[found++] = 0;
+    }
+    weight[at] += 1;
+  }
+  return found;
+}
+
+VECSMITH_INLINE void merge_inputs(SkipgramPlan& plan, int32_t* ids, SkipgramStep& step) {
+  float* weight = plan.weights + plan.weight_count;
+  step.input_count = merge(ids, step.input_count, weight);
+  step.input_weight = weight;
+  plan.weight_count += step.input_count;
+}
+
+VECSMITH_INLINE void merge_outputs(SkipgramPlan& plan, int32_t* ids, SkipgramStep& step) {
+  float* weight = plan.weights + plan.weight_count;
+  step.output_count = merge(ids, step.output_count, weight);
+  step.output_weight = weight;
+  plan.weight_count += step.output_count;
+}
+
+// Draws the step's outputs: the positive, then the words of `bits` that differ from it. (Thirty-two
+// redraws fail only where hardly any other word exists.)
+VECSMITH_INLINE void draw_outputs(const SkipgramJob& job, const uint64_t* bits, int64_t stride,
+                                  int32_t positive, SkipgramPlan& plan, SkipgramStep& step) {
+  int32_t* ids = plan.ids + plan.id_count;
+  int32_t count = 1, same = 0;
+  ids[0] = positive;
   for (int32_t k = 0; k < job.negative; ++k) {
     uint64_t b = bits[k * stride];
     int32_t word = sampled_word(job, b);
@@ -61,26 +100,62 @@ VECSMITH_INLINE int32_t negatives(const SkipgramJob& job, const uint64_t* bits, 
       b = mix(b + kGolden);
       word = sampled_word(job, b);
     }
-    out[count] = word;
+    for (int32_t earlier = 1; earlier < count; ++earlier) same |= ids[earlier] == word;
+    ids[count] = word;
     count += word != positive;
   }
-  return count;
+  plan.id_count += count;
+  step.outputs = ids;
+  step.codes = nullptr;
+  step.output_count = count;
+  step.output_weight = nullptr;
+  if (__builtin_expect(same, 0)) merge_outputs(plan, ids, step);
+}
+
+// Whether any of the survivors [low, high) equals an earlier one of them.
+VECSMITH_INLINE bool repeats(const SkipgramStream& stream, int64_t low, int64_t high) {
+  typedef uint8_t bytes __attribute__((vector_size(16)));
+  typedef uint8_t bytes_memory __attribute__((vector_size(16), aligned(1), may_alias));
+  const int64_t width = high - low;
+  if (width > 16) {
+    for (int64_t j = 0; j < width; ++j)
+      if (stream.repeat[low + j] <= j) return true;
+    return false;
+  }
+  const bytes index = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const bytes near = *reinterpret_cast<const bytes_memory*>(stream.repeat + low);
+  const bytes end = index - index + static_cast<uint8_t>(width);
+  const bytes hit = (bytes)((near <= index) & (index < end));
+  uint64_t halves[2];
+  memcpy(halves, &hit, sizeof halves);
+  return (halves[0] | halves[1]) != 0;
 }
 
 // --- planning -------------------------------------------------------------------------------------
 
 VECSMITH_INLINE float rate_at(const SkipgramJob& job, int64_t position) {
-  const double done = (job.words_before + static_cast<double>(position)) / job.words_total;
-  const double rate = job.alpha + (job.min_alpha - job.alpha) * done;
-  const double least = job.alpha < job.min_alpha ? job.alpha : job.min_alpha;
-  return static_cast<float>(rate > least ? rate : least);
+  const double rate = job.rate_start + job.rate_slope * static_cast<double>(position);
+  return static_cast<float>(rate > job.rate_least ? rate : job.rate_least);
 }
 
-// The steps of the centers [first, last) of a stream, last - first <= kSkipgramBlock.
+// Copies whole vectors: up to kLanes ids more than asked for are read and written (see kSkipgramPadding).
+VECSMITH_INLINE void copy_ids(int32_t* to, const int32_t* from, int64_t count) {
+  for (int64_t at = 0; at < count; at += kLanes) store(to + at, load(from + at));
+}
+
+// Appends a step; `inputs` and `outputs` count those before merging.
+VECSMITH_INLINE void push(const SkipgramJob& job, SkipgramPlan& plan, SkipgramStep& step, int32_t inputs,
+                          int32_t outputs) {
+  if (outputs == 0) return;  // a vocabulary of one word has no path
+  step.terms = (job.cbow ? 1 : inputs) * outputs;
+  step.score_at = plan.score_count;
+  plan.score_count += static_cast<int64_t>(job.cbow ? 1 : step.input_count) * step.output_count;
+  plan.steps[plan.step_count++] = step;
+}
+
+// Appends the steps of the centers [first, last) of a stream, last - first <= kSkipgramBlock.
 void plan_centers(const SkipgramJob& job, const SkipgramStream& stream, int64_t first, int64_t last,
                   SkipgramPlan& plan) {
-  plan.step_count = 0;
-  if (first >= last) return;
   const int count = static_cast<int>(last - first);
   const int64_t* position = stream.position + first;
   int32_t reach[kSkipgramBlock];
@@ -92,13 +167,27 @@ void plan_centers(const SkipgramJob& job, const SkipgramStream& stream, int64_t 
   }
   const bool pairwise = !job.shared_negatives && !job.cbow;
   if (job.negative && !pairwise)
-    for (int64_t k = 0; k < job.negative; ++k)
+    for (int64_t k = 0; k < job.negative; ++k) {
+      uint64_t* bits = plan.bits + k * kSkipgramBlock;
       for (int c = 0; c < count; ++c)
-        plan.bits[k * kSkipgramBlock + c] = draw(
-            job.key_negative, static_cast<uint64_t>(position[c]) * static_cast<uint64_t>(job.negative) +
-                                  static_cast<uint64_t>(k));
-  SkipgramStep* step = plan.steps;
-  int32_t* ids = plan.ids;
+        bits[c] = draw(job.key_negative,
+                       static_cast<uint64_t>(position[c]) * static_cast<uint64_t>(job.negative) +
+                           static_cast<uint64_t>(k));
+      for (int c = 0; c < count; ++c) fetch_alias(job, bits[c]);
+    }
+  // Drawn for all centers at once; those in which two rows coincide are drawn again with care.
+  const bool plain = job.negative && !pairwise && job.negative < kTile;
+  int32_t words[kTile][kSkipgramBlock];
+  int32_t coincide[kSkipgramBlock] = {};
+  if (plain) {
+    for (int c = 0; c < count; ++c) words[0][c] = stream.id[first + c];
+    for (int k = 0; k < job.negative; ++k) {
+      for (int c = 0; c < count; ++c)
+        words[k + 1][c] = sampled_word(job, plan.bits[k * kSkipgramBlock + c]);
+      for (int earlier = 0; earlier <= k; ++earlier)
+        for (int c = 0; c < count; ++c) coincide[c] |= words[k + 1][c] == words[earlier][c];
+    }
+  }
   for (int c = 0; c < count; ++c) {
     const int64_t k = first + c;
     const int32_t center = stream.id[k];
@@ -106,93 +195,95 @@ void plan_centers(const SkipgramJob& job, const SkipgramStream& stream, int64_t 
     const int64_t high = k + reach[c] + 1 < stream.high[k] ? k + reach[c] + 1 : stream.high[k];
     const int32_t contexts = static_cast<int32_t>(high - low - 1);
     if (contexts == 0) continue;
-    const float alpha = rate_at(job, position[c]);
-    int32_t* inputs = ids;
-    for (int64_t j = low; j < k; ++j) *ids++ = stream.id[j];
-    for (int64_t j = k + 1; j < high; ++j) *ids++ = stream.id[j];
     const int64_t entering = k + job.window < stream.size ? k + job.window : stream.size - 1;
-    SkipgramStep shared;
-    shared.inputs = inputs;
-    shared.input_count = contexts;
-    shared.first_slot = low;
-    shared.center_slot = k;
-    shared.next_input = stream.id[entering];
-    shared.alpha = alpha;
-    shared.outputs = nullptr;
-    shared.codes = nullptr;
-    shared.output_count = 0;
-    // Values are frozen in a mini-batch: there the pairs of a path are the window's one step.
-    const bool split_path = pairwise && !job.frozen;
+    int32_t* inputs = plan.ids + plan.id_count;
+    copy_ids(inputs, stream.id + low, k - low);
+    copy_ids(inputs + (k - low), stream.id + k + 1, high - k - 1);
+    plan.id_count += contexts;
+    SkipgramStep step;
+    step.inputs = inputs;
+    step.input_count = contexts;
+    step.input_weight = step.output_weight = nullptr;
+    step.next_input = stream.id[entering];
+    step.alpha = rate_at(job, position[c]);
+    SkipgramStep path = step;
     if (job.path_offsets) {
-      shared.outputs = job.path_nodes + job.path_offsets[center];
-      shared.codes = job.path_codes + job.path_offsets[center];
-      shared.output_count =
+      path.outputs = job.path_nodes + job.path_offsets[center];
+      path.codes = job.path_codes + job.path_offsets[center];
+      path.output_count =
           static_cast<int32_t>(job.path_offsets[center + 1] - job.path_offsets[center]);
     }
     if (!pairwise) {
-      if (job.path_offsets) *step++ = shared;
+      if (!job.cbow && repeats(stream, low, high)) {
+        merge_inputs(plan, inputs, step);
+        path.input_count = step.input_count;
+        path.input_weight = step.input_weight;
+      }
+      if (job.path_offsets) push(job, plan, path, contexts, path.output_count);
       if (job.negative) {
-        *ids = center;
-        shared.outputs = ids;
-        shared.codes = nullptr;
-        shared.output_count = 1 + negatives(job, plan.bits + c, kSkipgramBlock, center, ids + 1);
-        ids += shared.output_count;
-        *step++ = shared;
+        if (plain && !coincide[c]) {
+          int32_t* outputs = plan.ids + plan.id_count;
+          for (int k = 0; k <= job.negative; ++k) outputs[k] = words[k][c];
+          step.outputs = outputs;
+          step.codes = nullptr;
+          step.output_count = job.negative + 1;
+          plan.id_count += step.output_count;
+          push(job, plan, step, contexts, step.output_count);
+        } else {
+          const int64_t before = plan.id_count;
+          draw_outputs(job, plan.bits + c, kSkipgramBlock, center, plan, step);
+          push(job, plan, step, contexts, static_cast<int32_t>(plan.id_count - before));
+        }
       }
       continue;
     }
-    if (job.path_offsets && !split_path) *step++ = shared;
     const uint64_t slots = 2 * static_cast<uint64_t>(job.window) + 1;
+    step.input_count = path.input_count = 1;
     for (int32_t i = 0; i < contexts; ++i) {
-      const int64_t j = low + i + (low + i >= k);
-      SkipgramStep pair = shared;
-      pair.inputs = inputs + i;
-      pair.input_count = 1;
-      pair.first_slot = j;
-      pair.center_slot = INT64_MAX;
-      pair.next_input = inputs[i];
-      if (job.path_offsets && split_path) *step++ = pair;
+      step.inputs = path.inputs = inputs + i;
+      step.next_input = path.next_input = inputs[i];
+      if (job.path_offsets) push(job, plan, path, 1, path.output_count);
       if (!job.negative) continue;
+      const int64_t j = low + i + (low + i >= k);
       const uint64_t slot = static_cast<uint64_t>(j - k + job.window);
       const uint64_t counter =
           (static_cast<uint64_t>(position[c]) * slots + slot) * static_cast<uint64_t>(job.negative);
       for (int32_t n = 0; n < job.negative; ++n)
         plan.bits[n] = draw(job.key_negative, counter + static_cast<uint64_t>(n));
-      *ids = center;
-      pair.outputs = ids;
-      pair.codes = nullptr;
-      pair.output_count = 1 + negatives(job, plan.bits, 1, center, ids + 1);
-      ids += pair.output_count;
-      *step++ = pair;
+      const int64_t before = plan.id_count;
+      draw_outputs(job, plan.bits, 1, center, plan, step);
+      push(job, plan, step, 1, static_cast<int32_t>(plan.id_count - before));
     }
   }
-  plan.step_count = static_cast<int32_t>(step - plan.steps);
 }
 
-// The steps of the given pairs [first, last).
+// Appends the steps of the given pairs [first, last).
 void plan_pairs(const SkipgramJob& job, int64_t first, int64_t last, SkipgramPlan& plan) {
-  SkipgramStep* step = plan.steps;
-  int32_t* ids = plan.ids;
-  for (int64_t p = first; p < last; ++p, ++step) {
-    *ids = static_cast<int32_t>(job.centers[p]);
-    step->inputs = ids;
-    step->input_count = 1;
-    step->next_input = *ids++;
-    step->outputs = ids;
-    step->codes = nullptr;
-    const int64_t positive = job.contexts[p];
-    *ids++ = static_cast<int32_t>(positive);
+  for (int64_t p = first; p < last; ++p) {
+    int32_t* ids = plan.ids + plan.id_count;
+    SkipgramStep step;
+    step.inputs = ids;
+    step.input_count = 1;
+    step.input_weight = step.output_weight = nullptr;
+    step.next_input = *ids++ = static_cast<int32_t>(job.centers[p]);
+    step.outputs = ids;
+    step.codes = nullptr;
+    step.alpha = static_cast<float>(job.alpha);
+    int32_t* const outputs = ids;
+    const int32_t positive = static_cast<int32_t>(job.contexts[p]);
+    *ids++ = positive;
+    int32_t same = 0;
     for (int32_t k = 0; k < job.negative; ++k) {
-      const int64_t word = job.negatives[p * job.negative + k];
-      *ids = static_cast<int32_t>(word);
+      const int32_t word = static_cast<int32_t>(job.negatives[p * job.negative + k]);
+      for (const int32_t* earlier = outputs + 1; earlier < ids; ++earlier) same |= *earlier == word;
+      *ids = word;
       ids += word >= 0 && word != positive;
     }
-    step->output_count = static_cast<int32_t>(ids - step->outputs);
-    step->first_slot = p - job.first_position;
-    step->center_slot = INT64_MAX;
-    step->alpha = static_cast<float>(job.alpha);
+    const int32_t drawn = step.output_count = static_cast<int32_t>(ids - outputs);
+    plan.id_count += drawn + 1;
+    if (__builtin_expect(same, 0)) merge_outputs(plan, outputs, step);
+    push(job, plan, step, 1, drawn);
   }
-  plan.step_count = static_cast<int32_t>(step - plan.steps);
 }
 
 void plan_block(const SkipgramJob& job, const SkipgramStream* stream, int64_t first, int64_t last,
@@ -203,16 +294,34 @@ void plan_block(const SkipgramJob& job, const SkipgramStream* stream, int64_t fi
     plan_pairs(job, first, last, plan);
 }
 
-VECSMITH_INLINE void fetch_row(const float* row, int64_t dim) {
-  const char* p = reinterpret_cast<const char*>(row);
-  for (int64_t byte = 0; byte < dim * 4; byte += 64) __builtin_prefetch(p + byte, 1, 3);
+VECSMITH_INLINE void clear(SkipgramPlan& plan) {
+  plan.step_count = plan.id_count = plan.weight_count = plan.score_count = 0;
 }
 
-VECSMITH_INLINE void fetch_step(const SkipgramJob& job, const SkipgramStep& step) {
-  fetch_row(job.table[kInput] + step.next_input * job.stride[kInput], job.dim);
+VECSMITH_INLINE void fetch_row(const float* row, int64_t columns) {
+  const char* p = reinterpret_cast<const char*>(row);
+  for (int64_t byte = 0; byte < columns * 4; byte += 64) __builtin_prefetch(p + byte, 1, 3);
+}
+
+VECSMITH_INLINE void fetch_step(const SkipgramJob& job, const SkipgramStep& step, int64_t first,
+                                int64_t last) {
+  fetch_row(job.table[kInput] + step.next_input * job.stride[kInput] + first, last - first);
   const int table = step.codes ? kTree : kOutput;
   for (int32_t j = 0; j < step.output_count; ++j)
-    fetch_row(job.table[table] + step.outputs[j] * job.stride[table], job.dim);
+    fetch_row(job.table[table] + step.outputs[j] * job.stride[table] + first, last - first);
+}
+
+// How many steps ahead rows are fetched: windows are long, pairs are short.
+VECSMITH_INLINE int64_t steps_ahead(const SkipgramJob& job) {
+  return job.tokens && (job.shared_negatives || job.cbow) ? 2 : 5;
+}
+
+VECSMITH_INLINE void fetch_ahead(const SkipgramJob& job, const SkipgramPlan& plan,
+                                 const SkipgramPlan* next, int64_t later, int64_t first, int64_t last) {
+  if (later < plan.step_count)
+    fetch_step(job, plan.steps[later], first, last);
+  else if (next && later - plan.step_count < next->step_count)
+    fetch_step(job, next->steps[later - plan.step_count], first, last);
 }
 
 // --- pass 1: scores -------------------------------------------------------------------------------
@@ -221,7 +330,7 @@ template <int I, int J>
 VECSMITH_INLINE void score_block(const float* const* x, float* const* o, int64_t full, int tail,
                                  float* out) {
   vfloat sum[I * J];
-#pragma GCC unroll 16
+#pragma GCC unroll 24
   for (int a = 0; a < I * J; ++a) sum[a] = vfloat{};
   for (int64_t at = 0; at < full; at += kLanes) {
     vfloat xv[I];
@@ -229,7 +338,7 @@ VECSMITH_INLINE void score_block(const float* const* x, float* const* o, int64_t
     for (int i = 0; i < I; ++i) xv[i] = load(x[i] + at);
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j) {
-      const vfloat ov = load(o[j] + at);
+      const vfloat ov = in_register(load(o[j] + at));
 #pragma GCC unroll 4
       for (int i = 0; i < I; ++i) sum[i * J + j] += xv[i] * ov;
     }
@@ -245,7 +354,7 @@ VECSMITH_INLINE void score_block(const float* const* x, float* const* o, int64_t
       for (int i = 0; i < I; ++i) sum[i * J + j] += xv[i] * ov;
     }
   }
-#pragma GCC unroll 4
+#pragma GCC unroll 6
   for (int a = 0; a < I * J; a += 4) {
     const vfloat zero{};
     fold4(sum[a], a + 1 < I * J ? sum[a + 1] : zero, a + 2 < I * J ? sum[a + 2] : zero,
@@ -258,53 +367,89 @@ template <int J>
 __attribute__((noinline)) void score_tile(const float* const* x, float* const* o, int64_t full, int tail,
                                           int m, float* scores) {
   int i = 0;
+  if (kLanes == 16)  // thirty-two registers
+    for (; i + 4 <= m; i += 4) score_block<4, J>(x + i, o, full, tail, scores + i * J);
   for (; i + 2 <= m; i += 2) score_block<2, J>(x + i, o, full, tail, scores + i * J);
   if (i < m) score_block<1, J>(x + i, o, full, tail, scores + i * J);
 }
 
 // --- pass 2: sigmoid, gradient, loss --------------------------------------------------------------
+//
+// With z = -s for a positive and z = s for a negative output, the loss of a score s is log(1 + e^z) and its
+// gradient (label - sigmoid(s)) is sigmoid(z), negative for a negative output. A label is the sign bit that
+// turns s into z.
 
-// Turns scores into alpha * (label - sigmoid(score)); returns the loss of them all. `count` is padded to
-// whole vectors by scores and labels that contribute nothing.
-template <bool kLoss>
-VECSMITH_INLINE double gradients(float* score, const float* label, int count, float alpha) {
-  vdouble loss{};
+constexpr int32_t kPositive = INT32_MIN, kNegative = 0;
+
+// The losses are log(1 + e^z) = max(z, 0) + log(1 + e^-|z|): the first parts are summed, and of the second
+// the arguments (in [1, 2]) are multiplied, so that a logarithm is taken only once in a while.
+struct Loss {
+  vfloat sum = vfloat{}, product = vfloat{} + 1.0f;
+  int pending = 0;
+
+  inline __attribute__((always_inline)) void add(vfloat z, vfloat t) {
+    sum += max(z, splat(0.0f));
+    product *= t + 1.0f;
+  }
+
+  // Before `count` more vectors: a product of at most 2^96, and sums of few terms.
+  inline __attribute__((always_inline)) void settle(double& loss, int count) {
+    if (pending + count > 96) flush(loss);
+    pending += count;
+  }
+
+  __attribute__((noinline)) void flush(double& loss) {
+    const vdouble all = __builtin_convertvector(sum, vdouble) +
+                        __builtin_convertvector(log_above_one(product), vdouble);
+    for (int lane = 0; lane < kLanes; ++lane) loss += all[lane];
+    sum = splat(0.0f);
+    product = splat(1.0f);
+    pending = 0;
+  }
+};
+
+// Turns scores into alpha * (label - sigmoid(score)), times `weight` if that is not null. `count` is padded
+// to whole vectors by scores and labels that contribute nothing.
+template <bool kLoss, bool kWeighted>
+VECSMITH_INLINE void gradients(float* score, const int32_t* label, const float* weight, int count,
+                               float alpha, Loss& loss, double& total) {
   for (int at = 0; at < count; at += kLanes) {
-    const vfloat s = load(score + at), y = load(label + at);
-    const vfloat t = exp_negative(max(-abs(s), splat(-87.0f)));
-    const vfloat inverse = 1.0f / (1.0f + t);
-    const vfloat p = s >= 0.0f ? inverse : t * inverse;
-    store(score + at, (y - p) * alpha);
-    if (kLoss) {
-      const vfloat z = y > 0.5f ? -s : s;
-      const vfloat term = max(z, splat(0.0f)) + log1p_unit(t);
-      loss += __builtin_convertvector(term, vdouble);
+    const vint sign = load(label + at);
+    const vfloat z = (vfloat)((vint)load_fours(score + at) ^ sign);
+    const vfloat t = exp_negative(max(-abs(z), splat(-87.0f)));
+    const vfloat p = (z >= 0.0f ? splat(1.0f) : t) * reciprocal(t + 1.0f);
+    vfloat scaled = p * -alpha;
+    if (kWeighted) scaled *= load(weight + at);
+    store(score + at, (vfloat)((vint)scaled ^ sign));
+    if (kLoss && !kWeighted) {
+      loss.settle(total, 1);
+      loss.add(z, t);
+    }
+    if (kLoss && kWeighted) {
+      const vdouble terms = __builtin_convertvector(
+          load(weight + at) * (max(z, splat(0.0f)) + log_above_one(t + 1.0f)), vdouble);
+      for (int lane = 0; lane < kLanes; ++lane) total += terms[lane];
     }
   }
-  double sum = 0;
-  if (kLoss)
-    for (int lane = 0; lane < kLanes; ++lane) sum += loss[lane];
-  return sum;
 }
 
 // --- pass 3: update -------------------------------------------------------------------------------
 
 enum Update {
-  kInPlace,     // inputs and outputs are changed where they are
-  kAccumulate,  // outputs in place; the inputs' updates are added to rows of their own
-  kFrozen       // nothing is changed: the outputs' updates are written, the inputs' added, elsewhere
+  kInPlace,    // inputs and outputs are changed where they are
+  kAccumulate  // outputs in place; the inputs' updates are added to rows of their own
 };
 
 template <int J, int V, Update U, bool T>
 VECSMITH_INLINE void update_block(const float* const* x, float* const* dx, float* const* o,
-                                  float* const* d, int64_t at, int tail, int m, const float* g) {
+                                  int64_t at, int tail, int m, const float* g) {
   vfloat ov[J][V], dv[J][V];
 #pragma GCC unroll 8
   for (int j = 0; j < J; ++j)
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
       ov[j][v] = T ? load_tail(o[j] + at, tail) : load(o[j] + at + v * kLanes);
-      dv[j][v] = U == kFrozen ? vfloat{} : ov[j][v];
+      dv[j][v] = ov[j][v];
     }
   for (int i = 0; i < m; ++i) {
     vfloat xv[V], nv[V];
@@ -336,22 +481,21 @@ VECSMITH_INLINE void update_block(const float* const* x, float* const* dx, float
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
       if (T)
-        store_tail(d[j] + at, dv[j][v], tail);
+        store_tail(o[j] + at, dv[j][v], tail);
       else
-        store(d[j] + at + v * kLanes, dv[j][v]);
+        store(o[j] + at + v * kLanes, dv[j][v]);
     }
 }
 
-// d[j] (+)= sum_i g[i * J + j] x[i];  dx[i] += sum_j g[i * J + j] o[j].
+// o[j] += sum_i g[i * J + j] x[i];  dx[i] += sum_j g[i * J + j] o[j], from the values before.
 template <int J, Update U>
 __attribute__((noinline)) void update_tile(const float* const* x, float* const* dx, float* const* o,
-                                           float* const* d, int64_t full, int tail, int m,
-                                           const float* g) {
+                                           int64_t full, int tail, int m, const float* g) {
   int64_t at = 0;
   for (; at + kBlockVectors * kLanes <= full; at += kBlockVectors * kLanes)
-    update_block<J, kBlockVectors, U, false>(x, dx, o, d, at, tail, m, g);
-  for (; at < full; at += kLanes) update_block<J, 1, U, false>(x, dx, o, d, at, tail, m, g);
-  if (tail) update_block<J, 1, U, true>(x, dx, o, d, at, tail, m, g);
+    update_block<J, kBlockVectors, U, false>(x, dx, o, at, tail, m, g);
+  for (; at < full; at += kLanes) update_block<J, 1, U, false>(x, dx, o, at, tail, m, g);
+  if (tail) update_block<J, 1, U, true>(x, dx, o, at, tail, m, g);
 }
 
 void score_any(int n, const float* const* x, float* const* o, int64_t full, int tail, int m, float* s) {
@@ -366,15 +510,15 @@ void score_any(int n, const float* const* x, float* const* o, int64_t full, int 
 }
 
 template <Update U>
-void update_any(int n, const float* const* x, float* const* dx, float* const* o, float* const* d,
-                int64_t full, int tail, int m, const float* g) {
+void update_any(int n, const float* const* x, float* const* dx, float* const* o, int64_t full, int tail,
+                int m, const float* g) {
   switch (n) {
-    case 1: return update_tile<1, U>(x, dx, o, d, full, tail, m, g);
-    case 2: return update_tile<2, U>(x, dx, o, d, full, tail, m, g);
-    case 3: return update_tile<3, U>(x, dx, o, d, full, tail, m, g);
-    case 4: return update_tile<4, U>(x, dx, o, d, full, tail, m, g);
-    case 5: return update_tile<5, U>(x, dx, o, d, full, tail, m, g);
-    default: return update_tile<6, U>(x, dx, o, d, full, tail, m, g);
+    case 1: return update_tile<1, U>(x, dx, o, full, tail, m, g);
+    case 2: return update_tile<2, U>(x, dx, o, full, tail, m, g);
+    case 3: return update_tile<3, U>(x, dx, o, full, tail, m, g);
+    case 4: return update_tile<4, U>(x, dx, o, full, tail, m, g);
+    case 5: return update_tile<5, U>(x, dx, o, full, tail, m, g);
+    default: return update_tile<6, U>(x, dx, o, full, tail, m, g);
   }
 }
 
@@ -387,235 +531,201 @@ VECSMITH_INLINE void add_row(float* y, const float* x, float scale, int64_t full
     store_tail(y + full, load_tail(y + full, tail) + load_tail(x + full, tail) * scale, tail);
 }
 
-VECSMITH_INLINE bool has_duplicates(const int32_t* ids, int count) {
-  if (count <= 16) {
-    // All against all at a few vector compares: ids[i] with ids[i + shift], for every shift.
-    int32_t padded[32];
-    for (int i = 0; i < 32; ++i) padded[i] = -1 - i;
-    for (int i = 0; i < count; ++i) padded[i] = ids[i];
-    vint found{};
-    for (int shift = 1; shift < count; ++shift)
-      for (int at = 0; at < 16; at += kLanes)
-        found |= load(padded + at) == load(padded + at + shift);
-    int32_t any = 0;
-    for (int lane = 0; lane < kLanes; ++lane) any |= found[lane];
-    return any != 0;
-  }
-  for (int i = 1; i < count; ++i) {
-    int32_t same = 0;
-    for (int j = 0; j < i; ++j) same |= ids[i] == ids[j];
-    if (same) return true;
-  }
-  return false;
-}
+// The columns a phase works on, cut into whole vectors and a tail.
+struct Columns {
+  int64_t first, full;
+  int tail;
 
-// rows: the distinct ids in order of first appearance; from: where; weight: how often. Returns how many.
-int distinct(const int32_t* ids, int count, int32_t* rows, int32_t* from, float* weight) {
-  int found = 0;
-  for (int i = 0; i < count; ++i) {
-    int at = 0;
-    while (at < found && rows[at] != ids[i]) ++at;
-    if (at == found) {
-      rows[found] = ids[i];
-      from[found] = i;
-      weight[found++] = 0;
-    }
-    weight[at] += 1;
+  static inline __attribute__((always_inline)) Columns of(int64_t first, int64_t last) {
+    const int64_t full = (last - first) / kLanes * kLanes;
+    return {first, full, static_cast<int>(last - first - full)};
   }
-  return found;
-}
+};
 
-VECSMITH_INLINE float* delta_row(SkipgramUpdates& updates, int64_t row) {
-  return updates.deltas + row * updates.delta_stride;
-}
+// Tiles of outputs, of almost equal width.
+VECSMITH_INLINE int tile_count(int n) { return (n + kTile - 1) / kTile; }
+VECSMITH_INLINE int tile_start(int n, int tiles, int tile) { return tile * n / tiles; }
 
-template <bool kIsFrozen, bool kLoss>
-VECSMITH_INLINE void train_step(const SkipgramJob& job, const SkipgramStep& step,
-                                SkipgramScratch& scratch, SkipgramUpdates* updates) {
-  const int64_t dim = job.dim, full = dim / kLanes * kLanes;
-  const int tail = static_cast<int>(dim - full);
-  const int64_t padded = (dim + 15) / 16 * 16;
-  float* const input = job.table[kInput];
+// The rows of a step at the given columns; returns the number of inputs that meet the outputs. CBOW's h is
+// gathered into the scratch.
+VECSMITH_INLINE int gather(const SkipgramJob& job, const SkipgramStep& step, Columns columns,
+                           SkipgramScratch& scratch) {
   const int table = step.codes ? kTree : kOutput;
-  float* const output = job.table[table];
-
-  // Rows, without duplicates: a row that comes twice gets its update twice, from one read.
-  int m = step.input_count, n = step.output_count;
-  if (n == 0) return;
-  const int32_t *input_ids = step.inputs, *output_ids = step.outputs, *from = nullptr;
-  const float *input_weight = nullptr, *output_weight = nullptr;
-  const int64_t width = job.max_outputs > 2 * job.window ? job.max_outputs : 2 * job.window;
-  if (!job.cbow && m > 1 && __builtin_expect(has_duplicates(input_ids, m), 0)) {
-    m = distinct(input_ids, m, scratch.unique, scratch.unique + width, scratch.weight);
-    input_ids = scratch.unique;
-    from = scratch.unique + width;
-    input_weight = scratch.weight;
+  float* const input = job.table[kInput] + columns.first;
+  float* const output = job.table[table] + columns.first;
+  for (int j = 0; j < step.output_count; ++j)
+    scratch.output_rows[j] = output + step.outputs[j] * job.stride[table];
+  const int m = step.input_count;
+  for (int i = 0; i < m; ++i) {
+    float* row = input + step.inputs[i] * job.stride[kInput];
+    scratch.input_rows[i] = row;
+    scratch.input_updates[i] = row;
   }
-  if (!step.codes && n > 2 && __builtin_expect(has_duplicates(output_ids, n), 0)) {
-    n = distinct(output_ids, n, scratch.unique + 2 * width, scratch.unique + 3 * width,
-                 scratch.weight + width);
-    output_ids = scratch.unique + 2 * width;
-    output_weight = scratch.weight + width;
-  }
-  const auto slot_of = [&](int i) {
-    const int32_t original = from ? from[i] : i;
-    const int64_t slot = step.first_slot + original;
-    return slot + (slot >= step.center_slot) - updates->first_slot;
-  };
+  return m;
+}
 
-  const float** const x = scratch.input_rows;
-  float** const dx = scratch.input_updates;
-  float** const o = scratch.output_rows;
-  const int steps_inputs = m;
-  float* const hidden = scratch.row;
-  float* const hidden_update = scratch.row + padded;
+// h = the mean or sum of the step's input rows, into `hidden`.
+VECSMITH_INLINE void gather_hidden(const SkipgramJob& job, const SkipgramStep& step, Columns columns,
+                                   const SkipgramScratch& scratch, float* hidden) {
+  const int m = step.input_count;
+  const float scale = job.cbow_mean ? 1.0f / static_cast<float>(m) : 1.0f;
+  for (int64_t at = 0; at < columns.full; at += kLanes) {
+    vfloat sum{};
+    for (int i = 0; i < m; ++i) sum += load(scratch.input_rows[i] + at);
+    store(hidden + at, sum * scale);
+  }
+  if (columns.tail) {
+    vfloat sum{};
+    for (int i = 0; i < m; ++i) sum += load_tail(scratch.input_rows[i] + columns.full, columns.tail);
+    store_tail(hidden + columns.full, sum * scale, columns.tail);
+  }
+}
+
+// Pass 1 over the given columns. The scores of a tile are laid out together.
+VECSMITH_INLINE void step_scores(const SkipgramJob& job, const SkipgramStep& step, Columns columns,
+                                 SkipgramScratch& scratch, float* scores) {
+  int m = gather(job, step, columns, scratch);
+  const float* const* x = scratch.input_rows;
+  const float* hidden = scratch.row;
   if (job.cbow) {
-    const float scale = job.cbow_mean ? 1.0f / static_cast<float>(m) : 1.0f;
-    for (int64_t at = 0; at < padded; at += kLanes) store(hidden_update + at, vfloat{});
-    for (int64_t at = 0; at < full; at += kLanes) {
-      vfloat sum{};
-      for (int i = 0; i < m; ++i) sum += load(input + input_ids[i] * job.stride[kInput] + at);
-      store(hidden + at, sum * scale);
-    }
-    if (tail) {
-      vfloat sum{};
-      for (int i = 0; i < m; ++i)
-        sum += load_tail(input + input_ids[i] * job.stride[kInput] + full, tail);
-      store_tail(hidden + full, sum * scale, tail);
-    }
-    x[0] = hidden;
-    dx[0] = hidden_update;
+    gather_hidden(job, step, columns, scratch, scratch.row);
+    x = &hidden;
+    m = 1;
+  }
+  const int n = step.output_count, tiles = tile_count(n);
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int start = tile_start(n, tiles, tile), wide = tile_start(n, tiles, tile + 1) - start;
+    score_any(wide, x, scratch.output_rows + start, columns.full, columns.tail, m, scores);
+    scores += m * wide;
+  }
+}
+
+// Pass 2: scores become gradients; kSkipgramPadding floats behind them are overwritten.
+template <bool kLoss>
+VECSMITH_INLINE void step_gradients(const SkipgramJob& job, const SkipgramStep& step,
+                                    SkipgramScratch& scratch, float* scores, Loss& loss) {
+  const int m = job.cbow ? 1 : step.input_count, n = step.output_count, count = m * n;
+  scratch.terms += step.terms;
+  const bool weighted = step.input_weight || step.output_weight;
+  if (__builtin_expect(n == scratch.common_outputs && !step.codes && !weighted, 1)) {
+    // The padding's sigmoid is nothing, whatever its label: minus and plus infinity would be safe too.
+    for (int lane = 0; lane < kLanes; ++lane)
+      scores[count + lane] = scratch.common_label[count + lane] ? 200.0f : -200.0f;
+    return gradients<kLoss, false>(scores, scratch.common_label, nullptr, count, step.alpha, loss,
+                                   scratch.loss);
+  }
+  const int tiles = tile_count(n);
+  int32_t* label = scratch.label;
+  float* w = scratch.weight;
+  for (int tile = 0; tile < tiles; ++tile) {
+    const int start = tile_start(n, tiles, tile), wide = tile_start(n, tiles, tile + 1) - start;
+    for (int i = 0; i < m; ++i, label += wide, w += wide)
+      for (int j = 0; j < wide; ++j) {
+        label[j] = (step.codes ? step.codes[start + j] == 0 : start + j == 0) ? kPositive : kNegative;
+        w[j] = (step.input_weight ? step.input_weight[i] : 1.0f) *
+               (step.output_weight ? step.output_weight[start + j] : 1.0f);
+      }
+  }
+  store(label, vint{} + kNegative);
+  store(w, splat(0.0f));
+  store(scores + count, splat(-200.0f));
+  if (weighted)
+    gradients<kLoss, true>(scores, scratch.label, scratch.weight, count, step.alpha, loss, scratch.loss);
+  else
+    gradients<kLoss, false>(scores, scratch.label, nullptr, count, step.alpha, loss, scratch.loss);
+}
+
+// The labels of an ordinary step (one positive, `negative` negatives), for any number of inputs.
+VECSMITH_INLINE void prepare_labels(const SkipgramJob& job, SkipgramScratch& scratch) {
+  const int n = job.negative + 1;
+  scratch.common_outputs = tile_count(n) == 1 ? n : 0;
+  if (scratch.common_outputs)
+    for (int64_t at = 0; at < scratch.score_capacity; ++at)
+      scratch.common_label[at] = at % n == 0 ? kPositive : kNegative;
+}
+
+// y += scale * x over a row.
+VECSMITH_INLINE void add_row(float* y, const float* x, float scale, Columns columns) {
+  for (int64_t at = 0; at < columns.full; at += kLanes)
+    store(y + at, load(y + at) + load(x + at) * scale);
+  if (columns.tail)
+    store_tail(y + columns.full,
+               load_tail(y + columns.full, columns.tail) +
+                   load_tail(x + columns.full, columns.tail) * scale,
+               columns.tail);
+}
+
+VECSMITH_INLINE void zero_row(float* y, Columns columns) {
+  for (int64_t at = 0; at < columns.full + columns.tail; at += kLanes) store(y + at, vfloat{});
+}
+
+// Pass 3 over the given columns; the rows have been gathered by pass 1 if `gathered`.
+VECSMITH_INLINE void step_update(const SkipgramJob& job, const SkipgramStep& step, Columns columns,
+                                 bool gathered, SkipgramScratch& scratch, const float* g) {
+  const int n = step.output_count, tiles = tile_count(n), inputs = step.input_count;
+  if (!gathered) gather(job, step, columns, scratch);
+  if (!job.cbow && tiles == 1)
+    return update_any<kInPlace>(n, scratch.input_rows, scratch.input_updates, scratch.output_rows,
+                                columns.full, columns.tail, inputs, g);
+  const int64_t padded = (job.dim + 15) / 16 * 16;
+  const float* hidden = scratch.row;
+  float* hidden_update = scratch.row + padded;
+  const float* const* x = scratch.input_rows;
+  float* const* dx = scratch.input_updates;
+  int m = inputs;
+  if (job.cbow) {
+    if (!gathered) gather_hidden(job, step, columns, scratch, scratch.row);
+    zero_row(hidden_update, columns);
+    x = &hidden;
+    dx = &hidden_update;
     m = 1;
   } else {
+    // An input must not change before the last tile has seen it.
     for (int i = 0; i < m; ++i) {
-      x[i] = input + input_ids[i] * job.stride[kInput];
-      dx[i] = const_cast<float*>(x[i]);
-    }
-    if (kIsFrozen)
-      for (int i = 0; i < m; ++i) {
-        const int64_t slot = slot_of(i);
-        updates->rows[slot] = input_ids[i];
-        dx[i] = delta_row(*updates, slot);
-      }
-  }
-  for (int j = 0; j < n; ++j) o[j] = output + output_ids[j] * job.stride[table];
-  float** d = o;
-  if (kIsFrozen) {
-    d = scratch.output_updates;
-    for (int j = 0; j < n; ++j) {
-      const int64_t row = updates->row_count++;
-      updates->rows[row] = output_ids[j];
-      updates->tables[row] = static_cast<uint8_t>(table);
-      d[j] = delta_row(*updates, row);
+      scratch.input_updates[i] = scratch.accumulator + i * padded;
+      zero_row(scratch.input_updates[i], columns);
     }
   }
-
-  // Tiles of outputs of almost equal width; the scores of a tile are laid out together.
-  const int tiles = (n + kTile - 1) / kTile;
-  const auto tile_start = [&](int tile) { return tile * n / tiles; };
-  float *const g = scratch.gradient, *const label = scratch.label;
-  int count = 0;
   for (int tile = 0; tile < tiles; ++tile) {
-    const int start = tile_start(tile), wide = tile_start(tile + 1) - start;
-    float pattern[8] = {};
-    if (step.codes)
-      for (int j = 0; j < wide; ++j) pattern[j] = 1.0f - static_cast<float>(step.codes[start + j]);
-    else if (tile == 0)
-      pattern[0] = 1.0f;
-    score_any(wide, x, o + start, full, tail, m, g + count);
-    for (int i = 0; i < m; ++i) memcpy(label + count + i * wide, pattern, sizeof pattern);
-    count += m * wide;
+    const int start = tile_start(n, tiles, tile), wide = tile_start(n, tiles, tile + 1) - start;
+    update_any<kAccumulate>(wide, x, dx, scratch.output_rows + start, columns.full, columns.tail, m, g);
+    g += m * wide;
   }
-  store(g + count, splat(80.0f));  // the padding: sigmoid 1, label 1
-  store(label + count, splat(1.0f));
-  if (__builtin_expect(input_weight || output_weight, 0)) {
-    // Rare, so simple: one score at a time through the same arithmetic.
-    int at = 0;
-    for (int tile = 0; tile < tiles; ++tile) {
-      const int start = tile_start(tile), wide = tile_start(tile + 1) - start;
-      for (int i = 0; i < m; ++i)
-        for (int j = 0; j < wide; ++j, ++at) {
-          const float weight = (input_weight ? input_weight[i] : 1.0f) *
-                               (output_weight ? output_weight[start + j] : 1.0f);
-          float s[kLanes], y[kLanes];
-          store(s, splat(80.0f));
-          store(y, splat(1.0f));
-          s[0] = g[at];
-          y[0] = label[at];
-          const double loss = gradients<kLoss>(s, y, 1, step.alpha);
-          g[at] = weight * s[0];
-          scratch.loss += static_cast<double>(weight) * loss;
-        }
-    }
-  } else {
-    scratch.loss += gradients<kLoss>(g, label, count, step.alpha);
-  }
-  scratch.terms += static_cast<int64_t>(job.cbow ? 1 : step.input_count) * step.output_count;
-
-  if (kIsFrozen || job.cbow || tiles > 1) {
-    const bool own = !kIsFrozen && !job.cbow;  // the inputs' updates must wait until the last tile
-    if (own)
-      for (int i = 0; i < m; ++i) {
-        dx[i] = scratch.accumulator + i * padded;
-        for (int64_t at = 0; at < padded; at += kLanes) store(dx[i] + at, vfloat{});
-      }
-    int at = 0;
-    for (int tile = 0; tile < tiles; ++tile) {
-      const int start = tile_start(tile), wide = tile_start(tile + 1) - start;
-      update_any<kIsFrozen ? kFrozen : kAccumulate>(wide, x, dx, o + start, d + start, full, tail, m,
-                                                    g + at);
-      at += m * wide;
-    }
-    if (own)
-      for (int i = 0; i < m; ++i) add_row(const_cast<float*>(x[i]), dx[i], 1.0f, full, tail);
-  } else {
-    update_any<kInPlace>(n, x, dx, o, o, full, tail, m, g);
-  }
-
-  if (job.cbow) {
-    const float share = job.cbow_mean ? 1.0f : 1.0f / static_cast<float>(steps_inputs);
-    for (int i = 0; i < steps_inputs; ++i) {
-      float* row = input + input_ids[i] * job.stride[kInput];
-      if (kIsFrozen) {
-        const int64_t slot = slot_of(i);
-        updates->rows[slot] = input_ids[i];
-        row = delta_row(*updates, slot);
-      }
-      add_row(row, hidden_update, share, full, tail);
-    }
-  }
+  const float share = job.cbow && !job.cbow_mean ? 1.0f / static_cast<float>(inputs) : 1.0f;
+  for (int i = 0; i < inputs; ++i)
+    add_row(const_cast<float*>(scratch.input_rows[i]), job.cbow ? hidden_update : dx[i], share, columns);
 }
 
-template <bool kIsFrozen, bool kLoss>
+template <bool kLoss>
 void train_range(const SkipgramJob& job, const SkipgramStream* stream, int64_t first, int64_t last,
-                 SkipgramScratch& scratch, SkipgramUpdates* updates) {
-  // Two windows ahead their rows have time to arrive; single pairs are shorter.
-  const bool windows = stream && (job.shared_negatives || job.cbow);
-  const int32_t ahead = windows ? 2 : 5;
+                 SkipgramScratch& scratch) {
+  const Columns columns = Columns::of(0, job.dim);
+  const int64_t ahead = steps_ahead(job);
+  prepare_labels(job, scratch);
+  Loss loss;
   const auto end_of = [&](int64_t from) {
     return from + kSkipgramBlock < last ? from + kSkipgramBlock : last;
   };
   int now = 0;
-  int64_t planned = end_of(first);
+  int64_t begin = first, planned = end_of(first);
+  clear(scratch.plan[0]);
   plan_block(job, stream, first, planned, scratch.plan[0]);
-  int64_t begin = first;
   while (begin < last) {
     const SkipgramPlan& plan = scratch.plan[now];
     SkipgramPlan& next = scratch.plan[1 - now];
     begin = planned;
     planned = end_of(begin);
-    next.step_count = 0;
+    clear(next);
     if (begin < last) plan_block(job, stream, begin, planned, next);
-    for (int32_t s = 0; s < plan.step_count; ++s) {
-      const int32_t later = s + ahead;
-      if (later < plan.step_count)
-        fetch_step(job, plan.steps[later]);
-      else if (later - plan.step_count < next.step_count)
-        fetch_step(job, next.steps[later - plan.step_count]);
-      train_step<kIsFrozen, kLoss>(job, plan.steps[s], scratch, updates);
+    for (int64_t s = 0; s < plan.step_count; ++s) {
+      fetch_ahead(job, plan, &next, s + ahead, 0, job.dim);
+      step_scores(job, plan.steps[s], columns, scratch, scratch.score);
+      step_gradients<kLoss>(job, plan.steps[s], scratch, scratch.score, loss);
+      step_update(job, plan.steps[s], columns, true, scratch, scratch.score);
     }
     now = 1 - now;
   }
+  if (kLoss) loss.flush(scratch.loss);
 }
 
 }  // namespace
@@ -645,9 +755,22 @@ void skipgram_survivors(const SkipgramJob& job, int64_t first, int64_t last, Ski
       }
     }
   }
-  for (int64_t k = start; k < size; ++k) {
-    stream.low[k] = static_cast<int32_t>(start);
-    stream.high[k] = static_cast<int32_t>(size);
+  // The distance back to the same word, where some window can hold both. (What stands before the sentence
+  // may be found too: no window reaches it.)
+  const int reach = job.cbow ? 0 : job.window <= 8 ? 2 * job.window : -1;
+  for (int64_t begin = start; begin < size; begin += kChunk) {
+    const int count = static_cast<int>(size - begin < kChunk ? size - begin : kChunk);
+    int32_t distance[kChunk];
+    // Windows of more than seventeen words look for themselves.
+    for (int i = 0; i < count; ++i) distance[i] = reach < 0 ? 0 : 255;
+    for (int back = reach; back >= 1; --back)
+      for (int i = 0; i < count; ++i)
+        distance[i] = stream.id[begin + i - back] == stream.id[begin + i] ? back : distance[i];
+    for (int i = 0; i < count; ++i) {
+      stream.repeat[begin + i] = static_cast<uint8_t>(distance[i]);
+      stream.low[begin + i] = static_cast<int32_t>(start);
+      stream.high[begin + i] = static_cast<int32_t>(size);
+    }
   }
   stream.size = size;
 }
@@ -655,42 +778,56 @@ void skipgram_survivors(const SkipgramJob& job, int64_t first, int64_t last, Ski
 void skipgram_train(const SkipgramJob& job, const SkipgramStream* stream, int64_t first, int64_t last,
                     SkipgramScratch& scratch) {
   if (job.compute_loss)
-    train_range<false, true>(job, stream, first, last, scratch, nullptr);
+    train_range<true>(job, stream, first, last, scratch);
   else
-    train_range<false, false>(job, stream, first, last, scratch, nullptr);
+    train_range<false>(job, stream, first, last, scratch);
 }
 
-void skipgram_collect(const SkipgramJob& job, const SkipgramStream* stream, int64_t first, int64_t last,
-                      SkipgramScratch& scratch, SkipgramUpdates& updates) {
-  updates.row_count = updates.slot_count;
-  for (int64_t row = 0; row < updates.slot_count; ++row) {
-    updates.rows[row] = -1;
-    updates.tables[row] = kInput;
-    float* delta = delta_row(updates, row);
-    for (int64_t at = 0; at < updates.delta_stride; at += kLanes) store(delta + at, vfloat{});
+void skipgram_plan(const SkipgramJob& job, const SkipgramStream* stream, int64_t first, int64_t last,
+                   SkipgramPlan& plan) {
+  clear(plan);
+  for (int64_t begin = first; begin < last; begin += kSkipgramBlock)
+    plan_block(job, stream, begin, begin + kSkipgramBlock < last ? begin + kSkipgramBlock : last, plan);
+}
+
+void skipgram_score(const SkipgramJob& job, const SkipgramPlan& plan, const SkipgramPlan* next,
+                    int64_t first, int64_t last, SkipgramScratch& scratch, float* scores) {
+  const Columns columns = Columns::of(first, last);
+  const int64_t ahead = steps_ahead(job) + 2;
+  for (int64_t s = 0; s < plan.step_count; ++s) {
+    fetch_ahead(job, plan, next, s + ahead, first, last);
+    step_scores(job, plan.steps[s], columns, scratch, scores + plan.steps[s].score_at);
   }
-  if (job.compute_loss)
-    train_range<true, true>(job, stream, first, last, scratch, &updates);
-  else
-    train_range<true, false>(job, stream, first, last, scratch, &updates);
 }
 
-void skipgram_apply(const SkipgramJob& job, const SkipgramUpdates& updates, int64_t first, int64_t last,
-                    int64_t share, int64_t shares) {
-  constexpr int64_t kAhead = 4;
-  const int64_t full = first + (last - first) / kLanes * kLanes;
-  const int tail = static_cast<int>(last - full);
-  for (int64_t r = 0; r < updates.row_count; ++r) {
-    if (r + kAhead < updates.row_count && updates.rows[r + kAhead] >= 0) {
-      const int table = updates.tables[r + kAhead];
-      fetch_row(job.table[table] + updates.rows[r + kAhead] * job.stride[table] + first, last - first);
-    }
-    const int32_t id = updates.rows[r];
-    if (id < 0 || (shares > 1 && id % shares != share)) continue;
-    float* row = job.table[updates.tables[r]] + id * job.stride[updates.tables[r]];
-    const float* delta = updates.deltas + r * updates.delta_stride;
-    for (int64_t at = first; at < full; at += kLanes) store(row + at, load(row + at) + load(delta + at));
-    if (tail) store_tail(row + full, load_tail(row + full, tail) + load_tail(delta + full, tail), tail);
+void skipgram_gradient(const SkipgramJob& job, const SkipgramPlan& plan, SkipgramScratch& scratch,
+                       float* scores, const float* more) {
+  if (more)
+    for (int64_t at = 0; at < plan.score_count; ++at) scores[at] += more[at];
+  prepare_labels(job, scratch);
+  Loss loss;
+  for (int64_t s = 0; s < plan.step_count; ++s) {
+    const SkipgramStep& step = plan.steps[s];
+    float* own = scores + step.score_at;
+    const int count = (job.cbow ? 1 : step.input_count) * step.output_count;
+    // In the scratch: the padding must not fall on the next step's scores.
+    for (int at = 0; at < count; at += kLanes) store(scratch.score + at, load(own + at));
+    if (job.compute_loss)
+      step_gradients<true>(job, step, scratch, scratch.score, loss);
+    else
+      step_gradients<false>(job, step, scratch, scratch.score, loss);
+    memcpy(own, scratch.score, static_cast<size_t>(count) * sizeof(float));
+  }
+  if (job.compute_loss) loss.flush(scratch.loss);
+}
+
+void skipgram_update(const SkipgramJob& job, const SkipgramPlan& plan, const SkipgramPlan* next,
+                     int64_t first, int64_t last, SkipgramScratch& scratch, const float* gradients) {
+  const Columns columns = Columns::of(first, last);
+  const int64_t ahead = steps_ahead(job);
+  for (int64_t s = 0; s < plan.step_count; ++s) {
+    fetch_ahead(job, plan, next, s + ahead, first, last);
+    step_update(job, plan.steps[s], columns, false, scratch, gradients + plan.steps[s].score_at);
   }
 }
 

@@ -28,9 +28,10 @@ As in word2vec.c, the *context* words are the inputs and the *center* is the pos
 negative sampling and hierarchical softmax, the tree's step comes first.
 
 A *mini-batch* of windows (``batch_positions`` > 0): the windows whose centers' positions p share
-floor(p / batch_positions) take all their gradients at the values before the batch, and the sum of the
-updates is applied. This is what deterministic mode trains: unlike one step after another it can be
-spread over any number of workers without changing one bit of the result.
+floor(p / batch_positions). All inner products h_i . o_j of the batch, and so all g_ij, are taken at the
+values before the batch; then the steps' updates are applied one after another, each at the values that
+the steps before it left. This is what deterministic mode trains: unlike one step after another it can
+be spread over any number of workers without changing one bit of the result.
 
 Positions, windows, sub-sampling, rate
 --------------------------------------
@@ -59,6 +60,8 @@ drawn again with bits <- mix(bits + G), up to 32 times; then the slot stays empt
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -144,14 +147,56 @@ def negatives_for(
     return chosen
 
 
-def _step(inputs: Tensor, outputs: Tensor, labels: Tensor, alpha: float):
-    """One step at given values. inputs [m, D], outputs [n, D], labels [n] ->
-    (updates of inputs [m, D], updates of outputs [n, D], loss fp64)."""
-    score = inputs @ outputs.T
-    gradient = alpha * (labels - torch.sigmoid(score))
-    sign = (2 * labels - 1).double()
-    loss = torch.nn.functional.softplus(-sign * score.double()).sum()
-    return gradient @ outputs, gradient.T @ inputs, loss
+class _Step(NamedTuple):
+    """One step: rows of the input table against rows of ``table``."""
+
+    rows: Tensor  # [m] of the input table
+    table: Tensor
+    words: Tensor  # [n] of the table
+    labels: Tensor  # [n]
+    alpha: float
+
+
+class _Trainer:
+    """Runs steps: each at once, or in mini-batches."""
+
+    def __init__(self, input_table: Tensor, cbow: bool, cbow_mean: bool) -> None:
+        self.input_table, self.cbow, self.cbow_mean = input_table, cbow, cbow_mean
+        self.batch: list[_Step] = []
+        self.loss, self.terms = 0.0, 0
+
+    def _inputs(self, step: _Step) -> Tensor:
+        x = self.input_table[step.rows]
+        if not self.cbow:
+            return x
+        return x.mean(0, keepdim=True) if self.cbow_mean else x.sum(0, keepdim=True)
+
+    def _gradient(self, step: _Step) -> Tensor:
+        """g [m, n], and the loss."""
+        score = self._inputs(step) @ step.table[step.words].T
+        labels = step.labels.to(score.dtype)
+        sign = (2 * labels - 1).double()
+        self.loss += float(torch.nn.functional.softplus(-sign * score.double()).sum())
+        self.terms += score.numel()
+        return step.alpha * (labels - torch.sigmoid(score))
+
+    def _update(self, step: _Step, gradient: Tensor) -> None:
+        h, o = self._inputs(step), step.table[step.words]
+        dh = gradient @ o
+        if self.cbow:
+            m = step.rows.numel()
+            dh = (dh if self.cbow_mean else dh / m).expand(m, -1)
+        self.input_table.index_add_(0, step.rows, dh)
+        step.table.index_add_(0, step.words, gradient.T @ h)
+
+    def finish_batch(self) -> None:
+        gradients = [self._gradient(step) for step in self.batch]
+        for step, gradient in zip(self.batch, gradients, strict=True):
+            self._update(step, gradient)
+        self.batch.clear()
+
+    def result(self) -> Tensor:
+        return torch.tensor([self.loss, self.terms], dtype=torch.float64)
 
 
 def skipgram(
@@ -191,15 +236,8 @@ def skipgram(
 
     Returns float64 [2]: the summed loss and the number of (input, output) terms in it.
     """
-    loss, terms = 0.0, 0
-    pending: list[tuple[Tensor, Tensor, Tensor]] = []  # (table, rows, update), in order
+    trainer = _Trainer(input_table, cbow, cbow_mean)
     batch = None
-
-    def apply() -> None:
-        for table, rows, update in pending:
-            table.index_add_(0, rows, update)
-        pending.clear()
-
     for s in range(offsets.numel() - 1):
         first, last = int(offsets[s]), int(offsets[s + 1])
         positions = first_position + torch.arange(first, last, device=tokens.device)
@@ -210,7 +248,7 @@ def skipgram(
         for k in range(sentence.numel()):
             p, r = int(positions[k]), reach[k]
             if batch_positions and p // batch_positions != batch:
-                apply()
+                trainer.finish_batch()
                 batch = p // batch_positions
             around = [j for j in range(max(0, k - r), min(sentence.numel(), k + r + 1)) if j != k]
             if not around:
@@ -238,20 +276,12 @@ def skipgram(
                     labels[0] = 1
                     targets.append((output_table, words, labels))
                 for table, words, labels in targets:
-                    m = len(members)
-                    x = input_table[rows]
-                    if cbow:
-                        x = x.mean(0, keepdim=True) if cbow_mean else x.sum(0, keepdim=True)
-                    dx, do, step_loss = _step(x, table[words], labels.to(x.dtype), rate)
-                    if cbow:
-                        dx = (dx if cbow_mean else dx / m).expand(m, -1)
-                    pending += [(input_table, rows, dx), (table, words, do)]
-                    loss += float(step_loss)
-                    terms += x.shape[0] * words.numel()
+                    if words.numel():
+                        trainer.batch.append(_Step(rows, table, words, labels, rate))
                     if not batch_positions:
-                        apply()
-    apply()
-    return torch.tensor([loss, terms], dtype=torch.float64)
+                        trainer.finish_batch()
+    trainer.finish_batch()
+    return trainer.result()
 
 
 def skipgram_pairs(
@@ -266,31 +296,20 @@ def skipgram_pairs(
 ) -> Tensor:
     """The explicit form: one step per pair, in order, each with h = input_table[centers[i]], the
     positive output contexts[i] and the negative outputs negatives[i] (those that are -1 or equal the
-    positive are left out). ``batch_pairs`` > 0: pairs i that share floor(i / batch_pairs) take their
-    gradients at the values before the batch.
+    positive are left out). ``batch_pairs`` > 0: the pairs i that share floor(i / batch_pairs) are a
+    mini-batch.
 
     centers, contexts: [N] int64; negatives: [N, K] int64. Returns float64 [2]: loss, terms.
     """
-    loss, terms = 0.0, 0
-    pending: list[tuple[Tensor, Tensor, Tensor]] = []
-
-    def apply() -> None:
-        for table, rows, update in pending:
-            table.index_add_(0, rows, update)
-        pending.clear()
-
+    trainer = _Trainer(input_table, False, False)
     for i in range(centers.numel()):
-        if not batch_pairs or i % batch_pairs == 0:
-            apply()
         drawn = negatives[i]
         drawn = drawn[(drawn >= 0) & (drawn != contexts[i])]
         words = torch.cat([contexts[i : i + 1], drawn])
-        labels = torch.zeros(words.numel(), dtype=input_table.dtype, device=input_table.device)
+        labels = torch.zeros(words.numel(), device=input_table.device)
         labels[0] = 1
-        rows = centers[i : i + 1]
-        dx, do, step_loss = _step(input_table[rows], output_table[words], labels, alpha)
-        pending += [(input_table, rows, dx), (output_table, words, do)]
-        loss += float(step_loss)
-        terms += words.numel()
-    apply()
-    return torch.tensor([loss, terms], dtype=torch.float64)
+        trainer.batch.append(_Step(centers[i : i + 1], output_table, words, labels, alpha))
+        if not batch_pairs or (i + 1) % batch_pairs == 0:
+            trainer.finish_batch()
+    trainer.finish_batch()
+    return trainer.result()
