@@ -59,7 +59,7 @@ for target in "${targets[@]}"; do
   echo "fuzz_$target"
   if [ $guided = yes ]; then
     "$build/fuzz_$target" "-max_total_time=$budget" -max_len=4096 "-artifact_prefix=$PWD/fuzz-$target-" 2>&1 |
-      tail -n 40
+      grep -vE '^#[0-9]+[[:space:]]+(NEW|REDUCE|pulse|RELOAD)|# Uses:'
   else
     # Parsing needs no threads and no files: ten inputs in the time of one.
     factor=1
