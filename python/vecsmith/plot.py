@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -200,7 +200,7 @@ def _project(units: torch.Tensor, method: str, seed: int) -> np.ndarray:
     exact = len(units) <= 800  # Barnes-Hut sums in the order of its threads
     model = TSNE(
         n_components=2,
-        init=start.numpy().astype(np.float32),
+        init=cast("Any", start.numpy().astype(np.float32)),  # its stubs know strings only
         perplexity=max(1.0, min(20.0, (len(units) - 1) / 3)),
         method="exact" if exact else "barnes_hut",
         random_state=seed,
@@ -214,7 +214,7 @@ def _cluster(units: torch.Tensor, seed: int) -> np.ndarray:
     number = min(len(_COLORS), distinct, max(2, round((len(units) / 4) ** 0.5)))
     from sklearn.cluster import KMeans
 
-    labels = KMeans(number, n_init=10, random_state=seed).fit_predict(units.numpy())
+    labels = KMeans(number, n_init=cast("Any", 10), random_state=seed).fit_predict(units.numpy())
     sizes = np.bincount(labels, minlength=number)
     rank = np.empty(number, dtype=np.int64)
     rank[np.argsort(-sizes, kind="stable")] = np.arange(number)

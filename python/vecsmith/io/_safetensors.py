@@ -15,7 +15,7 @@ import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -40,7 +40,7 @@ _CHUNK = 8 << 20
 
 def _raw(tensor: torch.Tensor) -> memoryview:
     """The bytes of a contiguous CPU tensor, without a copy (bfloat16 has no NumPy type)."""
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return memoryview(cast("Any", tensor.reshape(-1).view(torch.uint8).numpy()))
 
 
 def _write_tensor(file: Any, tensor: torch.Tensor) -> None:
@@ -185,7 +185,7 @@ def load_safetensors(
         else:
             data = torch.empty(size - start, dtype=torch.uint8)
             file.seek(start)
-            if file.readinto(memoryview(data.numpy())) != size - start:
+            if file.readinto(memoryview(cast("Any", data.numpy()))) != size - start:
                 raise ValueError(f"{path}: changed while it was read")
     tensors = {}
     for name, entry in header.items():
