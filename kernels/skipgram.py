@@ -14,10 +14,11 @@ How the work is split
        cut into tiles of BLOCK_D. Within a step all loads of a tile come before its stores, so a
        step is the reference's step also where a word comes twice. Rows are added with atomics:
        concurrent programs (Hogwild) lose no update. `programs=1` is one step after another.
-    3. `batch_positions` > 0 (deterministic mode): steps do not touch the tables. They write each
-       row's update to its own slot of a buffer; the slots are sorted by row (stable) and
-       `_apply_updates` adds every row's updates in that order: the same bits however many programs
-       run at once.
+    3. `batch_positions` > 0 (deterministic mode), per mini-batch: one launch takes all gradients G
+       at the values before the batch and writes them down; a second applies the steps one after
+       another, a program a tile of columns, since given G the columns do not depend on each other.
+       No two programs add to one number, and what a row gets twice within a step is the same
+       number twice: the same bits however many programs run at once.
 
 What bounds its speed
     Memory. A center with m contexts and n = K + 1 outputs reads m + n rows and adds to m + n rows:
@@ -40,6 +41,8 @@ from vecsmith.kernels import _survivors
 
 _GOLDEN = tl.constexpr(_survivors.GOLDEN)
 _REDRAWS = tl.constexpr(32)
+# A step at once, or in the two halves of a mini-batch.
+WHOLE, GRADIENTS, APPLY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
@@ -115,17 +118,10 @@ def _load_rows(table, stride, rows, mask, d, dim):
 
 
 @triton.jit
-def _store_rows(
-    table, stride, rows, mask, d, dim, value, updates, slot, DEFERRED: tl.constexpr
-):  # value: [R, BLOCK_D]
+def _add_rows(table, stride, rows, mask, d, dim, value):
     inside = mask[:, None] & (d[None, :] < dim)
-    if DEFERRED:
-        at = slot + tl.arange(0, value.shape[0]).to(tl.int64)
-        tl.store(updates + at[:, None] * dim + d[None, :], value, mask=inside)
-    else:
-        tl.atomic_add(
-            table + rows[:, None] * stride + d[None, :], value, mask=inside, sem="relaxed"
-        )
+    at = table + rows[:, None] * stride + d[None, :]
+    tl.atomic_add(at, value, mask=inside, sem="relaxed")
 
 
 @triton.jit
@@ -141,20 +137,18 @@ def _step(
     labels,  # float32 [N]
     rate,
     dim,
-    updates,  # deferred: [slots, D] and the key of each slot, from slot `slot` on
-    keys,
+    gradients,  # float32, from `slot` on: [H, N], where phases are apart
     slot,
-    input_key,
-    output_key,
-    output_slot,
+    tile,  # of the columns: APPLY
     CBOW: tl.constexpr,
     MEAN: tl.constexpr,
-    DEFERRED: tl.constexpr,
+    PHASE: tl.constexpr,
     LOSS: tl.constexpr,
     ONE_TILE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One step of the reference. Returns its loss (float64) and its number of terms (int64)."""
+    """One step of the reference, or half of one (PHASE). Returns its loss (float64 [1]) and its
+    number of terms (int64 [1])."""
     M: tl.constexpr = rows.shape[0]
     N: tl.constexpr = targets.shape[0]
     H: tl.constexpr = 1 if CBOW else M
@@ -168,56 +162,60 @@ def _step(
             spread = 1.0 / members
 
     lanes = tl.arange(0, BLOCK_D).to(tl.int64)
-    x = _load_rows(inputs, input_stride, rows, input_mask, lanes, dim)
-    o = _load_rows(outputs, output_stride, targets, output_mask, lanes, dim)
-    if CBOW:
-        x = tl.sum(x, 0, keep_dims=True) * gather
-    scores = tl.sum(x[:, None, :] * o[None, :, :], axis=2)  # [H, N]
-    if not ONE_TILE:
-        for start in range(BLOCK_D, dim, BLOCK_D):
-            d = start + lanes
-            x = _load_rows(inputs, input_stride, rows, input_mask, d, dim)
-            o = _load_rows(outputs, output_stride, targets, output_mask, d, dim)
-            if CBOW:
-                x = tl.sum(x, 0, keep_dims=True) * gather
-            scores += tl.sum(x[:, None, :] * o[None, :, :], axis=2)
-
-    if CBOW:
-        active = (tl.zeros([1], tl.int32) == 0)[:, None] & output_mask[None, :]
-    else:
-        active = input_mask[:, None] & output_mask[None, :]
-    gradient = rate * (labels[None, :] - 1.0 / (1.0 + tl.exp(-scores)))
-    gradient = tl.where(active, gradient, 0.0)
+    at_gradients = gradients + slot + tl.arange(0, H)[:, None] * N + tl.arange(0, N)[None, :]
     loss = tl.zeros([1], tl.float64)
-    if LOSS:
-        z = tl.where(labels[None, :] > 0.5, -scores, scores).to(tl.float64)
-        softplus = tl.maximum(z, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(z)))
-        loss += tl.sum(tl.sum(tl.where(active, softplus, 0.0), 1), 0)
-    terms = tl.zeros([1], tl.int64) + tl.sum(tl.sum(active.to(tl.int64), 1), 0)
-
-    if DEFERRED:
-        at = slot + tl.arange(0, M).to(tl.int64)
-        tl.store(keys + at, rows + input_key, mask=input_mask)
-        at = slot + output_slot + tl.arange(0, N).to(tl.int64)
-        tl.store(keys + at, targets + output_key, mask=output_mask)
-    for start in range(0, dim, BLOCK_D):
-        d = start + lanes
+    terms = tl.zeros([1], tl.int64)
+    if PHASE == APPLY:
+        gradient = tl.load(at_gradients)
+    else:
+        x = _load_rows(inputs, input_stride, rows, input_mask, lanes, dim)
+        o = _load_rows(outputs, output_stride, targets, output_mask, lanes, dim)
+        if CBOW:
+            x = tl.sum(x, 0, keep_dims=True) * gather
+        scores = tl.sum(x[:, None, :] * o[None, :, :], axis=2)  # [H, N]
         if not ONE_TILE:
-            x = _load_rows(inputs, input_stride, rows, input_mask, d, dim)
-            o = _load_rows(outputs, output_stride, targets, output_mask, d, dim)
-            if CBOW:
-                x = tl.sum(x, 0, keep_dims=True) * gather
-        dx = tl.sum(gradient[:, :, None] * o[None, :, :], axis=1) * spread
-        do = tl.sum(gradient[:, :, None] * x[:, None, :], axis=0)
-        if H != M:
-            dx = tl.broadcast_to(dx, (M, BLOCK_D))
-        # Every warp has read its copy of the rows before any warp adds to them.
-        tl.debug_barrier()
-        _store_rows(inputs, input_stride, rows, input_mask, d, dim, dx, updates, slot, DEFERRED)
-        _store_rows(
-            outputs, output_stride, targets, output_mask, d, dim, do, updates, slot + output_slot,
-            DEFERRED,
-        )  # fmt: skip
+            for start in range(BLOCK_D, dim, BLOCK_D):
+                d = start + lanes
+                x = _load_rows(inputs, input_stride, rows, input_mask, d, dim)
+                o = _load_rows(outputs, output_stride, targets, output_mask, d, dim)
+                if CBOW:
+                    x = tl.sum(x, 0, keep_dims=True) * gather
+                scores += tl.sum(x[:, None, :] * o[None, :, :], axis=2)
+
+        if CBOW:
+            active = (tl.zeros([1], tl.int32) == 0)[:, None] & output_mask[None, :]
+        else:
+            active = input_mask[:, None] & output_mask[None, :]
+        gradient = rate * (labels[None, :] - 1.0 / (1.0 + tl.exp(-scores)))
+        gradient = tl.where(active, gradient, 0.0)
+        if LOSS:
+            z = tl.where(labels[None, :] > 0.5, -scores, scores).to(tl.float64)
+            softplus = tl.maximum(z, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(z)))
+            loss += tl.sum(tl.sum(tl.where(active, softplus, 0.0), 1), 0)
+        terms += tl.sum(tl.sum(active.to(tl.int64), 1), 0)
+
+    if PHASE == GRADIENTS:
+        tl.store(at_gradients, gradient)
+    else:
+        first = tile * BLOCK_D
+        stop = dim
+        if PHASE == APPLY:
+            stop = first + BLOCK_D
+        for start in range(first, stop, BLOCK_D):
+            d = start + lanes
+            if (not ONE_TILE) or PHASE == APPLY:
+                x = _load_rows(inputs, input_stride, rows, input_mask, d, dim)
+                o = _load_rows(outputs, output_stride, targets, output_mask, d, dim)
+                if CBOW:
+                    x = tl.sum(x, 0, keep_dims=True) * gather
+            dx = tl.sum(gradient[:, :, None] * o[None, :, :], axis=1) * spread
+            do = tl.sum(gradient[:, :, None] * x[:, None, :], axis=0)
+            if H != M:
+                dx = tl.broadcast_to(dx, (M, BLOCK_D))
+            # Every warp has read its copy of the rows before any warp adds to them.
+            tl.debug_barrier()
+            _add_rows(inputs, input_stride, rows, input_mask, d, dim, dx)
+            _add_rows(outputs, output_stride, targets, output_mask, d, dim, do)
     tl.debug_barrier()  # The next step reads what this one added.
     return loss, terms
 
@@ -229,8 +227,6 @@ def _step(
         "run",
         "window_key",
         "negative_key",
-        "output_key",
-        "tree_key",
     ]
 )
 def _train_text(
@@ -250,8 +246,7 @@ def _train_text(
     path_nodes,
     path_codes,
     losses,  # float64 [M, 2]
-    updates,
-    keys,
+    gradients,
     begin,
     end,
     run,
@@ -261,16 +256,14 @@ def _train_text(
     negative,
     window_key,
     negative_key,
-    output_key,
-    tree_key,
-    center_slots,
+    center_gradients,
     SHRINK: tl.constexpr,
     PAIR: tl.constexpr,
     CBOW: tl.constexpr,
     MEAN: tl.constexpr,
     TREE: tl.constexpr,
     NEGATIVE: tl.constexpr,
-    DEFERRED: tl.constexpr,
+    PHASE: tl.constexpr,
     LOSS: tl.constexpr,
     ONE_TILE: tl.constexpr,
     WINDOW_BLOCK: tl.constexpr,  # power of two >= 2 * window + 1
@@ -284,6 +277,7 @@ def _train_text(
     slots = 2 * window.to(tl.int64) + 1  # of "pair": one for each place in the window
     from_ = begin.to(tl.int64) + tl.program_id(0).to(tl.int64) * run
     to = tl.minimum(from_ + run, end.to(tl.int64))
+    tile = tl.program_id(1).to(tl.int64)
     for k in range(from_, to):
         center = tl.load(words + k).to(tl.int64)
         position = tl.load(positions + k)
@@ -294,7 +288,7 @@ def _train_text(
         loss = tl.zeros([1], tl.float64)
         terms = tl.zeros([1], tl.int64)
         if stop - start > 1:
-            slot = (k - begin) * center_slots
+            slot = (k - begin) * center_gradients
             nodes = tl.zeros([PATH_BLOCK], tl.int64)
             path_mask = nodes > 0
             path_labels = tl.zeros([PATH_BLOCK], tl.float32)
@@ -316,13 +310,12 @@ def _train_text(
                         if TREE:
                             step_loss, step_terms = _step(
                                 inputs, input_stride, tree, tree_stride, rows, row_mask, nodes,
-                                path_mask, path_labels, rate, dim, updates, keys, slot,
-                                0, tree_key, 1,
-                                False, MEAN, DEFERRED, LOSS, ONE_TILE, BLOCK_D,
+                                path_mask, path_labels, rate, dim, gradients, slot, tile,
+                                False, MEAN, PHASE, LOSS, ONE_TILE, BLOCK_D,
                             )  # fmt: skip
                             loss += step_loss
                             terms += step_terms
-                            slot += 1 + PATH_BLOCK
+                            slot += PATH_BLOCK
                         if NEGATIVE:
                             targets = _negatives(
                                 negative_bits, position * slots + (j - k + window), center, alias,
@@ -330,13 +323,12 @@ def _train_text(
                             )  # fmt: skip
                             step_loss, step_terms = _step(
                                 inputs, input_stride, outputs, output_stride, rows, row_mask,
-                                targets, targets >= 0, labels, rate, dim, updates, keys, slot,
-                                0, output_key, 1,
-                                False, MEAN, DEFERRED, LOSS, ONE_TILE, BLOCK_D,
+                                targets, targets >= 0, labels, rate, dim, gradients, slot, tile,
+                                False, MEAN, PHASE, LOSS, ONE_TILE, BLOCK_D,
                             )  # fmt: skip
                             loss += step_loss
                             terms += step_terms
-                            slot += 1 + NEGATIVE_BLOCK
+                            slot += NEGATIVE_BLOCK
             else:
                 j = k - window + tl.arange(0, WINDOW_BLOCK).to(tl.int64)
                 row_mask = (j >= start) & (j < stop) & (j != k)
@@ -344,31 +336,30 @@ def _train_text(
                 if TREE:
                     step_loss, step_terms = _step(
                         inputs, input_stride, tree, tree_stride, rows, row_mask, nodes,
-                        path_mask, path_labels, rate, dim, updates, keys, slot,
-                        0, tree_key, WINDOW_BLOCK,
-                        CBOW, MEAN, DEFERRED, LOSS, ONE_TILE, BLOCK_D,
+                        path_mask, path_labels, rate, dim, gradients, slot, tile,
+                        CBOW, MEAN, PHASE, LOSS, ONE_TILE, BLOCK_D,
                     )  # fmt: skip
                     loss += step_loss
                     terms += step_terms
-                    slot += WINDOW_BLOCK + PATH_BLOCK
+                    slot += (1 if CBOW else WINDOW_BLOCK) * PATH_BLOCK
                 if NEGATIVE:
                     targets = _negatives(
                         negative_bits, position, center, alias, vocabulary, negative, NEGATIVE_BLOCK
                     )
                     step_loss, step_terms = _step(
                         inputs, input_stride, outputs, output_stride, rows, row_mask,
-                        targets, targets >= 0, labels, rate, dim, updates, keys, slot,
-                        0, output_key, WINDOW_BLOCK,
-                        CBOW, MEAN, DEFERRED, LOSS, ONE_TILE, BLOCK_D,
+                        targets, targets >= 0, labels, rate, dim, gradients, slot, tile,
+                        CBOW, MEAN, PHASE, LOSS, ONE_TILE, BLOCK_D,
                     )  # fmt: skip
                     loss += step_loss
                     terms += step_terms
-        one = tl.arange(0, 1)
-        tl.store(losses + 2 * k + one, loss)
-        tl.store(losses + 2 * k + 1 + one, terms.to(tl.float64))
+        if PHASE != APPLY:
+            one = tl.arange(0, 1)
+            tl.store(losses + 2 * k + one, loss)
+            tl.store(losses + 2 * k + 1 + one, terms.to(tl.float64))
 
 
-@triton.jit(do_not_specialize=["begin", "end", "run", "output_key"])
+@triton.jit(do_not_specialize=["begin", "end", "run"])
 def _train_pairs(
     inputs,
     input_stride,
@@ -379,17 +370,14 @@ def _train_pairs(
     negatives,
     negative_stride,
     losses,  # float64 [N, 2]
-    updates,
-    keys,
+    gradients,
     begin,
     end,
     run,
     dim,
     negative,
     rate,
-    output_key,
-    center_slots,
-    DEFERRED: tl.constexpr,
+    PHASE: tl.constexpr,
     LOSS: tl.constexpr,
     ONE_TILE: tl.constexpr,
     NEGATIVE_BLOCK: tl.constexpr,
@@ -398,6 +386,7 @@ def _train_pairs(
     """The pairs begin + program * run ..., one after another."""
     from_ = begin.to(tl.int64) + tl.program_id(0).to(tl.int64) * run
     to = tl.minimum(from_ + run, end.to(tl.int64))
+    tile = tl.program_id(1).to(tl.int64)
     column = tl.arange(0, NEGATIVE_BLOCK).to(tl.int64)
     labels = tl.where(column == 0, 1.0, 0.0)
     for i in range(from_, to):
@@ -411,52 +400,13 @@ def _train_pairs(
         targets = tl.where(column == 0, positive, tl.where(drawn == positive, -1, drawn))
         loss, terms = _step(
             inputs, input_stride, outputs, output_stride, rows, rows >= 0, targets, targets >= 0,
-            labels, rate, dim, updates, keys, (i - begin) * center_slots, 0, output_key, 1,
-            False, False, DEFERRED, LOSS, ONE_TILE, BLOCK_D,
+            labels, rate, dim, gradients, (i - begin) * NEGATIVE_BLOCK, tile,
+            False, False, PHASE, LOSS, ONE_TILE, BLOCK_D,
         )  # fmt: skip
-        one = tl.arange(0, 1)
-        tl.store(losses + 2 * i + one, loss)
-        tl.store(losses + 2 * i + 1 + one, terms.to(tl.float64))
-
-
-@triton.jit(do_not_specialize=["used", "output_key", "tree_key"])
-def _apply_updates(
-    inputs,
-    input_stride,
-    outputs,
-    output_stride,
-    tree,
-    tree_stride,
-    keys,  # int64 [used], sorted; negative: an unused slot
-    order,  # int64 [used]: the slot of each
-    updates,
-    used,
-    dim,
-    output_key,
-    tree_key,
-    BLOCK_D: tl.constexpr,
-):
-    """Add the updates of one row, in the order of their slots. The program at the first slot of a
-    row adds them all; the others have nothing to do."""
-    e = tl.program_id(0).to(tl.int64)
-    key = tl.load(keys + e)
-    before = tl.load(keys + tl.maximum(e - 1, 0))
-    if (key >= 0) & ((e == 0) | (before != key)):
-        d = tl.program_id(1).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
-        inside = d < dim
-        row = inputs + key * input_stride
-        if key >= tree_key:
-            row = tree + (key - tree_key) * tree_stride
-        elif key >= output_key:
-            row = outputs + (key - output_key) * output_stride
-        value = tl.load(row + d, mask=inside, other=0.0)
-        same = key
-        while same == key:
-            slot = tl.load(order + e)
-            value += tl.load(updates + slot * dim + d, mask=inside, other=0.0)
-            e += 1
-            same = tl.load(keys + e, mask=e < used, other=-1)
-        tl.store(row + d, value, mask=inside)
+        if PHASE != APPLY:
+            one = tl.arange(0, 1)
+            tl.store(losses + 2 * i + one, loss)
+            tl.store(losses + 2 * i + 1 + one, terms.to(tl.float64))
 
 
 def _shape(dim: int, inputs: int, outputs: int) -> dict:
@@ -475,19 +425,11 @@ def _shape(dim: int, inputs: int, outputs: int) -> dict:
     return {"BLOCK_D": block, "ONE_TILE": block >= dim, "num_warps": warps}
 
 
-class _Batches:
-    """The buffers of deterministic mode: a slot for every row update of a batch."""
-
-    def __init__(self, slots: int, dim: int, device: torch.device) -> None:
-        self.updates = torch.empty(max(slots, 1), dim, dtype=torch.float32, device=device)
-        self.keys = torch.empty(max(slots, 1), dtype=torch.int64, device=device)
-
-    def apply(self, used: int, tables: list, output_key: int, tree_key: int, dim: int) -> None:
-        keys, order = torch.sort(self.keys[:used], stable=True)
-        block = min(triton.next_power_of_2(dim), 256)
-        _apply_updates[(used, triton.cdiv(dim, block))](
-            *tables, keys, order, self.updates, used, dim, output_key, tree_key, BLOCK_D=block
-        )
+def _narrow(dim: int, inputs: int, outputs: int) -> dict:
+    """Tiles for the second half of a mini-batch: many, since each is walked by one program."""
+    block = 32
+    warps = max(1, min(8, inputs * outputs * block // (16 * 32)))
+    return {"BLOCK_D": block, "ONE_TILE": block >= dim, "num_warps": 1 << (warps.bit_length() - 1)}
 
 
 def _runs(count: int, programs: int | None) -> tuple[int, int]:
@@ -566,58 +508,58 @@ def skipgram(
     pair = shared_negatives == "pair" and not cbow
     window_block = triton.next_power_of_2(2 * window + 1)
     negative_block = triton.next_power_of_2(negative + 1)
-    path_block = 1
+    path_block = 1  # at least 2 where it is used: see _shape on [1, 1] blocks
     if tree:
         longest = int((path_offsets[1:] - path_offsets[:-1]).max())
-        path_block = triton.next_power_of_2(max(longest, 1))
+        path_block = triton.next_power_of_2(max(longest, 2))
     step_inputs = 1 if pair else window_block
     widest = max(negative_block if negative else 1, path_block)
-    shape = _shape(dim, 1 if cbow else step_inputs, widest)
-
+    broad = 1 if cbow else step_inputs
+    shape, narrow = _shape(dim, broad, widest), _narrow(dim, step_inputs, widest)
     steps = 2 * window if pair else 1
-    center_slots = steps * (
-        (step_inputs + path_block if tree else 0)
-        + (step_inputs + negative_block if negative else 0)
-    )
+    center_gradients = steps * broad * (tree * path_block + (negative > 0) * negative_block)
     losses = torch.empty(count, 2, dtype=torch.float64, device=device)
     outputs = output_table if negative else input_table
     nodes = tree_table if tree else input_table
-    output_key, tree_key = vocabulary, 2 * vocabulary
     tables = [
         input_table, input_table.stride(0), outputs, outputs.stride(0), nodes, nodes.stride(0)
     ]  # fmt: skip
-    cuts, batches = [0, count], None
+    cuts, gradients = [0, count], rate
     if batch_positions:
         batch = packed.positions // batch_positions
         changes = (batch[1:] != batch[:-1]).nonzero().squeeze(1) + 1
         cuts = [0, *changes.tolist(), count]
         largest = max(b - a for a, b in pairwise(cuts))
-        batches = _Batches(largest * center_slots, dim, device)
-    for begin, end in pairwise(cuts):
-        grid, run = _runs(end - begin, programs)
-        if batches is not None:
-            batches.keys.fill_(-1)
-        _train_text[(grid,)](
+        gradients = torch.empty(largest * center_gradients, dtype=torch.float32, device=device)
+
+    def launch(
+        begin: int, end: int, grid: tuple[int, ...], run: int, phase: int, cut: dict
+    ) -> None:
+        _train_text[grid](
             *tables,
             packed.words, packed.positions, packed.first, packed.last, rate,
             alias if negative else packed.words,
             path_offsets if tree else packed.words,
             path_nodes if tree else packed.words,
             path_codes if tree else packed.words,
-            losses,
-            batches.updates if batches is not None else losses,
-            batches.keys if batches is not None else losses,
+            losses, gradients,
             begin, end, run, dim, vocabulary, window, negative,
             _survivors.stream_key(seed, epoch, _survivors.STREAM_WINDOW),
             _survivors.stream_key(seed, epoch, _survivors.STREAM_NEGATIVE),
-            output_key, tree_key, center_slots,
+            center_gradients,
             SHRINK=shrink_windows, PAIR=pair, CBOW=cbow, MEAN=cbow_mean, TREE=tree,
-            NEGATIVE=negative > 0, DEFERRED=batches is not None, LOSS=compute_loss,
+            NEGATIVE=negative > 0, PHASE=phase, LOSS=compute_loss,
             WINDOW_BLOCK=window_block, NEGATIVE_BLOCK=negative_block, PATH_BLOCK=path_block,
-            **shape,
+            **cut,
         )  # fmt: skip
-        if batches is not None:
-            batches.apply((end - begin) * center_slots, tables, output_key, tree_key, dim)
+
+    for begin, end in pairwise(cuts):
+        grid, run = _runs(end - begin, programs)
+        phase = GRADIENTS if batch_positions else WHOLE
+        launch(begin, end, (grid,), run, phase.value, shape)
+        if batch_positions:
+            grid = (1, triton.cdiv(dim, narrow["BLOCK_D"]))
+            launch(begin, end, grid, end - begin, APPLY.value, narrow)
     return losses.sum(0)
 
 
@@ -642,32 +584,35 @@ def skipgram_pairs(
     count, negative = negatives.shape
     if count == 0:
         return torch.zeros(2, dtype=torch.float64, device=device)
-    vocabulary, dim = input_table.shape
+    dim = input_table.shape[1]
     if negatives.stride(1) != 1:
         negatives = negatives.contiguous()
-    negative_block = triton.next_power_of_2(negative + 1)
+    negative_block = triton.next_power_of_2(max(negative + 1, 2))
     shape = _shape(dim, 1, negative_block)
-    center_slots = 1 + negative_block
+    narrow = _narrow(dim, 1, negative_block)
     losses = torch.empty(count, 2, dtype=torch.float64, device=device)
     tables = [input_table, input_table.stride(0), output_table, output_table.stride(0)]
-    batch = batch_pairs or count
-    batches = _Batches(min(batch, count) * center_slots, dim, device) if batch_pairs else None
+    centers, contexts = centers.contiguous(), contexts.contiguous()
+    batch = min(batch_pairs or count, count)
+    gradients = input_table
+    if batch_pairs:
+        gradients = torch.empty(batch * negative_block, dtype=torch.float32, device=device)
+
+    def launch(
+        begin: int, end: int, grid: tuple[int, ...], run: int, phase: int, cut: dict
+    ) -> None:
+        _train_pairs[grid](
+            *tables, centers, contexts, negatives, negatives.stride(0), losses, gradients,
+            begin, end, run, dim, negative, alpha,
+            PHASE=phase, LOSS=compute_loss, NEGATIVE_BLOCK=negative_block, **cut,
+        )  # fmt: skip
+
     for begin in range(0, count, batch):
         end = min(begin + batch, count)
         grid, run = _runs(end - begin, programs)
-        if batches is not None:
-            batches.keys.fill_(-1)
-        _train_pairs[(grid,)](
-            *tables, centers.contiguous(), contexts.contiguous(), negatives, negatives.stride(0),
-            losses,
-            batches.updates if batches is not None else losses,
-            batches.keys if batches is not None else losses,
-            begin, end, run, dim, negative, alpha, vocabulary, center_slots,
-            DEFERRED=batches is not None, LOSS=compute_loss, NEGATIVE_BLOCK=negative_block, **shape,
-        )  # fmt: skip
-        if batches is not None:
-            no_tree = [input_table, input_table.stride(0)]
-            # Outputs may have more rows than inputs: their keys end where the (absent) tree begins.
-            tree_key = vocabulary + output_table.shape[0]
-            batches.apply((end - begin) * center_slots, tables + no_tree, vocabulary, tree_key, dim)
+        phase = GRADIENTS if batch_pairs else WHOLE
+        launch(begin, end, (grid,), run, phase.value, shape)
+        if batch_pairs:
+            grid = (1, triton.cdiv(dim, narrow["BLOCK_D"]))
+            launch(begin, end, grid, end - begin, APPLY.value, narrow)
     return losses.sum(0)

@@ -30,6 +30,15 @@ ROOT = Path(__file__).parent.parent
 EMULATION = ROOT / "tests" / "cuda_emulation"
 
 
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """The reference's tensors are tiny: a second thread only waits for its turn."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def emulated(tmp_path_factory):
     """The module _cuda, built for the host."""

@@ -315,7 +315,7 @@ CASES = {
     "sg-ns-window-d64-strided": partial(check_text, dim=64, strided=True, window=5),
     "sg-ns-window-d100-k1": partial(check_text, dim=100, negative=1, sample=False),
     "sg-ns-window-d130-k12": partial(check_text, dim=130, negative=12, window=1),
-    "sg-ns-window-long": partial(check_text, lengths=(150, 90), window=4, alpha=0.025),
+    "sg-ns-window-long": partial(check_text, lengths=(90, 40), window=4, alpha=0.025),
     "sg-hs-d7": partial(check_text, dim=7, hs=True, negative=0),
     "sg-hs-d100-strided": partial(check_text, dim=100, hs=True, negative=0, strided=True),
     "sg-both-d64": partial(check_text, dim=64, hs=True, shrink_windows=False),
@@ -348,13 +348,16 @@ CASES = {
     "one-word-vocabulary": partial(check_text, vocabulary=1, lengths=(5, 3)),
     "one-word-vocabulary-hs": partial(check_text, vocabulary=1, hs=True, lengths=(5, 3)),
     "two-word-vocabulary": partial(check_text, vocabulary=2, hs=True, window=5),
+    "two-word-vocabulary-tree": partial(
+        check_text, vocabulary=2, cbow=True, hs=True, negative=0, lengths=(9,)
+    ),
     "two-word-vocabulary-pair": partial(
         check_text, vocabulary=2, shared_negatives="pair", lengths=(12,)
     ),
     "far-position": partial(check_text, first_position=2**33 + 5, skip=11),
-    "batch-sg": partial(check_text, batch_positions=8, dim=100, first_position=3),
+    "batch-sg": partial(check_text, batch_positions=8, dim=100, first_position=3, lengths=(12, 5)),
     "batch-pair": partial(
-        check_text, batch_positions=6, shared_negatives="pair", hs=True, lengths=(12, 5), dim=7
+        check_text, batch_positions=6, shared_negatives="pair", hs=True, lengths=(7, 5), dim=7
     ),
     "batch-cbow-sum": partial(
         check_text, batch_positions=8, cbow=True, cbow_mean=False, hs=True, strided=True
@@ -415,9 +418,9 @@ def test_interpreter(interpreted, case):
 
 
 ARGUMENTS = {
-    **dict.fromkeys(("inputs", "outputs", "tree", "rates", "keep", "updates"), "*fp32"),
+    **dict.fromkeys(("inputs", "outputs", "tree", "rates", "keep", "gradients"), "*fp32"),
     **dict.fromkeys(("words", "alias", "path_nodes", "tokens"), "*i32"),
-    **dict.fromkeys(("positions", "first", "last", "path_offsets", "keys", "order"), "*i64"),
+    **dict.fromkeys(("positions", "first", "last", "path_offsets"), "*i64"),
     **dict.fromkeys(("centers", "contexts", "negatives"), "*i64"),
     **dict.fromkeys(("key", "window_key", "negative_key"), "i64"),
     "path_codes": "*u8",
@@ -428,15 +431,15 @@ ARGUMENTS = {
 MODES = {"SHRINK": True, "MEAN": True, "LOSS": True, "PATH_BLOCK": 1, "WINDOW_BLOCK": 16}
 MODES |= {"NEGATIVE": True, "NEGATIVE_BLOCK": 8, "TREE": False, "PAIR": False, "CBOW": False}
 COMPILED = {
-    "window-80": ("_train_text", 80, {**MODES, "DEFERRED": False}),
-    "window-90": ("_train_text", 90, {**MODES, "DEFERRED": False}),
-    "window-100": ("_train_text", 100, {**MODES, "DEFERRED": False}),
-    "tree-90": ("_train_text", 90, {**MODES, "DEFERRED": False, "TREE": True, "PATH_BLOCK": 32}),
-    "pair-90": ("_train_text", 90, {**MODES, "DEFERRED": False, "PAIR": True}),
-    "cbow-90": ("_train_text", 90, {**MODES, "DEFERRED": False, "CBOW": True}),
-    "deterministic-90": ("_train_text", 90, {**MODES, "DEFERRED": True}),
-    "pairs-90": ("_train_pairs", 90, {"DEFERRED": False, "LOSS": True, "NEGATIVE_BLOCK": 8}),
-    "updates-90": ("_apply_updates", 90, {"BLOCK_D": 128}),
+    "window-80": ("_train_text", 80, {**MODES, "PHASE": 0}),
+    "window-90": ("_train_text", 90, {**MODES, "PHASE": 0}),
+    "window-100": ("_train_text", 100, {**MODES, "PHASE": 0}),
+    "tree-90": ("_train_text", 90, {**MODES, "PHASE": 0, "TREE": True, "PATH_BLOCK": 32}),
+    "pair-90": ("_train_text", 90, {**MODES, "PHASE": 0, "PAIR": True}),
+    "cbow-90": ("_train_text", 90, {**MODES, "PHASE": 0, "CBOW": True}),
+    "deterministic-90": ("_train_text", 90, {**MODES, "PHASE": 1}),
+    "deterministic-apply-90": ("_train_text", 90, {**MODES, "PHASE": 2}),
+    "pairs-90": ("_train_pairs", 90, {"PHASE": 0, "LOSS": True, "NEGATIVE_BLOCK": 8}),
     "survivors-90": ("_mark_survivors", 90, {"BLOCK": 1024}),
 }
 
@@ -462,7 +465,8 @@ def test_compiles_without_a_gpu(case, monkeypatch, tmp_path):
         if constants.get("PAIR") or constants.get("CBOW"):
             inputs = 1
         outputs = max(constants["NEGATIVE_BLOCK"], constants.get("PATH_BLOCK", 1))
-        constants = {**constants, **kernels._shape(128, inputs, outputs)}
+        shape = kernels._narrow if constants["PHASE"] == 2 else kernels._shape
+        constants = {**constants, **shape(128, inputs, outputs)}
         warps = constants.pop("num_warps")
     signature = {n: ARGUMENTS.get(n, "i32") for n in kernel.arg_names}
     signature |= dict.fromkeys(constants, "constexpr")

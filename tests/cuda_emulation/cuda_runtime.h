@@ -4,9 +4,9 @@
 // One fiber per CUDA thread, the blocks of a launch one after another. A fiber runs until it
 // reaches a barrier or a warp operation, and then waits for all the others; so results depend on
 // the order in which fibers are scheduled exactly where a barrier is missing.
-// VECSMITH_EMULATED_ORDER chooses it: forward, reverse or random. A barrier that not all threads
-// reach is an error here (a hang or worse there). Shared memory is NaN when a block starts, and a
-// guard behind its end is checked.
+// VECSMITH_EMULATED_ORDER chooses it: forward and reverse let one warp run ahead of the others,
+// random is fair. A barrier that not all threads reach is an error here (a hang or worse there).
+// Shared memory is NaN when a block starts, and a guard behind its end is checked.
 #pragma once
 
 #include <ucontext.h>
@@ -118,16 +118,14 @@ inline void start_fiber() {
   m.fibers[m.running].state = State::kDone;
 }
 
-inline std::vector<size_t> schedule(size_t threads, std::mt19937& random) {
-  std::vector<size_t> order(threads);
-  for (size_t i = 0; i < threads; ++i) order[i] = i;
+enum class Order { kForward, kReverse, kRandom };
+
+inline Order order_wanted() {
   const char* wish = std::getenv("VECSMITH_EMULATED_ORDER");
   const std::string which = wish ? wish : "forward";
-  if (which == "reverse")
-    for (size_t i = 0; i < threads; ++i) order[i] = threads - 1 - i;
-  if (which == "random")
-    for (size_t i = threads; i > 1; --i) std::swap(order[i - 1], order[random() % i]);
-  return order;
+  return which == "reverse"  ? Order::kReverse
+         : which == "random" ? Order::kRandom
+                             : Order::kForward;
 }
 
 // Lets go the warps and the block whose every fiber has arrived. True if anything moved.
@@ -170,20 +168,27 @@ inline bool run_block(size_t shared_bytes, std::mt19937& random) {
     f.context.uc_link = &m.scheduler;
     makecontext(&f.context, start_fiber, 0);
   }
-  while (true) {
-    size_t done = 0;
+  const Order wanted = order_wanted();
+  std::vector<size_t> order(threads);
+  for (size_t i = 0; i < threads; ++i) order[i] = wanted == Order::kReverse ? threads - 1 - i : i;
+  size_t done = 0;
+  while (done < threads) {
+    if (wanted == Order::kRandom) {
+      for (size_t i = threads; i > 1; --i) std::swap(order[i - 1], order[random() % i]);
+    }
     bool moved = false;
-    for (const size_t i : schedule(threads, random)) {
+    size_t warp = 0;  // the one that runs ahead
+    for (const size_t i : order) {
       Fiber& f = m.fibers[i];
-      if (f.state == State::kRunning) {
-        m.running = i;
-        threadIdx = dim3(static_cast<unsigned>(i), 0, 0);
-        swapcontext(&m.scheduler, &f.context);
-        moved = true;
-      }
+      if (f.state != State::kRunning) continue;
+      if (moved && wanted != Order::kRandom && i / kWarp != warp) break;
+      warp = i / kWarp;
+      m.running = i;
+      threadIdx = dim3(static_cast<unsigned>(i), 0, 0);
+      swapcontext(&m.scheduler, &f.context);
+      moved = true;
       done += f.state == State::kDone;
     }
-    if (done == threads) break;
     if (!release() && !moved) {
       m.failure = "divergent: not every thread reached a barrier or a warp operation";
       return false;
