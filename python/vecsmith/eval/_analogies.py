@@ -174,7 +174,7 @@ def analogies(
         for question in questions
     ]
     table = np.array(rows, dtype=np.int64)  # [Q, 4]
-    asked = (table >= 0).all(axis=1)
+    asked = np.asarray((table >= 0).all(axis=1))
     right = np.zeros(len(table), dtype=bool)
     if asked.any():
         searched = matrix[:restrict_vocab] if restrict_vocab else matrix
