@@ -104,6 +104,7 @@ TEXT = {
     "cbow-ns-mean-d1500": {"dim": 1500, "cbow": True, "lengths": (6, 4), "negative": 9},
     "one-word-vocabulary": {"vocabulary": 1, "lengths": (5, 3)},
     "one-word-vocabulary-hs": {"vocabulary": 1, "hs": True, "lengths": (5, 3)},
+    "negatives-hard-to-find": {"vocabulary": 3, "rare": 0.03, "lengths": (200,), "dim": 4},
     "two-word-vocabulary": {"vocabulary": 2, "hs": True, "window": 5},
     "two-word-vocabulary-pair": {"vocabulary": 2, "shared_negatives": "pair", "window": 5},
     "two-word-vocabulary-cbow": {"vocabulary": 2, "cbow": True, "hs": True, "window": 5},
@@ -143,7 +144,7 @@ def test_pairs(emulated, monkeypatch, case, order):
         {"dim": 130, "hs": True},
         {"dim": 130, "shared_negatives": "pair", "hs": True, "lengths": (12, 5)},
         {"dim": 130, "cbow": True, "hs": True},
-        {"dim": 130, "lengths": (4, 1, 1), "sample": False},
+        {"dim": 130, "lengths": (6, 1), "sample": False},
     ],
     ids=["window", "pair", "cbow", "alone-at-the-end"],
 )

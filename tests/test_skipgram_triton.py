@@ -81,10 +81,12 @@ def problem(
     first_position=0,
     skip=0,
     alpha=0.05,
+    rare=None,
     seed=1,
 ):
     """Arguments of skipgram: tables, the other tensors, the rest. Tokens are Zipf-like, so that
-    words repeat within windows and sets of negatives."""
+    words repeat within windows and sets of negatives. ``rare``: how likely a negative is another
+    word than the first, so that redraws come to their end."""
     g = torch.Generator().manual_seed(seed)
     input_table, output_table, tree_table = random_tables(
         vocabulary, dim, tree=hs, strided=strided, generator=g
@@ -92,13 +94,16 @@ def problem(
     counts = 1.0 / torch.arange(1, vocabulary + 1)
     tokens = torch.multinomial(counts, skip + sum(lengths) + 3, replacement=True, generator=g).int()
     offsets = skip + torch.tensor([0, *lengths]).cumsum(0)
+    weights = counts**0.75
+    if rare is not None:
+        weights = torch.tensor([1 - rare] + [rare / (vocabulary - 1)] * (vocabulary - 1))
     path = chain_tree(vocabulary, g) if hs else (None, None, None)
     tables = (input_table, output_table if negative else None, tree_table)
     rest = (
         tokens,
         offsets,
         (0.5 + torch.rand(vocabulary, generator=g)) if sample else None,
-        alias_of(counts**0.75) if negative else None,
+        alias_of(weights) if negative else None,
         *path,
     )
     options = {
@@ -216,9 +221,12 @@ def check_draws(device="cpu") -> None:
         assert torch.equal(out.cpu(), reference.window_sizes(positions, window, shrink, 3, 1))
 
     key = reference.stream_key(3, 1, reference.STREAM_NEGATIVE)
-    for vocabulary, negative, block in [(1, 3, 4), (2, 5, 8), (50, 7, 8), (1000, 1, 2)]:
-        alias = alias_of(1.0 / torch.arange(1, vocabulary + 1) ** 2)
-        positives = torch.randint(min(vocabulary, 3), (24,), generator=g)
+    # At power 6 the first word is 98 in 100: where it is the positive, the last redraws matter.
+    for vocabulary, negative, block, power, common in [
+        (1, 3, 4, 2, 1), (2, 5, 8, 2, 2), (50, 7, 8, 2, 3), (1000, 1, 2, 2, 3), (2, 31, 32, 6, 1)
+    ]:  # fmt: skip
+        alias = alias_of(1.0 / torch.arange(1, vocabulary + 1).double() ** power)
+        positives = torch.randint(common, (24,), generator=g)
         out = torch.empty(24, block, dtype=torch.int64, device=device)
         triton_draws.negatives[(24,)](
             positions.to(device), positives.to(device), alias.to(device), out, key, vocabulary,
@@ -347,6 +355,7 @@ CASES = {
     ),
     "one-word-vocabulary": partial(check_text, vocabulary=1, lengths=(5, 3)),
     "one-word-vocabulary-hs": partial(check_text, vocabulary=1, hs=True, lengths=(5, 3)),
+    "negatives-hard-to-find": partial(check_text, vocabulary=3, rare=0.015, lengths=(12,)),
     "two-word-vocabulary": partial(check_text, vocabulary=2, hs=True, window=5),
     "two-word-vocabulary-tree": partial(
         check_text, vocabulary=2, cbow=True, hs=True, negative=0, lengths=(9,)
