@@ -1,10 +1,8 @@
 // The _cuda module: pybind11 over the CUDA kernels. Pointers come as integers; the caller has
 // checked the tensors behind them. Imports where there is no driver: device_count() is 0 then.
-#include <cuda_runtime.h>
 #include <pybind11/pybind11.h>
 
 #include <cstdint>
-#include <stdexcept>
 #include <string>
 
 #include "cuda/skipgram.h"
@@ -13,9 +11,11 @@ namespace py = pybind11;
 
 namespace {
 
+using vecsmith::cuda::DeviceGuard;
 using vecsmith::cuda::Mode;
 using vecsmith::cuda::PairsArguments;
 using vecsmith::cuda::Plan;
+using vecsmith::cuda::Stream;
 using vecsmith::cuda::Table;
 using vecsmith::cuda::TextArguments;
 
@@ -26,33 +26,6 @@ T* pointer(Address address, const char* name, bool needed) {
   if (needed && address == 0) throw py::value_error(std::string("expected ") + name + ", got null");
   return reinterpret_cast<T*>(address);
 }
-
-// The device of the tensors is current while this lives.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device) {
-    check(cudaGetDevice(&before_));
-    if (device != before_) {
-      check(cudaSetDevice(device));
-      changed_ = true;
-    }
-  }
-  ~DeviceGuard() {
-    if (changed_) cudaSetDevice(before_);
-  }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  static void check(cudaError_t error) {
-    if (error != cudaSuccess) {
-      cudaGetLastError();
-      throw std::runtime_error(std::string("CUDA device: ") + cudaGetErrorString(error));
-    }
-  }
-  int before_ = 0;
-  bool changed_ = false;
-};
 
 Mode mode_of(const std::string& name) {
   if (name == "window") return Mode::kWindow;
@@ -98,11 +71,11 @@ class Keywords {
 
 struct Where {
   int device;
-  cudaStream_t stream;
+  Stream stream;
 };
 
 Where where_of(const Keywords& k) {
-  return {k.get<int>("device"), reinterpret_cast<cudaStream_t>(k.get<Address>("stream"))};
+  return {k.get<int>("device"), reinterpret_cast<Stream>(k.get<Address>("stream"))};
 }
 
 TextArguments text_of(const Keywords& k) {
@@ -251,7 +224,7 @@ PYBIND11_MODULE(_cuda, m) {
         py::gil_scoped_release release;
         const DeviceGuard guard(device);
         vecsmith::cuda::mark_survivors(t, p, out, start, count, first_position, seed, epoch,
-                                       reinterpret_cast<cudaStream_t>(stream));
+                                       reinterpret_cast<Stream>(stream));
       },
       py::kw_only(), py::arg("tokens"), py::arg("keep"), py::arg("mask"), py::arg("start"),
       py::arg("count"), py::arg("first_position"), py::arg("seed"), py::arg("epoch"),

@@ -35,6 +35,8 @@
 //   7.2 KB. Arithmetic is 6 m n D = 28 k operations and 54 shuffles of a warp.
 //   The adds go to L2 as 16-byte vectors on sm_90 and later.
 
+#include <cuda_runtime.h>
+
 #include <algorithm>
 #include <stdexcept>
 #include <string>
@@ -847,7 +849,7 @@ void check_scratch(const Plan& plan, const Arguments& a) {
 }
 
 template <class... Parameters, class... Arguments>
-void launch(void (*kernel)(Parameters...), const Plan& plan, cudaStream_t stream,
+void launch(void (*kernel)(Parameters...), const Plan& plan, Stream stream,
             const Arguments&... arguments) {
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(static_cast<unsigned>(plan.blocks));
@@ -869,6 +871,18 @@ int device_count() {
   return count;
 }
 
+DeviceGuard::DeviceGuard(int device) {
+  check(cudaGetDevice(&before_), "CUDA device");
+  if (device != before_) {
+    check(cudaSetDevice(device), "CUDA device");
+    changed_ = true;
+  }
+}
+
+DeviceGuard::~DeviceGuard() {
+  if (changed_) cudaSetDevice(before_);
+}
+
 Plan plan(const TextArguments& a) {
   Layout layout;
   return plan_with(a, layout);
@@ -879,7 +893,7 @@ Plan plan(const PairsArguments& a) {
   return plan_with(a, layout);
 }
 
-void train(const TextArguments& a, cudaStream_t stream) {
+void train(const TextArguments& a, Stream stream) {
   Layout layout;
   const Plan plan = plan_with(a, layout);
   if (a.count == 0) return;
@@ -888,7 +902,7 @@ void train(const TextArguments& a, cudaStream_t stream) {
   launch(kernel_of(a), plan, stream, a, layout, keys);
 }
 
-void train(const PairsArguments& a, cudaStream_t stream) {
+void train(const PairsArguments& a, Stream stream) {
   Layout layout;
   const Plan plan = plan_with(a, layout);
   if (a.count == 0) return;
@@ -898,7 +912,7 @@ void train(const PairsArguments& a, cudaStream_t stream) {
 
 void mark_survivors(const std::int32_t* tokens, const float* keep, std::uint8_t* mask,
                     std::int64_t start, std::int64_t count, std::int64_t first_position,
-                    std::uint64_t seed, std::uint64_t epoch, cudaStream_t stream) {
+                    std::uint64_t seed, std::uint64_t epoch, Stream stream) {
   if (count <= 0) return;
   Plan plan;
   plan.threads = kMaxThreads;

@@ -1,11 +1,14 @@
 // Host side of the CUDA kernels of `skipgram`: raw device pointers and sizes, no torch, no Python.
+// No CUDA header either, so that the host's compiler needs none for what calls this.
 #pragma once
-
-#include <cuda_runtime.h>
 
 #include <cstdint>
 
+struct CUstream_st;
+
 namespace vecsmith::cuda {
+
+using Stream = CUstream_st*;  // cudaStream_t
 
 enum class Mode { kWindow, kPair, kCbow };  // shared_negatives="window", "pair"; CBOW
 
@@ -71,16 +74,29 @@ struct Plan {
 // Number of devices; 0 without a driver.
 int device_count();
 
+// Makes a device current while this lives.
+class DeviceGuard {
+ public:
+  explicit DeviceGuard(int device);
+  ~DeviceGuard();
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int before_ = 0;
+  bool changed_ = false;
+};
+
 // All of these throw std::runtime_error when CUDA reports an error and std::invalid_argument when a
 // size is out of range; they act on the current device.
 Plan plan(const TextArguments& a);
 Plan plan(const PairsArguments& a);
-void train(const TextArguments& a, cudaStream_t stream);
-void train(const PairsArguments& a, cudaStream_t stream);
+void train(const TextArguments& a, Stream stream);
+void train(const PairsArguments& a, Stream stream);
 
 // mask[i] = 1 where tokens[start + i], at position first_position + start + i, survives.
 void mark_survivors(const std::int32_t* tokens, const float* keep, std::uint8_t* mask,
                     std::int64_t start, std::int64_t count, std::int64_t first_position,
-                    std::uint64_t seed, std::uint64_t epoch, cudaStream_t stream);
+                    std::uint64_t seed, std::uint64_t epoch, Stream stream);
 
 }  // namespace vecsmith::cuda
