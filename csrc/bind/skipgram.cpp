@@ -64,6 +64,10 @@ void check_job(const SkipgramJob& job, int64_t token_count, int64_t path_size) {
   }
   if (job.path_offsets) {
     check_offsets("path_offsets", job.path_offsets, job.vocabulary, path_size);
+    for (int64_t v = 0; job.vocabulary > 1 && v < job.vocabulary; ++v)
+      if (job.path_offsets[v] == job.path_offsets[v + 1])
+        throw py::value_error("skipgram: expected a path for every word; got none for word " +
+                              std::to_string(v));
     if (path_size > 0)
       check_range("path_nodes", job.path_nodes, path_size, 0, job.vocabulary - 2);
   }
@@ -79,7 +83,7 @@ void bind_skipgram(py::module_& m) {
          uint64_t result, int64_t window, int64_t negative, bool cbow, bool cbow_mean,
          bool shrink_windows, bool shared_negatives, double alpha, double min_alpha,
          int64_t words_before, int64_t words_total, int64_t seed, int64_t epoch,
-         int64_t first_position, int64_t batch_positions, bool compute_loss, int num_threads) {
+         int64_t first_position, int64_t lag, bool compute_loss, int num_threads) {
         SkipgramJob job{};
         for (int t = 0; t < 3; ++t) {
           job.table[t] = pointer<float>(address[t]);
@@ -117,21 +121,21 @@ void bind_skipgram(py::module_& m) {
           for (int64_t v = 0; v < vocabulary; ++v)
             job.max_outputs =
                 std::max(job.max_outputs, job.path_offsets[v + 1] - job.path_offsets[v]);
-        skipgram_run(job, num_threads, batch_positions, pointer<double>(result));
+        skipgram_run(job, num_threads, lag, pointer<double>(result));
       },
       py::arg("address"), py::arg("stride"), py::arg("vocabulary"), py::arg("dim"),
       py::arg("token_count"), py::arg("sentences"), py::arg("path_size"), py::arg("result"),
       py::kw_only(), py::arg("window"), py::arg("negative"), py::arg("cbow"), py::arg("cbow_mean"),
       py::arg("shrink_windows"), py::arg("shared_negatives"), py::arg("alpha"), py::arg("min_alpha"),
       py::arg("words_before"), py::arg("words_total"), py::arg("seed"), py::arg("epoch"),
-      py::arg("first_position"), py::arg("batch_positions"), py::arg("compute_loss"),
+      py::arg("first_position"), py::arg("lag"), py::arg("compute_loss"),
       py::arg("num_threads"));
 
   m.def(
       "skipgram_pairs",
       [](const std::array<uint64_t, 5>& address, const std::array<int64_t, 2>& stride,
          int64_t input_rows, int64_t output_rows, int64_t dim, int64_t pairs, int64_t negative,
-         uint64_t result, double alpha, int64_t batch_pairs, bool compute_loss, int num_threads) {
+         uint64_t result, double alpha, int64_t lag, bool compute_loss, int num_threads) {
         SkipgramJob job{};
         job.table[kInput] = pointer<float>(address[0]);
         job.table[kOutput] = pointer<float>(address[1]);
@@ -152,11 +156,11 @@ void bind_skipgram(py::module_& m) {
         check_range("centers", job.centers, pairs, 0, input_rows - 1);
         check_range("contexts", job.contexts, pairs, 0, output_rows - 1);
         check_range("negatives", job.negatives, pairs * negative, -1, output_rows - 1);
-        skipgram_pairs_run(job, pairs, num_threads, batch_pairs, pointer<double>(result));
+        skipgram_pairs_run(job, pairs, num_threads, lag, pointer<double>(result));
       },
       py::arg("address"), py::arg("stride"), py::arg("input_rows"), py::arg("output_rows"),
       py::arg("dim"), py::arg("pairs"), py::arg("negative"), py::arg("result"), py::kw_only(),
-      py::arg("alpha"), py::arg("batch_pairs"), py::arg("compute_loss"), py::arg("num_threads"));
+      py::arg("alpha"), py::arg("lag"), py::arg("compute_loss"), py::arg("num_threads"));
 }
 
 }  // namespace vecsmith

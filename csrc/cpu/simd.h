@@ -10,6 +10,7 @@
 #endif
 
 #define VECSMITH_INLINE static inline __attribute__((always_inline))
+#define VECSMITH_METHOD inline __attribute__((always_inline))
 
 namespace vecsmith {
 namespace VECSMITH_LEVEL {

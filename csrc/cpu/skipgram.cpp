@@ -3,17 +3,11 @@
 // One step after another (Hogwild): tasks of whole sentences, about 4,096 tokens each, are taken from an
 // atomic counter; every worker draws, plans and trains on its own.
 //
-// Mini-batches (the same bits for any number of workers): a batch is the centers whose positions share
-// floor(position / batch). The workers own *columns* of the tables, so that no row ever travels between
-// their caches; what travels are scores. A batch has four phases, with a barrier after each of the first
-// three:
-//
-//   plan      workers share out parts of the batch and lay out their steps;
-//   score     the inner products are summed over two fixed ranges of columns, by different workers;
-//   gradient  workers share out the parts, add the two sums and take the sigmoid;
-//   update    every worker applies all steps, in order, to its own columns.
-//
-// Neither the parts, nor the two ranges, nor the order of any sum depends on the number of workers.
+// With a lag (the same bits for any number of workers): every worker runs through the same steps, but owns
+// *columns* of the tables, so that no row ever travels between their caches. What travels are scores: each
+// worker sums the part of the inner products that lies in its columns, `lag` groups of steps ahead of the
+// updates, so that the others' parts have arrived when they are needed and nobody waits. The columns are
+// cut into a number of slices that depends on the dimension alone, and so does the order of every sum.
 #include "cpu/skipgram.h"
 
 #include <algorithm>
@@ -33,8 +27,7 @@ namespace {
 
 constexpr int64_t kTaskTokens = 4096;
 constexpr int64_t kTaskPairs = 2048;
-constexpr int64_t kPartsPerBatch = 8;
-constexpr int64_t kStreamTokens = 16384;  // survivors are drawn about this many tokens at a time
+constexpr int64_t kStreamTokens = 16384;  // a pipeline draws survivors for about this many at a time
 
 template <class T>
 struct Aligned {
@@ -58,21 +51,21 @@ struct Aligned {
 
 int64_t padded_dim(const SkipgramJob& job) { return (job.dim + 15) / 16 * 16; }
 
-// The most that steps of `centers` centers (or pairs) can need.
+// The most that a plan of `centers` centers (or pairs) can need.
 struct Bounds {
-  int64_t inputs, outputs, steps, ids, weights, scores;
+  int64_t inputs, outputs, steps, ids, weights, bits, group, scores;
 
   Bounds(const SkipgramJob& job, int64_t centers) {
     const bool pairwise = job.tokens && !job.shared_negatives && !job.cbow;
     inputs = job.tokens ? 2 * static_cast<int64_t>(job.window) : 1;
     outputs = job.max_outputs;
-    const int64_t each = pairwise ? inputs : 1;  // steps of one kind for a center
-    const int64_t kinds = (job.path_offsets ? 1 : 0) + (job.negative ? 1 : 0) + (job.tokens ? 0 : 1);
-    const int64_t width = job.cbow || pairwise ? 1 : inputs;  // inputs that meet the outputs
-    steps = centers * each * kinds;
-    ids = centers * (inputs + each * (static_cast<int64_t>(job.negative) + 1)) + kSkipgramPadding;
+    const int64_t pairs = pairwise ? inputs : 1;  // with negatives, of a center
+    steps = centers * (pairs + 1);
+    ids = centers * (2 * inputs + pairs * (static_cast<int64_t>(job.negative) + 1)) + kSkipgramPadding;
     weights = ids;
-    scores = centers * each * width * outputs * kinds + kSkipgramPadding;
+    bits = std::max<int64_t>(kSkipgramBlock, pairs) * static_cast<int64_t>(job.negative) + 1;
+    group = inputs * outputs + 2 * kSkipgramPadding;
+    scores = centers * 2 * (group + kSkipgramPadding);
   }
 };
 
@@ -86,7 +79,8 @@ class Plan {
     view.steps = steps_.reserve(bounds.steps);
     view.ids = ids_.reserve(bounds.ids);
     view.weights = weights_.reserve(bounds.weights);
-    view.bits = bits_.reserve(kSkipgramBlock * static_cast<int64_t>(job.negative) + 1);
+    view.bits = bits_.reserve(bounds.bits);
+    view.step_count = view.until = 0;
   }
 
  private:
@@ -105,7 +99,7 @@ class Worker {
       plans_[b].reserve(job, kSkipgramBlock);
       scratch.plan[b] = plans_[b].view;
     }
-    const int64_t scores = bounds.inputs * bounds.outputs + kSkipgramPadding;
+    const int64_t scores = bounds.group;
     scratch.input_rows = input_rows_.reserve(bounds.inputs);
     scratch.input_updates = input_updates_.reserve(bounds.inputs);
     scratch.output_rows = output_rows_.reserve(bounds.outputs);
@@ -116,8 +110,9 @@ class Worker {
     scratch.weight = weight_.reserve(scores);
     scratch.row = row_.reserve(2 * padded_dim(job));
     scratch.accumulator = accumulator_.reserve(bounds.inputs * padded_dim(job));
+    scratch.groups = groups_.reserve(kSkipgramGroups);
     scratch.loss = 0;
-    scratch.terms = 0;
+    scratch.terms = scratch.scored = scratch.applied = scratch.blocks = 0;
   }
 
   SkipgramScratch scratch;
@@ -128,6 +123,7 @@ class Worker {
   Aligned<float*> input_updates_, output_rows_;
   Aligned<float> score_, weight_, row_, accumulator_;
   Aligned<int32_t> label_, common_label_;
+  Aligned<SkipgramGroup> groups_;
 };
 
 // A growing stream of survivors.
@@ -151,19 +147,6 @@ class Stream {
     view.position = position_.data();
     view.low = low_.data();
     view.high = high_.data();
-  }
-
-  // Forgets the first `count` survivors.
-  void drop(int64_t count) {
-    if (count == 0) return;
-    std::copy(view.id + count, view.id + view.size, view.id);
-    std::copy(view.repeat + count, view.repeat + view.size, view.repeat);
-    std::copy(position_.begin() + count, position_.begin() + view.size, position_.begin());
-    for (int64_t k = count; k < view.size; ++k) {
-      low_[k - count] = static_cast<int32_t>(std::max<int64_t>(0, low_[k] - count));
-      high_[k - count] = static_cast<int32_t>(high_[k] - count);
-    }
-    view.size -= count;
   }
 
  private:
@@ -194,14 +177,8 @@ void parallel(int threads, const Body& body) {
 #endif
 }
 
-void barrier() {
-#ifdef _OPENMP
-#pragma omp barrier
-#endif
-}
-
 std::vector<std::unique_ptr<Worker>> make_workers(const SkipgramJob& job, int threads) {
-  // Before the parallel part: nothing may throw between its barriers.
+  // Before the parallel part: where others wait for a worker, it must not throw.
   std::vector<std::unique_ptr<Worker>> workers;
   for (int t = 0; t < threads; ++t) workers.push_back(std::make_unique<Worker>(job));
   return workers;
@@ -242,163 +219,93 @@ void hogwild(const SkipgramJob& job, int threads, double* result) {
   }
 }
 
-// A part of a batch: planned by one worker, its gradients taken by one worker.
-struct Part {
-  int64_t first = 0, last = 0;  // centers
-  Plan plan;
-  Aligned<float> scores[2];
-  double loss = 0;
-  int64_t terms = 0;
-
-  void reserve(const SkipgramJob& job) {
-    plan.reserve(job, last - first);
-    const Bounds bounds(job, last - first);
-    for (Aligned<float>& half : scores) half.reserve(bounds.scores);
-  }
-};
-
-// Where the columns of the k-th of n equal ranges begin: whole cache lines.
-int64_t column(int64_t dim, int64_t k, int64_t n) {
-  const int64_t lines = (dim + 15) / 16;
-  return std::min(dim, (lines * k + n - 1) / n * 16);
-}
-
-// One batch after another on the team that calls run() together.
-class Batch {
+// The memory behind a SkipgramPipeline.
+class Pipeline {
  public:
-  Batch(const SkipgramJob& job, int64_t parts)
-      : job_(job),
-        parts_(static_cast<std::size_t>(parts)),
-        plan_(VECSMITH_PICK_KERNEL(skipgram_plan)),
-        score_(VECSMITH_PICK_KERNEL(skipgram_score)),
-        gradient_(VECSMITH_PICK_KERNEL(skipgram_gradient)),
-        update_(VECSMITH_PICK_KERNEL(skipgram_update)) {}
+  SkipgramPipeline view{};
 
-  Part& part(int64_t p) { return parts_[static_cast<std::size_t>(p)]; }
-
-  // The centers of every part must be set, and its memory reserved.
-  void run(const SkipgramStream* stream, SkipgramScratch& scratch, int worker, int team) {
-    const int parts = static_cast<int>(parts_.size());
-    for (int p = worker; p < parts; p += team)
-      plan_(job_, stream, parts_[p].first, parts_[p].last, parts_[p].plan.view);
-    barrier();
-    for (int half = 0; half < 2; ++half) {
-      // The workers of this half of the columns share its parts; a single worker does both halves.
-      const int others = (team + 1) / 2;
-      const int rank = team == 1 ? 0 : half == 0 ? worker : worker - others;
-      const int size = team == 1 ? 1 : half == 0 ? others : team - others;
-      if (rank < 0 || rank >= size) continue;
-      const int64_t first = column(job_.dim, half, 2), last = column(job_.dim, half + 1, 2);
-      if (first == last) continue;
-      for (int p = rank * parts / size; p < (rank + 1) * parts / size; ++p)
-        score_(job_, parts_[p].plan.view, p + 1 < parts ? &parts_[p + 1].plan.view : nullptr, first,
-               last, scratch, parts_[p].scores[half].data.get());
+  Pipeline(const SkipgramJob& job, int64_t lag) {
+    view.lag = lag;
+    const int64_t lines = (job.dim + 15) / 16;
+    view.slices = static_cast<int32_t>(std::min<int64_t>(lines, job.dim < 256 ? 2 : kSkipgramSlices));
+    for (int64_t k = 0; k <= view.slices; ++k)
+      view.column[k] = std::min(job.dim, (lines * k + view.slices - 1) / view.slices * 16);
+    view.slots = lag + 4;
+    plans_.resize(static_cast<std::size_t>(view.slots));
+    view.plan = slots_.reserve(view.slots);
+    view.planned = planned_.reserve(view.slots);
+    for (int64_t slot = 0; slot < view.slots; ++slot) {
+      plans_[static_cast<std::size_t>(slot)].reserve(job, kSkipgramBlock);
+      view.plan[slot] = plans_[static_cast<std::size_t>(slot)].view;
+      view.planned[slot].value = 0;
     }
-    barrier();
-    const bool halves = column(job_.dim, 1, 2) < job_.dim;
-    for (int p = worker * parts / team; p < (worker + 1) * parts / team; ++p) {
-      scratch.loss = 0;
-      scratch.terms = 0;
-      gradient_(job_, parts_[p].plan.view, scratch, parts_[p].scores[0].data.get(),
-                halves ? parts_[p].scores[1].data.get() : nullptr);
-      parts_[p].loss = scratch.loss;
-      parts_[p].terms = scratch.terms;
-    }
-    barrier();
-    const int64_t first = column(job_.dim, worker, team), last = column(job_.dim, worker + 1, team);
-    if (first < last)
-      for (int p = 0; p < parts; ++p)
-        update_(job_, parts_[p].plan.view, p + 1 < parts ? &parts_[p + 1].plan.view : nullptr, first,
-                last, scratch, parts_[p].scores[0].data.get());
-    if (worker == 0)
-      for (const Part& part : parts_) {
-        loss_ += part.loss;
-        terms_ += part.terms;
-      }
+    view.score_stride = (Bounds(job, kSkipgramBlock).scores + 15) / 16 * 16;
+    view.scores = scores_.reserve(view.slots * view.slices * view.score_stride);
   }
 
-  void result(double* out) const {
-    out[0] = loss_;
-    out[1] = static_cast<double>(terms_);
+  // The workers of a team of `threads` that have columns to work on.
+  int32_t team(int threads) const {
+    int32_t team = 1;
+    while (2 * team <= threads && 2 * team <= view.slices) team *= 2;
+    return team;
   }
 
  private:
-  const SkipgramJob& job_;
-  std::vector<Part> parts_;
-  decltype(VECSMITH_PICK_KERNEL(skipgram_plan)) plan_;
-  decltype(VECSMITH_PICK_KERNEL(skipgram_score)) score_;
-  decltype(VECSMITH_PICK_KERNEL(skipgram_gradient)) gradient_;
-  decltype(VECSMITH_PICK_KERNEL(skipgram_update)) update_;
-  double loss_ = 0;
-  int64_t terms_ = 0;
+  std::vector<Plan> plans_;
+  Aligned<SkipgramPlan> slots_;
+  Aligned<SkipgramCounter> planned_;
+  Aligned<float> scores_;
 };
 
-void batches(const SkipgramJob& job, int threads, int64_t batch, double* result) {
-  const int64_t part_positions = std::max<int64_t>(1, (batch + kPartsPerBatch - 1) / kPartsPerBatch);
-  const int64_t part_count = (batch + part_positions - 1) / part_positions;
+// Runs body(worker, scratch) on the workers of a pipeline.
+template <class Body>
+void pipelined(const SkipgramJob& job, int threads, Pipeline& pipeline, double* result,
+               const Body& body) {
+#ifdef _OPENMP
+  threads = std::min(threads, omp_get_num_procs());
+#endif
+  threads = pipeline.team(threads);
   const auto workers = make_workers(job, threads);
-  Stream stream;
-  Batch parts(job, part_count);
-  const auto survivors = VECSMITH_PICK_KERNEL(skipgram_survivors);
-  int64_t sentence = 0, center = 0;
-  bool more = true;
-  std::exception_ptr error;
-
-  // Sets the parts of the next batch. False at the end of the corpus.
-  const auto advance = [&]() -> bool {
-    SkipgramStream& view = stream.view;
-    // A batch is complete once the next sentence to be read begins beyond it.
-    const auto complete = [&] {
-      return center < view.size && sentence < job.sentences &&
-             (job.first_position + job.offsets[sentence]) / batch > view.position[center] / batch;
-    };
-    while (!complete() && sentence < job.sentences) {
-      // What lies behind the windows of the next center is done with.
-      const int64_t done =
-          center < view.size
-              ? std::max<int64_t>(view.low[center], center - static_cast<int64_t>(job.window))
-              : view.size;
-      stream.drop(done);
-      center -= done;
-      int64_t tokens = 0;
-      for (; sentence < job.sentences && tokens < kStreamTokens; ++sentence) {
-        const int64_t length = job.offsets[sentence + 1] - job.offsets[sentence];
-        stream.reserve(length);
-        survivors(job, job.offsets[sentence], job.offsets[sentence + 1], view);
-        tokens += length;
-      }
-    }
-    if (center >= view.size) return false;
-    const int64_t base = view.position[center] / batch * batch;
-    for (int64_t p = 0; p < part_count; ++p) {
-      Part& part = parts.part(p);
-      part.first = center;
-      const int64_t end = std::min(base + batch, base + (p + 1) * part_positions);
-      while (center < view.size && view.position[center] < end) ++center;
-      part.last = center;
-      part.reserve(job);
-    }
-    return true;
-  };
-
-  parallel(threads, [&](int worker, int team) {
-    for (;;) {
-      barrier();  // the last batch has been applied
-      if (worker == 0) {
-        try {
-          more = advance();
-        } catch (...) {
-          error = std::current_exception();
-          more = false;
-        }
-      }
-      barrier();
-      if (!more) break;
-      parts.run(&stream.view, workers[static_cast<std::size_t>(worker)]->scratch, worker, team);
-    }
+  parallel(threads, [&](int worker, int size) {
+    // The system may have given fewer than asked for: every one of them finds the same team.
+    const int32_t team = pipeline.team(size);
+    if (worker == 0) pipeline.view.team = team;
+#ifdef _OPENMP
+#pragma omp barrier
+#endif
+    if (worker < team) body(worker, workers[static_cast<std::size_t>(worker)]->scratch);
   });
-  if (error) std::rethrow_exception(error);
-  parts.result(result);
+  result[0] = workers[0]->scratch.loss;
+  result[1] = static_cast<double>(workers[0]->scratch.terms);
+}
+
+void lagged(const SkipgramJob& job, int threads, int64_t lag, double* result) {
+  Pipeline pipeline(job, lag);
+  // Every worker draws the survivors for itself: it is cheap, and saves waiting.
+  std::vector<int64_t> loads{0};
+  int64_t longest = 0;
+  while (loads.back() < job.sentences) {
+    int64_t s = loads.back();
+    const int64_t start = job.offsets[s];
+    do ++s;
+    while (s < job.sentences && job.offsets[s + 1] - start <= kStreamTokens);
+    longest = std::max(longest, job.offsets[s] - start);
+    loads.push_back(s);
+  }
+  std::vector<Stream> streams(static_cast<std::size_t>(pipeline.team(threads)));
+  for (Stream& stream : streams) stream.reserve(longest);
+  const auto survivors = VECSMITH_PICK_KERNEL(skipgram_survivors);
+  const auto train = VECSMITH_PICK_KERNEL(skipgram_lagged);
+  pipelined(job, threads, pipeline, result, [&](int worker, SkipgramScratch& scratch) {
+    SkipgramStream& stream = streams[static_cast<std::size_t>(worker)].view;
+    for (std::size_t load = 0; load + 1 < loads.size(); ++load) {
+      stream.size = 0;
+      for (int64_t s = loads[load]; s < loads[load + 1]; ++s)
+        survivors(job, job.offsets[s], job.offsets[s + 1], stream);
+      train(job, &stream, 0, stream.size, false, scratch, pipeline.view, worker);
+    }
+    train(job, &stream, 0, 0, true, scratch, pipeline.view, worker);
+  });
 }
 
 }  // namespace
@@ -413,57 +320,37 @@ uint64_t skipgram_key(uint64_t seed, uint64_t epoch, uint64_t stream) {
   return mix(mix(mix(seed + kGolden) + epoch + kGolden) + stream + kGolden);
 }
 
-void skipgram_run(const SkipgramJob& job, int threads, int64_t batch_positions, double* result) {
-  if (batch_positions == 0)
+void skipgram_run(const SkipgramJob& job, int threads, int64_t lag, double* result) {
+  if (lag == 0)
     hogwild(job, threads, result);
   else
-    batches(job, threads, batch_positions, result);
+    lagged(job, threads, lag, result);
 }
 
-void skipgram_pairs_run(const SkipgramJob& job, int64_t pairs, int threads, int64_t batch_pairs,
+void skipgram_pairs_run(const SkipgramJob& job, int64_t pairs, int threads, int64_t lag,
                         double* result) {
-  result[0] = result[1] = 0;
-  if (pairs == 0) return;
-  if (batch_pairs == 0) {
-    const int64_t tasks = (pairs + kTaskPairs - 1) / kTaskPairs;
-    threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, tasks)));
-    const auto workers = make_workers(job, threads);
-    const auto train = VECSMITH_PICK_KERNEL(skipgram_train);
-    std::atomic<int64_t> next{0};
-    parallel(threads, [&](int worker, int) {
-      for (int64_t task; (task = next.fetch_add(1)) < tasks;)
-        train(job, nullptr, task * kTaskPairs, std::min(pairs, (task + 1) * kTaskPairs),
-              workers[static_cast<std::size_t>(worker)]->scratch);
+  if (lag > 0) {
+    Pipeline pipeline(job, lag);
+    const auto train = VECSMITH_PICK_KERNEL(skipgram_lagged);
+    return pipelined(job, threads, pipeline, result, [&](int worker, SkipgramScratch& scratch) {
+      train(job, nullptr, 0, pairs, true, scratch, pipeline.view, worker);
     });
-    for (const auto& worker : workers) {
-      result[0] += worker->scratch.loss;
-      result[1] += static_cast<double>(worker->scratch.terms);
-    }
-    return;
   }
-  const int64_t part_pairs = std::max<int64_t>(1, (batch_pairs + kPartsPerBatch - 1) / kPartsPerBatch);
-  const int64_t part_count = (batch_pairs + part_pairs - 1) / part_pairs;
+  const int64_t tasks = (pairs + kTaskPairs - 1) / kTaskPairs;
+  threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, tasks)));
   const auto workers = make_workers(job, threads);
-  Batch parts(job, part_count);
-  const auto advance = [&](int64_t base) {
-    for (int64_t p = 0; p < part_count; ++p) {
-      Part& part = parts.part(p);
-      const int64_t end = std::min(pairs, base + batch_pairs);
-      part.first = std::min(end, base + p * part_pairs);
-      part.last = std::min(end, base + (p + 1) * part_pairs);
-      part.reserve(job);
-    }
-  };
-  advance(0);  // the largest batch: later ones reserve no more, and cannot throw
-  parallel(threads, [&](int worker, int team) {
-    for (int64_t base = 0; base < pairs; base += batch_pairs) {
-      barrier();
-      if (worker == 0) advance(base);
-      barrier();
-      parts.run(nullptr, workers[static_cast<std::size_t>(worker)]->scratch, worker, team);
-    }
+  const auto train = VECSMITH_PICK_KERNEL(skipgram_train);
+  std::atomic<int64_t> next{0};
+  parallel(threads, [&](int worker, int) {
+    for (int64_t task; (task = next.fetch_add(1)) < tasks;)
+      train(job, nullptr, task * kTaskPairs, std::min(pairs, (task + 1) * kTaskPairs),
+            workers[static_cast<std::size_t>(worker)]->scratch);
   });
-  parts.result(result);
+  result[0] = result[1] = 0;
+  for (const auto& worker : workers) {
+    result[0] += worker->scratch.loss;
+    result[1] += static_cast<double>(worker->scratch.terms);
+  }
 }
 
 }  // namespace vecsmith

@@ -49,7 +49,8 @@ struct SkipgramStream {
   uint8_t* repeat;      // how far back the same word stands; 255: nowhere near
 };
 
-// One gradient step: inputs x outputs (see the reference).
+// One gradient step: inputs x outputs (see the reference). The steps of a group take their scores together,
+// before the first of them changes anything.
 struct SkipgramStep {
   const int32_t* inputs;       // rows of the input table
   const int32_t* outputs;      // rows of the output table (of the tree table, if there are codes)
@@ -58,9 +59,10 @@ struct SkipgramStep {
   const float* output_weight;  // the same of the outputs
   int64_t score_at;            // where the step's scores begin
   int32_t input_count, output_count;
-  int32_t terms;       // in the loss
+  int32_t group;       // steps of the group that begins here; 0: inside a group
   int32_t next_input;  // a row to fetch ahead of this step
   float alpha;
+  bool plain;  // the whole group is steps of one positive and all negatives, without weights
 };
 
 // Planned steps, and the ids they point into.
@@ -70,6 +72,14 @@ struct SkipgramPlan {
   float* weights;
   uint64_t* bits;  // scratch
   int64_t step_count, id_count, weight_count, score_count;
+  int64_t terms;         // in the loss
+  int64_t block, until;  // in a pipeline: which block it is; free once all have freed as many blocks
+};
+
+// A worker's place in a pipeline.
+struct SkipgramGroup {
+  const SkipgramPlan* plan;
+  int64_t step, slot;
 };
 
 // What one worker owns.
@@ -78,20 +88,44 @@ struct SkipgramScratch {
   const float** input_rows;  // [max inputs]
   float** output_rows;       // [max outputs]
   float** input_updates;     // [max inputs]
-  float* score;              // [inputs * outputs], padded
+  float* score;              // of a group, padded
   int32_t* label;
   float* weight;
   int32_t* common_label;  // of steps with one positive and common_outputs - 1 negatives
   int32_t common_outputs;
   int64_t score_capacity;
-  float* row;                // [2, padded dim]: CBOW's h and its update
-  float* accumulator;        // [max inputs, padded dim]: updates over several tiles
+  float* row;          // [2, padded dim]: CBOW's h and its update
+  float* accumulator;  // [max inputs, padded dim]: updates over several tiles
   double loss;
   int64_t terms;
+
+  SkipgramGroup* groups;  // [kSkipgramGroups], those scored and not yet applied
+  int64_t scored, applied, blocks;
 };
 
-constexpr int kSkipgramBlock = 32;   // centers planned at a time
-constexpr int kSkipgramPadding = 32;  // floats that may be written behind a step's scores
+constexpr int kSkipgramBlock = 32;    // centers planned at a time
+constexpr int kSkipgramPadding = 32;  // floats that may be written behind a group's scores
+constexpr int kSkipgramSlices = 4;    // at most
+constexpr int kSkipgramGroups = 1024;
+constexpr int64_t kSkipgramMaxLag = kSkipgramGroups / 2;
+
+struct alignas(64) SkipgramCounter {
+  int64_t value;
+};
+
+// Several workers, each on columns of its own, training the same steps (see skipgram_lagged).
+struct SkipgramPipeline {
+  int64_t lag;
+  int32_t team, slices;
+  int64_t column[kSkipgramSlices + 1];  // where the slices begin
+  int64_t slots;         // blocks in flight. Every block has a group, so lag + 3 are always enough
+  SkipgramPlan* plan;    // [slots]
+  float* scores;         // [slots, slices, score_stride]
+  int64_t score_stride;
+  SkipgramCounter* planned;                // [slots]: 1 + the block in the slot
+  SkipgramCounter scored[kSkipgramSlices];  // groups, by each worker
+  SkipgramCounter freed[kSkipgramSlices];   // blocks of which each worker has applied everything
+};
 
 // Appends the survivors of tokens[first, last) (one sentence) to the stream; adds their number to its
 // size.
@@ -103,25 +137,16 @@ VECSMITH_DECLARE_KERNEL(void skipgram_survivors(const SkipgramJob& job, int64_t 
 VECSMITH_DECLARE_KERNEL(void skipgram_train(const SkipgramJob& job, const SkipgramStream* stream,
                                             int64_t first, int64_t last, SkipgramScratch& scratch))
 
-// The same in the phases of a mini-batch. plan: lays out the steps of the centers.
-VECSMITH_DECLARE_KERNEL(void skipgram_plan(const SkipgramJob& job, const SkipgramStream* stream,
-                                           int64_t first, int64_t last, SkipgramPlan& plan))
-// score: the part of the inner products that lies in columns [first, last). `next` is fetched ahead.
-VECSMITH_DECLARE_KERNEL(void skipgram_score(const SkipgramJob& job, const SkipgramPlan& plan,
-                                            const SkipgramPlan* next, int64_t first, int64_t last,
-                                            SkipgramScratch& scratch, float* scores))
-// gradient: scores = scores + more, turned into gradients; the loss is added to the scratch.
-VECSMITH_DECLARE_KERNEL(void skipgram_gradient(const SkipgramJob& job, const SkipgramPlan& plan,
-                                               SkipgramScratch& scratch, float* scores,
-                                               const float* more))
-// update: applies the gradients to columns [first, last) of the tables.
-VECSMITH_DECLARE_KERNEL(void skipgram_update(const SkipgramJob& job, const SkipgramPlan& plan,
-                                             const SkipgramPlan* next, int64_t first, int64_t last,
-                                             SkipgramScratch& scratch, const float* gradients))
+// The same with a lag, by the workers of a pipeline together: each calls this with the same centers. The
+// last `lag` groups stay behind until more centers come, or until `drain`.
+VECSMITH_DECLARE_KERNEL(void skipgram_lagged(const SkipgramJob& job, const SkipgramStream* stream,
+                                             int64_t first, int64_t last, bool drain,
+                                             SkipgramScratch& scratch, SkipgramPipeline& pipeline,
+                                             int worker))
 
 // The driver: the whole call on `threads` workers. result: {loss, terms}.
-void skipgram_run(const SkipgramJob& job, int threads, int64_t batch_positions, double* result);
-void skipgram_pairs_run(const SkipgramJob& job, int64_t pairs, int threads, int64_t batch_pairs,
+void skipgram_run(const SkipgramJob& job, int threads, int64_t lag, double* result);
+void skipgram_pairs_run(const SkipgramJob& job, int64_t pairs, int threads, int64_t lag,
                         double* result);
 
 uint64_t skipgram_key(uint64_t seed, uint64_t epoch, uint64_t stream);

@@ -12,13 +12,14 @@
 //
 // Steps are *planned* in blocks of centers (windows and negatives drawn, ids laid out, rows that come
 // twice merged) one block ahead of training, so that the rows of the steps to come are fetched while a
-// step runs. Scores and updates can be confined to a range of columns: so a mini-batch is shared out.
+// step runs. Scores and updates can be confined to a range of columns: so a pipeline of workers, each
+// owning columns, trains the same steps (skipgram_lagged).
 //
 // What bounds it: 3 m n D multiply-adds a step (10,800 at D = 100) and, once D is a few hundred or the
 // tables outgrow the cache, m/6 + n rows read and written. No STL here: see simd.h.
 #include "cpu/skipgram.h"
 
-#include <string.h>
+#include <sched.h>
 
 #include "cpu/simd.h"
 
@@ -127,7 +128,7 @@ VECSMITH_INLINE bool repeats(const SkipgramStream& stream, int64_t low, int64_t 
   const bytes end = index - index + static_cast<uint8_t>(width);
   const bytes hit = (bytes)((near <= index) & (index < end));
   uint64_t halves[2];
-  memcpy(halves, &hit, sizeof halves);
+  __builtin_memcpy(halves, &hit, sizeof halves);
   return (halves[0] | halves[1]) != 0;
 }
 
@@ -143,13 +144,15 @@ VECSMITH_INLINE void copy_ids(int32_t* to, const int32_t* from, int64_t count) {
   for (int64_t at = 0; at < count; at += kLanes) store(to + at, load(from + at));
 }
 
-// Appends a step; `inputs` and `outputs` count those before merging.
-VECSMITH_INLINE void push(const SkipgramJob& job, SkipgramPlan& plan, SkipgramStep& step, int32_t inputs,
-                          int32_t outputs) {
-  if (outputs == 0) return;  // a vocabulary of one word has no path
-  step.terms = (job.cbow ? 1 : inputs) * outputs;
+// Appends a step; `terms` counts its scores before merging. A group's scores begin on a cache line, and have
+// room for padding behind them.
+VECSMITH_INLINE void push(const SkipgramJob& job, SkipgramPlan& plan, SkipgramStep& step, int64_t terms,
+                          int32_t group) {
+  step.group = group;
+  if (group) plan.score_count = (plan.score_count + kSkipgramPadding + 15) / 16 * 16;
   step.score_at = plan.score_count;
   plan.score_count += static_cast<int64_t>(job.cbow ? 1 : step.input_count) * step.output_count;
+  plan.terms += terms;
   plan.steps[plan.step_count++] = step;
 }
 
@@ -206,54 +209,73 @@ void plan_centers(const SkipgramJob& job, const SkipgramStream& stream, int64_t 
     step.input_weight = step.output_weight = nullptr;
     step.next_input = stream.id[entering];
     step.alpha = rate_at(job, position[c]);
-    SkipgramStep path = step;
+    const int64_t times = job.cbow ? 1 : contexts;
+    if (!job.cbow && (!pairwise || job.path_offsets) && repeats(stream, low, high)) {
+      int32_t* merged = inputs;
+      if (pairwise) {  // which needs its contexts as they are
+        merged = plan.ids + plan.id_count;
+        copy_ids(merged, inputs, contexts);
+        plan.id_count += contexts;
+      }
+      step.inputs = merged;
+      merge_inputs(plan, merged, step);
+    }
     if (job.path_offsets) {
+      SkipgramStep path = step;
       path.outputs = job.path_nodes + job.path_offsets[center];
       path.codes = job.path_codes + job.path_offsets[center];
       path.output_count =
           static_cast<int32_t>(job.path_offsets[center + 1] - job.path_offsets[center]);
+      path.plain = false;
+      // (The path of a vocabulary of one word is empty.)
+      if (path.output_count) push(job, plan, path, times * path.output_count, 1);
     }
+    if (!job.negative) continue;
     if (!pairwise) {
-      if (!job.cbow && repeats(stream, low, high)) {
-        merge_inputs(plan, inputs, step);
-        path.input_count = step.input_count;
-        path.input_weight = step.input_weight;
-      }
-      if (job.path_offsets) push(job, plan, path, contexts, path.output_count);
-      if (job.negative) {
+      {
         if (plain && !coincide[c]) {
           int32_t* outputs = plan.ids + plan.id_count;
           for (int k = 0; k <= job.negative; ++k) outputs[k] = words[k][c];
           step.outputs = outputs;
           step.codes = nullptr;
           step.output_count = job.negative + 1;
+          step.plain = !step.input_weight;
           plan.id_count += step.output_count;
-          push(job, plan, step, contexts, step.output_count);
+          push(job, plan, step, times * step.output_count, 1);
         } else {
           const int64_t before = plan.id_count;
           draw_outputs(job, plan.bits + c, kSkipgramBlock, center, plan, step);
-          push(job, plan, step, contexts, static_cast<int32_t>(plan.id_count - before));
+          step.plain = false;
+          push(job, plan, step, times * (plan.id_count - before), 1);
         }
       }
       continue;
     }
+    // One group of pairs. The draws first: their entries of the alias table arrive meanwhile.
     const uint64_t slots = 2 * static_cast<uint64_t>(job.window) + 1;
-    step.input_count = path.input_count = 1;
     for (int32_t i = 0; i < contexts; ++i) {
-      step.inputs = path.inputs = inputs + i;
-      step.next_input = path.next_input = inputs[i];
-      if (job.path_offsets) push(job, plan, path, 1, path.output_count);
-      if (!job.negative) continue;
       const int64_t j = low + i + (low + i >= k);
       const uint64_t slot = static_cast<uint64_t>(j - k + job.window);
       const uint64_t counter =
           (static_cast<uint64_t>(position[c]) * slots + slot) * static_cast<uint64_t>(job.negative);
+      uint64_t* bits = plan.bits + i * static_cast<int64_t>(job.negative);
       for (int32_t n = 0; n < job.negative; ++n)
-        plan.bits[n] = draw(job.key_negative, counter + static_cast<uint64_t>(n));
-      const int64_t before = plan.id_count;
-      draw_outputs(job, plan.bits, 1, center, plan, step);
-      push(job, plan, step, 1, static_cast<int32_t>(plan.id_count - before));
+        bits[n] = draw(job.key_negative, counter + static_cast<uint64_t>(n));
+      for (int32_t n = 0; n < job.negative; ++n) fetch_alias(job, bits[n]);
     }
+    SkipgramStep* const group = plan.steps + plan.step_count;
+    bool all_plain = job.negative < kTile;
+    step.input_count = 1;
+    step.input_weight = nullptr;
+    for (int32_t i = 0; i < contexts; ++i) {
+      step.inputs = inputs + i;
+      step.next_input = inputs[i];
+      const int64_t before = plan.id_count;
+      draw_outputs(job, plan.bits + i * static_cast<int64_t>(job.negative), 1, center, plan, step);
+      all_plain = all_plain && !step.output_weight && step.output_count == job.negative + 1;
+      push(job, plan, step, plan.id_count - before, i == 0 ? contexts : 0);
+    }
+    group->plain = all_plain;
   }
 }
 
@@ -282,7 +304,8 @@ void plan_pairs(const SkipgramJob& job, int64_t first, int64_t last, SkipgramPla
     const int32_t drawn = step.output_count = static_cast<int32_t>(ids - outputs);
     plan.id_count += drawn + 1;
     if (__builtin_expect(same, 0)) merge_outputs(plan, outputs, step);
-    push(job, plan, step, 1, drawn);
+    step.plain = !step.output_weight && drawn == job.negative + 1 && job.negative < kTile;
+    push(job, plan, step, drawn, 1);
   }
 }
 
@@ -295,7 +318,7 @@ void plan_block(const SkipgramJob& job, const SkipgramStream* stream, int64_t fi
 }
 
 VECSMITH_INLINE void clear(SkipgramPlan& plan) {
-  plan.step_count = plan.id_count = plan.weight_count = plan.score_count = 0;
+  plan.step_count = plan.id_count = plan.weight_count = plan.score_count = plan.terms = 0;
 }
 
 VECSMITH_INLINE void fetch_row(const float* row, int64_t columns) {
@@ -313,7 +336,7 @@ VECSMITH_INLINE void fetch_step(const SkipgramJob& job, const SkipgramStep& step
 
 // How many steps ahead rows are fetched: windows are long, pairs are short.
 VECSMITH_INLINE int64_t steps_ahead(const SkipgramJob& job) {
-  return job.tokens && (job.shared_negatives || job.cbow) ? 2 : 5;
+  return job.tokens && (job.shared_negatives || job.cbow) ? 2 : 6;
 }
 
 VECSMITH_INLINE void fetch_ahead(const SkipgramJob& job, const SkipgramPlan& plan,
@@ -387,13 +410,13 @@ struct Loss {
   vfloat sum = vfloat{}, product = vfloat{} + 1.0f;
   int pending = 0;
 
-  inline __attribute__((always_inline)) void add(vfloat z, vfloat t) {
+  VECSMITH_METHOD void add(vfloat z, vfloat t) {
     sum += max(z, splat(0.0f));
     product *= t + 1.0f;
   }
 
   // Before `count` more vectors: a product of at most 2^96, and sums of few terms.
-  inline __attribute__((always_inline)) void settle(double& loss, int count) {
+  VECSMITH_METHOD void settle(double& loss, int count) {
     if (pending + count > 96) flush(loss);
     pending += count;
   }
@@ -536,7 +559,7 @@ struct Columns {
   int64_t first, full;
   int tail;
 
-  static inline __attribute__((always_inline)) Columns of(int64_t first, int64_t last) {
+  static VECSMITH_METHOD Columns of(int64_t first, int64_t last) {
     const int64_t full = (last - first) / kLanes * kLanes;
     return {first, full, static_cast<int>(last - first - full)};
   }
@@ -600,39 +623,43 @@ VECSMITH_INLINE void step_scores(const SkipgramJob& job, const SkipgramStep& ste
   }
 }
 
-// Pass 2: scores become gradients; kSkipgramPadding floats behind them are overwritten.
+// Pass 2 over a group: scores become gradients; kSkipgramPadding floats behind them are overwritten.
 template <bool kLoss>
-VECSMITH_INLINE void step_gradients(const SkipgramJob& job, const SkipgramStep& step,
-                                    SkipgramScratch& scratch, float* scores, Loss& loss) {
-  const int m = job.cbow ? 1 : step.input_count, n = step.output_count, count = m * n;
-  scratch.terms += step.terms;
-  const bool weighted = step.input_weight || step.output_weight;
-  if (__builtin_expect(n == scratch.common_outputs && !step.codes && !weighted, 1)) {
-    // The padding's sigmoid is nothing, whatever its label: minus and plus infinity would be safe too.
+VECSMITH_INLINE void group_gradients(const SkipgramJob& job, const SkipgramStep* group,
+                                     SkipgramScratch& scratch, float* scores, Loss& loss) {
+  const SkipgramStep& last = group[group->group - 1];
+  const int count = static_cast<int>(last.score_at - group->score_at) +
+                    (job.cbow ? 1 : last.input_count) * last.output_count;
+  if (__builtin_expect(group->plain, 1)) {
+    // The padding's sigmoid is nothing, whatever its label.
     for (int lane = 0; lane < kLanes; ++lane)
       scores[count + lane] = scratch.common_label[count + lane] ? 200.0f : -200.0f;
-    return gradients<kLoss, false>(scores, scratch.common_label, nullptr, count, step.alpha, loss,
+    return gradients<kLoss, false>(scores, scratch.common_label, nullptr, count, group->alpha, loss,
                                    scratch.loss);
   }
-  const int tiles = tile_count(n);
   int32_t* label = scratch.label;
   float* w = scratch.weight;
-  for (int tile = 0; tile < tiles; ++tile) {
-    const int start = tile_start(n, tiles, tile), wide = tile_start(n, tiles, tile + 1) - start;
-    for (int i = 0; i < m; ++i, label += wide, w += wide)
-      for (int j = 0; j < wide; ++j) {
-        label[j] = (step.codes ? step.codes[start + j] == 0 : start + j == 0) ? kPositive : kNegative;
-        w[j] = (step.input_weight ? step.input_weight[i] : 1.0f) *
-               (step.output_weight ? step.output_weight[start + j] : 1.0f);
-      }
+  for (const SkipgramStep* step = group; step <= &last; ++step) {
+    const int m = job.cbow ? 1 : step->input_count, n = step->output_count, tiles = tile_count(n);
+    for (int tile = 0; tile < tiles; ++tile) {
+      const int start = tile_start(n, tiles, tile), wide = tile_start(n, tiles, tile + 1) - start;
+      for (int i = 0; i < m; ++i, label += wide, w += wide)
+        for (int j = 0; j < wide; ++j) {
+          const bool positive = step->codes ? step->codes[start + j] == 0 : start + j == 0;
+          label[j] = positive ? kPositive : kNegative;
+          w[j] = (step->input_weight ? step->input_weight[i] : 1.0f) *
+                 (step->output_weight ? step->output_weight[start + j] : 1.0f);
+        }
+    }
   }
   store(label, vint{} + kNegative);
   store(w, splat(0.0f));
   store(scores + count, splat(-200.0f));
-  if (weighted)
-    gradients<kLoss, true>(scores, scratch.label, scratch.weight, count, step.alpha, loss, scratch.loss);
+  if (group->group == 1 && !group->input_weight && !group->output_weight)
+    gradients<kLoss, false>(scores, scratch.label, nullptr, count, group->alpha, loss, scratch.loss);
   else
-    gradients<kLoss, false>(scores, scratch.label, nullptr, count, step.alpha, loss, scratch.loss);
+    gradients<kLoss, true>(scores, scratch.label, scratch.weight, count, group->alpha, loss,
+                           scratch.loss);
 }
 
 // The labels of an ordinary step (one positive, `negative` negatives), for any number of inputs.
@@ -717,16 +744,154 @@ void train_range(const SkipgramJob& job, const SkipgramStream* stream, int64_t f
     planned = end_of(begin);
     clear(next);
     if (begin < last) plan_block(job, stream, begin, planned, next);
-    for (int64_t s = 0; s < plan.step_count; ++s) {
-      fetch_ahead(job, plan, &next, s + ahead, 0, job.dim);
-      step_scores(job, plan.steps[s], columns, scratch, scratch.score);
-      step_gradients<kLoss>(job, plan.steps[s], scratch, scratch.score, loss);
-      step_update(job, plan.steps[s], columns, true, scratch, scratch.score);
+    for (int64_t s = 0; s < plan.step_count;) {
+      const SkipgramStep* group = plan.steps + s;
+      const int32_t size = group->group;
+      for (int32_t i = 0; i < size; ++i) {
+        fetch_ahead(job, plan, &next, s + i + ahead, 0, job.dim);
+        step_scores(job, group[i], columns, scratch,
+                    scratch.score + (group[i].score_at - group->score_at));
+      }
+      group_gradients<kLoss>(job, group, scratch, scratch.score, loss);
+      for (int32_t i = 0; i < size; ++i)
+        step_update(job, group[i], columns, size == 1, scratch,
+                    scratch.score + (group[i].score_at - group->score_at));
+      s += size;
     }
+    scratch.terms += plan.terms;
     now = 1 - now;
   }
   if (kLoss) loss.flush(scratch.loss);
 }
+
+// --- the pipeline ---------------------------------------------------------------------------------
+
+VECSMITH_INLINE int64_t read(const SkipgramCounter& counter) {
+  return __atomic_load_n(&counter.value, __ATOMIC_ACQUIRE);
+}
+
+VECSMITH_INLINE void publish(SkipgramCounter& counter, int64_t value) {
+  __atomic_store_n(&counter.value, value, __ATOMIC_RELEASE);
+}
+
+// Until the counter has reached `value`. A neighbor who was put to sleep may need our processor.
+void wait_for(const SkipgramCounter& counter, int64_t value) {
+  for (int spins = 0; read(counter) < value; ++spins) {
+#if defined(__x86_64__)
+    _mm_pause();
+#endif
+    if (spins >= 4096) sched_yield();
+  }
+}
+
+// One worker's end of a pipeline: the columns of slices [first_slice, last_slice).
+template <bool kLoss>
+struct Pipeline {
+  const SkipgramJob& job;
+  SkipgramScratch& scratch;
+  SkipgramPipeline& shared;
+  const int worker, first_slice, last_slice;
+  const Columns columns;
+  Loss& loss;
+
+  VECSMITH_METHOD float* score_of(int64_t slot, int slice) {
+    return shared.scores + (slot * shared.slices + slice) * shared.score_stride;
+  }
+
+  // The part of the group's inner products that lies in this worker's columns.
+  VECSMITH_METHOD void score(const SkipgramPlan& plan, int64_t step, int64_t slot) {
+    const SkipgramStep* group = plan.steps + step;
+    for (int slice = first_slice; slice < last_slice; ++slice) {
+      const Columns part = Columns::of(shared.column[slice], shared.column[slice + 1]);
+      for (int32_t i = 0; i < group->group; ++i)
+        step_scores(job, group[i], part, scratch, score_of(slot, slice) + group[i].score_at);
+    }
+    scratch.groups[scratch.scored % kSkipgramGroups] = {&plan, step, slot};
+    publish(shared.scored[worker], ++scratch.scored);
+  }
+
+  // Applies the oldest group to this worker's columns.
+  VECSMITH_METHOD void apply() {
+    const SkipgramGroup& place = scratch.groups[scratch.applied % kSkipgramGroups];
+    for (int other = 0; other < shared.team; ++other)
+      if (other != worker) wait_for(shared.scored[other], scratch.applied + 1);
+    // The others' scores of a group a little later travel meanwhile.
+    if (shared.team > 1 && scratch.applied + 2 < scratch.scored) {
+      const SkipgramGroup& later = scratch.groups[(scratch.applied + 2) % kSkipgramGroups];
+      const int64_t at = later.plan->steps[later.step].score_at;
+      for (int slice = 0; slice < shared.slices; ++slice)
+        if (slice < first_slice || slice >= last_slice)
+          for (int line = 0; line < 3; ++line)
+            __builtin_prefetch(score_of(later.slot, slice) + at + 16 * line, 0, 3);
+    }
+    const SkipgramStep* group = place.plan->steps + place.step;
+    const SkipgramStep& last = group[group->group - 1];
+    const int64_t begin = group->score_at;
+    const int64_t count =
+        last.score_at - begin + static_cast<int64_t>(job.cbow ? 1 : last.input_count) * last.output_count;
+    for (int64_t at = 0; at < count; at += kLanes) {
+      vfloat sum = load(score_of(place.slot, 0) + begin + at);
+      for (int slice = 1; slice < shared.slices; ++slice)
+        sum += load(score_of(place.slot, slice) + begin + at);
+      store(scratch.score + at, sum);
+    }
+    group_gradients<kLoss>(job, group, scratch, scratch.score, loss);
+    for (int32_t i = 0; i < group->group; ++i)
+      step_update(job, group[i], columns, false, scratch, scratch.score + (group[i].score_at - begin));
+    ++scratch.applied;
+    if (place.step + group->group == place.plan->step_count) {
+      scratch.terms += place.plan->terms;
+      publish(shared.freed[worker], place.plan->block + 1);
+    }
+  }
+
+  // Plans block `block` of the centers, once everybody is done with the block whose place it takes.
+  VECSMITH_METHOD void plan(const SkipgramStream* stream, int64_t block, int64_t first, int64_t last) {
+    const int64_t slot = block % shared.slots;
+    for (int other = 0; other < shared.team; ++other)
+      wait_for(shared.freed[other], shared.plan[slot].until);
+    SkipgramPlan& plan = shared.plan[slot];
+    clear(plan);
+    plan.block = block;
+    plan_block(job, stream, first, last, plan);
+    plan.until = plan.step_count ? block + 1 : 0;
+    publish(shared.planned[slot], block + 1);
+  }
+
+  void run(const SkipgramStream* stream, int64_t first, int64_t last, bool drain) {
+    const int64_t ahead = steps_ahead(job) + 1;
+    const int64_t block0 = scratch.blocks;
+    const int64_t blocks = (last - first + kSkipgramBlock - 1) / kSkipgramBlock;
+    const auto plan_turn = [&](int64_t b) {
+      if (b >= blocks || (block0 + b) % shared.team != worker) return;
+      const int64_t begin = first + b * kSkipgramBlock;
+      plan(stream, block0 + b, begin, begin + kSkipgramBlock < last ? begin + kSkipgramBlock : last);
+    };
+    plan_turn(0);
+    plan_turn(1);
+    for (int64_t b = 0; b < blocks; ++b) {
+      plan_turn(b + 2);
+      const int64_t slot = (block0 + b) % shared.slots;
+      wait_for(shared.planned[slot], block0 + b + 1);
+      const SkipgramPlan& plan = shared.plan[slot];
+      const int64_t next_slot = (block0 + b + 1) % shared.slots;
+      const bool known = b + 1 < blocks && read(shared.planned[next_slot]) == block0 + b + 2;
+      const SkipgramPlan* next = known ? &shared.plan[next_slot] : nullptr;
+      for (int64_t s = 0; s < plan.step_count;) {
+        const int32_t size = plan.steps[s].group;
+        for (int32_t i = 0; i < size; ++i)
+          fetch_ahead(job, plan, next, s + i + ahead, columns.first,
+                      columns.first + columns.full + columns.tail);
+        score(plan, s, slot);
+        if (scratch.scored - scratch.applied > shared.lag) apply();
+        s += size;
+      }
+    }
+    scratch.blocks += blocks;
+    if (drain)
+      while (scratch.applied < scratch.scored) apply();
+  }
+};
 
 }  // namespace
 
@@ -755,6 +920,8 @@ void skipgram_survivors(const SkipgramJob& job, int64_t first, int64_t last, Ski
       }
     }
   }
+  // A word alone has no window: dropped, so that every survivor of a stream has a step.
+  if (size - start < 2) return;
   // The distance back to the same word, where some window can hold both. (What stands before the sentence
   // may be found too: no window reaches it.)
   const int reach = job.cbow ? 0 : job.window <= 8 ? 2 * job.window : -1;
@@ -783,51 +950,20 @@ void skipgram_train(const SkipgramJob& job, const SkipgramStream* stream, int64_
     train_range<false>(job, stream, first, last, scratch);
 }
 
-void skipgram_plan(const SkipgramJob& job, const SkipgramStream* stream, int64_t first, int64_t last,
-                   SkipgramPlan& plan) {
-  clear(plan);
-  for (int64_t begin = first; begin < last; begin += kSkipgramBlock)
-    plan_block(job, stream, begin, begin + kSkipgramBlock < last ? begin + kSkipgramBlock : last, plan);
-}
-
-void skipgram_score(const SkipgramJob& job, const SkipgramPlan& plan, const SkipgramPlan* next,
-                    int64_t first, int64_t last, SkipgramScratch& scratch, float* scores) {
-  const Columns columns = Columns::of(first, last);
-  const int64_t ahead = steps_ahead(job) + 2;
-  for (int64_t s = 0; s < plan.step_count; ++s) {
-    fetch_ahead(job, plan, next, s + ahead, first, last);
-    step_scores(job, plan.steps[s], columns, scratch, scores + plan.steps[s].score_at);
-  }
-}
-
-void skipgram_gradient(const SkipgramJob& job, const SkipgramPlan& plan, SkipgramScratch& scratch,
-                       float* scores, const float* more) {
-  if (more)
-    for (int64_t at = 0; at < plan.score_count; ++at) scores[at] += more[at];
+void skipgram_lagged(const SkipgramJob& job, const SkipgramStream* stream, int64_t first, int64_t last,
+                     bool drain, SkipgramScratch& scratch, SkipgramPipeline& pipeline, int worker) {
   prepare_labels(job, scratch);
+  const int begin = worker * pipeline.slices / pipeline.team;
+  const int end = (worker + 1) * pipeline.slices / pipeline.team;
+  const Columns columns = Columns::of(pipeline.column[begin], pipeline.column[end]);
   Loss loss;
-  for (int64_t s = 0; s < plan.step_count; ++s) {
-    const SkipgramStep& step = plan.steps[s];
-    float* own = scores + step.score_at;
-    const int count = (job.cbow ? 1 : step.input_count) * step.output_count;
-    // In the scratch: the padding must not fall on the next step's scores.
-    for (int at = 0; at < count; at += kLanes) store(scratch.score + at, load(own + at));
-    if (job.compute_loss)
-      step_gradients<true>(job, step, scratch, scratch.score, loss);
-    else
-      step_gradients<false>(job, step, scratch, scratch.score, loss);
-    memcpy(own, scratch.score, static_cast<size_t>(count) * sizeof(float));
-  }
-  if (job.compute_loss) loss.flush(scratch.loss);
-}
-
-void skipgram_update(const SkipgramJob& job, const SkipgramPlan& plan, const SkipgramPlan* next,
-                     int64_t first, int64_t last, SkipgramScratch& scratch, const float* gradients) {
-  const Columns columns = Columns::of(first, last);
-  const int64_t ahead = steps_ahead(job);
-  for (int64_t s = 0; s < plan.step_count; ++s) {
-    fetch_ahead(job, plan, next, s + ahead, first, last);
-    step_update(job, plan.steps[s], columns, false, scratch, gradients + plan.steps[s].score_at);
+  if (job.compute_loss && worker == 0) {
+    Pipeline<true>{job, scratch, pipeline, worker, begin, end, columns, loss}.run(stream, first, last,
+                                                                                 drain);
+    loss.flush(scratch.loss);
+  } else {
+    Pipeline<false>{job, scratch, pipeline, worker, begin, end, columns, loss}.run(stream, first, last,
+                                                                                  drain);
   }
 }
 

@@ -25,10 +25,11 @@ OPERATOR = register(
     )
 )
 
-# Windows per mini-batch in deterministic mode, in positions of the corpus: large enough to share out
-# over workers, small enough that no row sees many stale gradients. Part of the result: never derived
-# from the machine.
-DETERMINISTIC_BATCH = 512
+# How many groups of steps the scores run ahead of the updates in deterministic mode: long enough for them
+# to travel between two processors, short enough that no row sees many stale gradients. Part of the
+# result: never derived from the machine.
+DETERMINISTIC_LAG = 8
+MAX_LAG = 512
 
 _LIBRARY = torch.library.Library("vecsmith", "FRAGMENT")
 _LIBRARY.define(
@@ -36,12 +37,12 @@ _LIBRARY.define(
     "Tensor tokens, Tensor offsets, Tensor? keep, Tensor? alias, Tensor? path_offsets, "
     "Tensor? path_nodes, Tensor? path_codes, int window, int negative, bool cbow, bool cbow_mean, "
     "bool shrink_windows, str shared_negatives, float alpha, float min_alpha, int words_before, "
-    "int words_total, int seed, int epoch, int first_position, int batch_positions, "
+    "int words_total, int seed, int epoch, int first_position, int lag, "
     "bool compute_loss, int num_threads, str backend) -> Tensor"
 )
 _LIBRARY.define(
     "skipgram_pairs(Tensor(a!) input_table, Tensor(b!) output_table, Tensor centers, "
-    "Tensor contexts, Tensor negatives, float alpha, int batch_pairs, bool compute_loss, "
+    "Tensor contexts, Tensor negatives, float alpha, int lag, bool compute_loss, "
     "int num_threads, str backend) -> Tensor"
 )
 
@@ -71,7 +72,7 @@ def skipgram(
     seed: int = 1,
     epoch: int = 0,
     first_position: int = 0,
-    batch_positions: int | None = None,
+    lag: int | None = None,
     compute_loss: bool = True,
     num_threads: int | None = None,
     backend: str | None = None,
@@ -111,9 +112,10 @@ def skipgram(
         words_total: words of the whole training (default: words_before + first_position + N).
         seed, epoch: key the random draws, with a token's position.
         first_position: the position of tokens[0].
-        batch_positions: 0: one step after another (lock-free over several workers). n > 0:
-            mini-batches of the windows that share floor(position / n), the same bits for any number
-            of workers. None: 0, or 512 under ``torch.use_deterministic_algorithms(True)``.
+        lag: 0: one step after another (lock-free over several workers). n > 0: the scores of a window
+            are taken n windows before its update is applied, and the same seed gives the same bits
+            for any number of workers (of which two can be used, four from D = 256 on). None: 0, or 8
+            under ``torch.use_deterministic_algorithms(True)``.
         compute_loss: False leaves the loss at 0 and saves a few percent.
         num_threads: workers (default ``torch.get_num_threads()``).
         backend: "native", "cuda", "triton" or "reference" to force one.
@@ -180,10 +182,7 @@ def skipgram(
     if words_total is None:
         words_total = max(1, words_before + first_position + tokens.numel())
     check.integer(name, "words_total", words_total, low=1)
-    if batch_positions is None:
-        deterministic = torch.are_deterministic_algorithms_enabled()
-        batch_positions = DETERMINISTIC_BATCH if deterministic else 0
-    check.integer(name, "batch_positions", batch_positions, low=0)
+    lag = _lag(name, lag)
     check.distinct(name, input_table=input_table, output_table=output_table, tree_table=tree_table)
     return torch.ops.vecsmith.skipgram(
         input_table.detach(),
@@ -209,7 +208,7 @@ def skipgram(
         check.seed(name, seed),
         epoch,
         first_position,
-        batch_positions,
+        lag,
         bool(compute_loss),
         check.threads(name, num_threads),
         backend or "",
@@ -224,7 +223,7 @@ def skipgram_pairs(
     negatives: Tensor,
     *,
     alpha: float = 0.025,
-    batch_pairs: int | None = None,
+    lag: int | None = None,
     compute_loss: bool = True,
     num_threads: int | None = None,
     backend: str | None = None,
@@ -244,9 +243,7 @@ def skipgram_pairs(
         contexts: [N] int64 in 0..W-1.
         negatives: [N, K] int64 in -1..W-1.
         alpha: the learning rate.
-        batch_pairs: 0: one step after another (lock-free over several workers). n > 0: mini-batches
-            of n pairs, the same bits for any number of workers. None: 0, or 256 under
-            ``torch.use_deterministic_algorithms(True)``.
+        lag: as in :func:`skipgram`, in pairs.
         compute_loss, num_threads, backend: as in :func:`skipgram`.
 
     Returns:
@@ -263,9 +260,7 @@ def skipgram_pairs(
     check.tensor(name, "contexts", contexts, torch.int64, (pairs,), input_table)
     check.tensor(name, "negatives", negatives, torch.int64, (pairs, None), input_table)
     check.rate(name, "alpha", alpha)
-    if batch_pairs is None:
-        batch_pairs = 256 if torch.are_deterministic_algorithms_enabled() else 0
-    check.integer(name, "batch_pairs", batch_pairs, low=0)
+    lag = _lag(name, lag)
     check.distinct(name, input_table=input_table, output_table=output_table)
     return torch.ops.vecsmith.skipgram_pairs(
         input_table.detach(),
@@ -274,11 +269,18 @@ def skipgram_pairs(
         contexts,
         negatives,
         float(alpha),
-        batch_pairs,
+        lag,
         bool(compute_loss),
         check.threads(name, num_threads),
         backend or "",
     )
+
+
+def _lag(name: str, lag: int | None) -> int:
+    if lag is None:
+        return DETERMINISTIC_LAG if torch.are_deterministic_algorithms_enabled() else 0
+    check.integer(name, "lag", lag, low=0, high=MAX_LAG)
+    return lag
 
 
 # --- the registered operators ---------------------------------------------------------------------
@@ -312,7 +314,7 @@ def _skipgram_impl(
     seed,
     epoch,
     first_position,
-    batch_positions,
+    lag,
     compute_loss,
     num_threads,
     backend,
@@ -335,14 +337,14 @@ def _skipgram_impl(
         "seed": seed,
         "epoch": epoch,
         "first_position": first_position,
-        "batch_positions": batch_positions,
+        "lag": lag,
     }
     chosen = choose(
         OPERATOR,
         input_table.device.type,
         input_table.dtype,
         backend or None,
-        deterministic=batch_positions > 0,
+        deterministic=lag > 0,
     )
     if chosen == "native":
         result = torch.zeros(2, dtype=torch.float64)
@@ -364,11 +366,11 @@ def _skipgram_impl(
         if chosen == "triton":
             from vecsmith.kernels import skipgram as kernels
 
-            result = run(kernels.skipgram, *tensors, compute_loss=compute_loss, **settings)
+            result = _run_on_gpu(kernels.skipgram, tensors, compute_loss, settings)
         elif chosen == "cuda":
             from vecsmith.ops import _cuda_skipgram as kernels
 
-            result = run(kernels.skipgram, *tensors, compute_loss=compute_loss, **settings)
+            result = _run_on_gpu(kernels.skipgram, tensors, compute_loss, settings)
         else:
             result = run(reference.skipgram, *tensors, **settings)
             result[0] *= compute_loss
@@ -403,7 +405,7 @@ def _pairs_impl(
     contexts,
     negatives,
     alpha,
-    batch_pairs,
+    lag,
     compute_loss,
     num_threads,
     backend,
@@ -414,9 +416,9 @@ def _pairs_impl(
         input_table.device.type,
         input_table.dtype,
         backend or None,
-        deterministic=batch_pairs > 0,
+        deterministic=lag > 0,
     )
-    settings = {"alpha": alpha, "batch_pairs": batch_pairs}
+    settings = {"alpha": alpha, "lag": lag}
     if chosen == "native":
         result = torch.zeros(2, dtype=torch.float64)
         native().skipgram_pairs(
@@ -439,11 +441,11 @@ def _pairs_impl(
         if chosen == "triton":
             from vecsmith.kernels import skipgram as kernels
 
-            result = run(kernels.skipgram_pairs, *tensors, compute_loss=compute_loss, **settings)
+            result = _run_on_gpu(kernels.skipgram_pairs, tensors, compute_loss, settings)
         elif chosen == "cuda":
             from vecsmith.ops import _cuda_skipgram as kernels
 
-            result = run(kernels.skipgram_pairs, *tensors, compute_loss=compute_loss, **settings)
+            result = _run_on_gpu(kernels.skipgram_pairs, tensors, compute_loss, settings)
         else:
             result = run(reference.skipgram_pairs, *tensors, **settings)
             result[0] *= compute_loss

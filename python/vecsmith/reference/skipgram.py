@@ -18,8 +18,9 @@ One *step* has inputs h_1..h_m and outputs o_1..o_n with labels y_j:
 * skip-gram, ``shared_negatives="window"``: one step per center; the h_i are the rows of all the words
   in its window, and all share one set of negatives (Ji et al. 2016, "Parallelizing word2vec in shared
   and distributed memory"). Hierarchical softmax is one such step too.
-* skip-gram, ``shared_negatives="pair"``: one step per (context, center), in order, each with its own
-  negatives: word2vec's own rule.
+* skip-gram, ``shared_negatives="pair"``: one step per (context, center), each with its own negatives:
+  word2vec's own rule. The steps of a center are a *group*: their g_ij are taken at the values before
+  the first of them, then their updates are applied in order.
 * CBOW: one step per center with a single h. ``cbow_mean``: h = mean of the window's rows, and each of
   these rows receives the whole update of h. Otherwise h = their sum and each receives 1/m of it. Both
   are what word2vec and gensim do (Irsoy et al. 2021 discuss the choice).
@@ -27,11 +28,11 @@ One *step* has inputs h_1..h_m and outputs o_1..o_n with labels y_j:
 As in word2vec.c, the *context* words are the inputs and the *center* is the positive output. With both
 negative sampling and hierarchical softmax, the tree's step comes first.
 
-A *mini-batch* of windows (``batch_positions`` > 0): the windows whose centers' positions p share
-floor(p / batch_positions). All inner products h_i . o_j of the batch, and so all g_ij, are taken at the
-values before the batch; then the steps' updates are applied one after another, each at the values that
-the steps before it left. This is what deterministic mode trains: unlike one step after another it can
-be spread over any number of workers without changing one bit of the result.
+``lag`` = 0: one group after another (a step that is in no group is one of its own). ``lag`` = n > 0: the g_ij of a group are taken
+when the updates of all groups but the n before it have been applied; these follow in order, each at
+the values that it finds, and the last n are applied at the end of the call. This is what deterministic
+mode trains, with a small n: scores travel between workers in the meantime, and any number of them
+gives the same bits.
 
 Positions, windows, sub-sampling, rate
 --------------------------------------
@@ -61,6 +62,7 @@ drawn again with bits <- mix(bits + G), up to 32 times; then the slot stays empt
 
 from __future__ import annotations
 
+from collections import deque
 from typing import NamedTuple
 
 import torch
@@ -158,11 +160,11 @@ class _Step(NamedTuple):
 
 
 class _Trainer:
-    """Runs steps: each at once, or in mini-batches."""
+    """Runs groups of steps, each ``lag`` groups after its gradients were taken."""
 
-    def __init__(self, input_table: Tensor, cbow: bool, cbow_mean: bool) -> None:
-        self.input_table, self.cbow, self.cbow_mean = input_table, cbow, cbow_mean
-        self.batch: list[_Step] = []
+    def __init__(self, input_table: Tensor, cbow: bool, cbow_mean: bool, lag: int) -> None:
+        self.input_table, self.cbow, self.cbow_mean, self.lag = input_table, cbow, cbow_mean, lag
+        self.waiting: deque[list[tuple[_Step, Tensor]]] = deque()
         self.loss, self.terms = 0.0, 0
 
     def _inputs(self, step: _Step) -> Tensor:
@@ -172,7 +174,7 @@ class _Trainer:
         return x.mean(0, keepdim=True) if self.cbow_mean else x.sum(0, keepdim=True)
 
     def _gradient(self, step: _Step) -> Tensor:
-        """g [m, n], and the loss."""
+        """g [m, n]; its loss is counted."""
         score = self._inputs(step) @ step.table[step.words].T
         labels = step.labels.to(score.dtype)
         sign = (2 * labels - 1).double()
@@ -189,13 +191,18 @@ class _Trainer:
         self.input_table.index_add_(0, step.rows, dh)
         step.table.index_add_(0, step.words, gradient.T @ h)
 
-    def finish_batch(self) -> None:
-        gradients = [self._gradient(step) for step in self.batch]
-        for step, gradient in zip(self.batch, gradients, strict=True):
-            self._update(step, gradient)
-        self.batch.clear()
+    def add(self, group: list[_Step]) -> None:
+        self.waiting.append([(step, self._gradient(step)) for step in group])
+        if len(self.waiting) > self.lag:
+            self._apply()
 
-    def result(self) -> Tensor:
+    def _apply(self) -> None:
+        for step, gradient in self.waiting.popleft():
+            self._update(step, gradient)
+
+    def finish(self) -> Tensor:
+        while self.waiting:
+            self._apply()
         return torch.tensor([self.loss, self.terms], dtype=torch.float64)
 
 
@@ -224,7 +231,7 @@ def skipgram(
     seed: int,
     epoch: int,
     first_position: int,
-    batch_positions: int,
+    lag: int,
 ) -> Tensor:
     """Train on a chunk of corpus, in place; see the module docstring for every formula.
 
@@ -236,8 +243,7 @@ def skipgram(
 
     Returns float64 [2]: the summed loss and the number of (input, output) terms in it.
     """
-    trainer = _Trainer(input_table, cbow, cbow_mean)
-    batch = None
+    trainer = _Trainer(input_table, cbow, cbow_mean, lag)
     for s in range(offsets.numel() - 1):
         first, last = int(offsets[s]), int(offsets[s + 1])
         positions = first_position + torch.arange(first, last, device=tokens.device)
@@ -247,41 +253,34 @@ def skipgram(
         reach = window_sizes(positions, window, shrink_windows, seed, epoch).tolist()
         for k in range(sentence.numel()):
             p, r = int(positions[k]), reach[k]
-            if batch_positions and p // batch_positions != batch:
-                trainer.finish_batch()
-                batch = p // batch_positions
             around = [j for j in range(max(0, k - r), min(sentence.numel(), k + r + 1)) if j != k]
             if not around:
                 continue
             contexts, center = sentence[around], sentence[k]
             rate = alpha + (min_alpha - alpha) * ((words_before + p) / words_total)
             rate = max(rate, min(alpha, min_alpha))
-            slots = torch.tensor(around, device=tokens.device) - k + window
+            if tree_table is not None:
+                path = slice(int(path_offsets[center]), int(path_offsets[center + 1]))
+                nodes, labels = path_nodes[path].long(), 1 - path_codes[path].float()
+                if nodes.numel():
+                    trainer.add([_Step(contexts, tree_table, nodes, labels, rate)])
+            if not negative:
+                continue
             pairwise = shared_negatives == "pair" and not cbow
-            groups = [([j], slots[j : j + 1]) for j in range(len(around))]
-            if not pairwise:
-                groups = [(list(range(len(around))), None)]
-            for members, slot in groups:
-                rows = contexts[members]
-                targets = []
-                if tree_table is not None:
-                    path = slice(int(path_offsets[center]), int(path_offsets[center + 1]))
-                    targets.append((tree_table, path_nodes[path].long(), 1 - path_codes[path].float()))
-                if negative:
-                    at = torch.tensor([p], device=tokens.device)
-                    counter = at if slot is None else at * (2 * window + 1) + slot
-                    drawn = negatives_for(center[None], counter, negative, alias, seed, epoch)[0]
-                    words = torch.cat([center[None], drawn[drawn >= 0]])
-                    labels = torch.zeros(words.numel(), device=tokens.device)
-                    labels[0] = 1
-                    targets.append((output_table, words, labels))
-                for table, words, labels in targets:
-                    if words.numel():
-                        trainer.batch.append(_Step(rows, table, words, labels, rate))
-                    if not batch_positions:
-                        trainer.finish_batch()
-    trainer.finish_batch()
-    return trainer.result()
+            at = torch.tensor([p], device=tokens.device)
+            if pairwise:
+                slots = torch.tensor(around, device=tokens.device) - k + window
+                at = at * (2 * window + 1) + slots
+            positive = center.expand(at.numel())
+            group = []
+            for i, drawn in enumerate(negatives_for(positive, at, negative, alias, seed, epoch)):
+                words = torch.cat([center[None], drawn[drawn >= 0]])
+                labels = torch.zeros(words.numel(), device=tokens.device)
+                labels[0] = 1
+                rows = contexts[i : i + 1] if pairwise else contexts
+                group.append(_Step(rows, output_table, words, labels, rate))
+            trainer.add(group)
+    return trainer.finish()
 
 
 def skipgram_pairs(
@@ -292,24 +291,21 @@ def skipgram_pairs(
     negatives: Tensor,
     *,
     alpha: float,
-    batch_pairs: int,
+    lag: int,
 ) -> Tensor:
     """The explicit form: one step per pair, in order, each with h = input_table[centers[i]], the
     positive output contexts[i] and the negative outputs negatives[i] (those that are -1 or equal the
-    positive are left out). ``batch_pairs`` > 0: the pairs i that share floor(i / batch_pairs) are a
-    mini-batch.
+    positive are left out). Each pair is a group
+    of its own; ``lag`` as in the module docstring.
 
     centers, contexts: [N] int64; negatives: [N, K] int64. Returns float64 [2]: loss, terms.
     """
-    trainer = _Trainer(input_table, False, False)
+    trainer = _Trainer(input_table, False, False, lag)
     for i in range(centers.numel()):
         drawn = negatives[i]
         drawn = drawn[(drawn >= 0) & (drawn != contexts[i])]
         words = torch.cat([contexts[i : i + 1], drawn])
         labels = torch.zeros(words.numel(), device=input_table.device)
         labels[0] = 1
-        trainer.batch.append(_Step(centers[i : i + 1], output_table, words, labels, alpha))
-        if not batch_pairs or (i + 1) % batch_pairs == 0:
-            trainer.finish_batch()
-    trainer.finish_batch()
-    return trainer.result()
+        trainer.add([_Step(centers[i : i + 1], output_table, words, labels, alpha)])
+    return trainer.finish()
