@@ -63,7 +63,7 @@ struct Bounds {
     steps = centers * (pairs + 1);
     ids = centers * (2 * inputs + pairs * (static_cast<int64_t>(job.negative) + 1)) + kSkipgramPadding;
     weights = ids;
-    bits = std::max<int64_t>(kSkipgramBlock, pairs) * static_cast<int64_t>(job.negative) + 1;
+    bits = std::max<int64_t>(kSkipgramBlock, 2 * pairs) * static_cast<int64_t>(job.negative) + 1;
     group = inputs * outputs + 2 * kSkipgramPadding;
     scores = centers * 2 * (group + kSkipgramPadding);
   }
@@ -201,15 +201,22 @@ void hogwild(const SkipgramJob& job, int threads, double* result) {
   for (Stream& stream : streams) stream.reserve(longest);
   const auto survivors = VECSMITH_PICK_KERNEL(skipgram_survivors);
   const auto train = VECSMITH_PICK_KERNEL(skipgram_train);
-  std::atomic<int64_t> next{0};
+  // Each worker begins in a stretch of text of its own (two in one article would meet in the same rows), and
+  // helps the others when it has done.
+  std::vector<std::atomic<int64_t>> next(static_cast<std::size_t>(threads));
+  for (int t = 0; t < threads; ++t) next[t] = task_count * t / threads;
   parallel(threads, [&](int worker, int) {
     SkipgramScratch& scratch = workers[worker]->scratch;
     SkipgramStream& stream = streams[worker].view;
-    for (int64_t task; (task = next.fetch_add(1)) < task_count;) {
-      stream.size = 0;
-      for (int64_t s = tasks[task]; s < tasks[task + 1]; ++s)
-        survivors(job, job.offsets[s], job.offsets[s + 1], stream);
-      train(job, &stream, 0, stream.size, scratch);
+    for (int k = 0; k < threads; ++k) {
+      const int stretch = (worker + k) % threads;
+      const int64_t end = task_count * (stretch + 1) / threads;
+      for (int64_t task; (task = next[stretch].fetch_add(1)) < end;) {
+        stream.size = 0;
+        for (int64_t s = tasks[task]; s < tasks[task + 1]; ++s)
+          survivors(job, job.offsets[s], job.offsets[s + 1], stream);
+        train(job, &stream, 0, stream.size, scratch);
+      }
     }
   });
   result[0] = result[1] = 0;
@@ -230,7 +237,7 @@ class Pipeline {
     view.slices = static_cast<int32_t>(std::min<int64_t>(lines, job.dim < 256 ? 2 : kSkipgramSlices));
     for (int64_t k = 0; k <= view.slices; ++k)
       view.column[k] = std::min(job.dim, (lines * k + view.slices - 1) / view.slices * 16);
-    view.slots = lag + 4;
+    view.slots = lag + 8;
     plans_.resize(static_cast<std::size_t>(view.slots));
     view.plan = slots_.reserve(view.slots);
     view.planned = planned_.reserve(view.slots);
@@ -275,8 +282,9 @@ void pipelined(const SkipgramJob& job, int threads, Pipeline& pipeline, double* 
 #endif
     if (worker < team) body(worker, workers[static_cast<std::size_t>(worker)]->scratch);
   });
-  result[0] = workers[0]->scratch.loss;
-  result[1] = static_cast<double>(workers[0]->scratch.terms);
+  const SkipgramScratch& last = workers[static_cast<std::size_t>(pipeline.view.team - 1)]->scratch;
+  result[0] = last.loss;
+  result[1] = static_cast<double>(last.terms);
 }
 
 void lagged(const SkipgramJob& job, int threads, int64_t lag, double* result) {

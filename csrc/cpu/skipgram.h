@@ -118,7 +118,7 @@ struct SkipgramPipeline {
   int64_t lag;
   int32_t team, slices;
   int64_t column[kSkipgramSlices + 1];  // where the slices begin
-  int64_t slots;         // blocks in flight. Every block has a group, so lag + 3 are always enough
+  int64_t slots;         // blocks in flight. Every block has a group, so lag + 8 are always enough
   SkipgramPlan* plan;    // [slots]
   float* scores;         // [slots, slices, score_stride]
   int64_t score_stride;

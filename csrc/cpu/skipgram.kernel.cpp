@@ -29,6 +29,10 @@ namespace {
 
 constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u;
 constexpr int kRedraws = 32;
+// A pipeline's blocks are planned by its workers in turn: in less time than the lag gives the others.
+constexpr int64_t kPipelineBlock = 16;
+constexpr int64_t kPlanAhead = 3;
+constexpr int64_t kPublishEvery = 2;
 constexpr int kTile = 6;  // output rows in registers at a time
 constexpr int kBlockVectors = kLanes == 16 ? 2 : 1;  // vectors of each row per update block
 
@@ -191,11 +195,37 @@ void plan_centers(const SkipgramJob& job, const SkipgramStream& stream, int64_t 
         for (int c = 0; c < count; ++c) coincide[c] |= words[k + 1][c] == words[earlier][c];
     }
   }
+  const auto low_of = [&](int c) {
+    const int64_t k = first + c, least = stream.low[k];
+    return k - reach[c] > least ? k - reach[c] : least;
+  };
+  const auto high_of = [&](int c) {
+    const int64_t k = first + c, most = stream.high[k];
+    return k + reach[c] + 1 < most ? k + reach[c] + 1 : most;
+  };
+  // The draws of a center's pairs, a center ahead of their use: the alias table's entries arrive meanwhile.
+  const int64_t half = 2 * static_cast<int64_t>(job.window) * job.negative;
+  const auto draw_pairs = [&](int c) {
+    const uint64_t slots = 2 * static_cast<uint64_t>(job.window) + 1;
+    const int64_t k = first + c, low = low_of(c), high = high_of(c);
+    uint64_t* bits = plan.bits + (c & 1) * half;
+    for (int64_t j = low; j < high; ++j) {
+      if (j == k) continue;
+      const uint64_t slot = static_cast<uint64_t>(j - k + job.window);
+      const uint64_t counter =
+          (static_cast<uint64_t>(position[c]) * slots + slot) * static_cast<uint64_t>(job.negative);
+      for (int32_t n = 0; n < job.negative; ++n)
+        bits[n] = draw(job.key_negative, counter + static_cast<uint64_t>(n));
+      for (int32_t n = 0; n < job.negative; ++n) fetch_alias(job, bits[n]);
+      bits += job.negative;
+    }
+  };
+  if (job.negative && pairwise) draw_pairs(0);
   for (int c = 0; c < count; ++c) {
     const int64_t k = first + c;
     const int32_t center = stream.id[k];
-    const int64_t low = k - reach[c] > stream.low[k] ? k - reach[c] : stream.low[k];
-    const int64_t high = k + reach[c] + 1 < stream.high[k] ? k + reach[c] + 1 : stream.high[k];
+    const int64_t low = low_of(c), high = high_of(c);
+    if (job.negative && pairwise && c + 1 < count) draw_pairs(c + 1);
     const int32_t contexts = static_cast<int32_t>(high - low - 1);
     if (contexts == 0) continue;
     const int64_t entering = k + job.window < stream.size ? k + job.window : stream.size - 1;
@@ -251,18 +281,8 @@ void plan_centers(const SkipgramJob& job, const SkipgramStream& stream, int64_t 
       }
       continue;
     }
-    // One group of pairs. The draws first: their entries of the alias table arrive meanwhile.
-    const uint64_t slots = 2 * static_cast<uint64_t>(job.window) + 1;
-    for (int32_t i = 0; i < contexts; ++i) {
-      const int64_t j = low + i + (low + i >= k);
-      const uint64_t slot = static_cast<uint64_t>(j - k + job.window);
-      const uint64_t counter =
-          (static_cast<uint64_t>(position[c]) * slots + slot) * static_cast<uint64_t>(job.negative);
-      uint64_t* bits = plan.bits + i * static_cast<int64_t>(job.negative);
-      for (int32_t n = 0; n < job.negative; ++n)
-        bits[n] = draw(job.key_negative, counter + static_cast<uint64_t>(n));
-      for (int32_t n = 0; n < job.negative; ++n) fetch_alias(job, bits[n]);
-    }
+    // One group of pairs.
+    const uint64_t* bits = plan.bits + (c & 1) * half;
     SkipgramStep* const group = plan.steps + plan.step_count;
     bool all_plain = job.negative < kTile;
     step.input_count = 1;
@@ -271,7 +291,7 @@ void plan_centers(const SkipgramJob& job, const SkipgramStream& stream, int64_t 
       step.inputs = inputs + i;
       step.next_input = inputs[i];
       const int64_t before = plan.id_count;
-      draw_outputs(job, plan.bits + i * static_cast<int64_t>(job.negative), 1, center, plan, step);
+      draw_outputs(job, bits + i * static_cast<int64_t>(job.negative), 1, center, plan, step);
       all_plain = all_plain && !step.output_weight && step.output_count == job.negative + 1;
       push(job, plan, step, plan.id_count - before, i == 0 ? contexts : 0);
     }
@@ -336,7 +356,7 @@ VECSMITH_INLINE void fetch_step(const SkipgramJob& job, const SkipgramStep& step
 
 // How many steps ahead rows are fetched: windows are long, pairs are short.
 VECSMITH_INLINE int64_t steps_ahead(const SkipgramJob& job) {
-  return job.tokens && (job.shared_negatives || job.cbow) ? 2 : 6;
+  return job.tokens && (job.shared_negatives || job.cbow) ? 2 : 3;
 }
 
 VECSMITH_INLINE void fetch_ahead(const SkipgramJob& job, const SkipgramPlan& plan,
@@ -793,6 +813,7 @@ struct Pipeline {
   const int worker, first_slice, last_slice;
   const Columns columns;
   Loss& loss;
+  int64_t known[kSkipgramSlices] = {};  // groups that the others are known to have scored
 
   VECSMITH_METHOD float* score_of(int64_t slot, int slice) {
     return shared.scores + (slot * shared.slices + slice) * shared.score_stride;
@@ -807,14 +828,19 @@ struct Pipeline {
         step_scores(job, group[i], part, scratch, score_of(slot, slice) + group[i].score_at);
     }
     scratch.groups[scratch.scored % kSkipgramGroups] = {&plan, step, slot};
-    publish(shared.scored[worker], ++scratch.scored);
+    // Not every time: each publication costs a journey of the counter's cache line to the others and back.
+    if (++scratch.scored % kPublishEvery == 0) publish(shared.scored[worker], scratch.scored);
   }
 
   // Applies the oldest group to this worker's columns.
   VECSMITH_METHOD void apply() {
     const SkipgramGroup& place = scratch.groups[scratch.applied % kSkipgramGroups];
     for (int other = 0; other < shared.team; ++other)
-      if (other != worker) wait_for(shared.scored[other], scratch.applied + 1);
+      if (other != worker && known[other] <= scratch.applied) {
+        publish(shared.scored[worker], scratch.scored);  // they may be waiting for us
+        wait_for(shared.scored[other], scratch.applied + 1);
+        known[other] = read(shared.scored[other]);
+      }
     // The others' scores of a group a little later travel meanwhile.
     if (shared.team > 1 && scratch.applied + 2 < scratch.scored) {
       const SkipgramGroup& later = scratch.groups[(scratch.applied + 2) % kSkipgramGroups];
@@ -848,6 +874,7 @@ struct Pipeline {
   // Plans block `block` of the centers, once everybody is done with the block whose place it takes.
   VECSMITH_METHOD void plan(const SkipgramStream* stream, int64_t block, int64_t first, int64_t last) {
     const int64_t slot = block % shared.slots;
+    publish(shared.scored[worker], scratch.scored);
     for (int other = 0; other < shared.team; ++other)
       wait_for(shared.freed[other], shared.plan[slot].until);
     SkipgramPlan& plan = shared.plan[slot];
@@ -861,17 +888,17 @@ struct Pipeline {
   void run(const SkipgramStream* stream, int64_t first, int64_t last, bool drain) {
     const int64_t ahead = steps_ahead(job) + 1;
     const int64_t block0 = scratch.blocks;
-    const int64_t blocks = (last - first + kSkipgramBlock - 1) / kSkipgramBlock;
+    const int64_t blocks = (last - first + kPipelineBlock - 1) / kPipelineBlock;
     const auto plan_turn = [&](int64_t b) {
       if (b >= blocks || (block0 + b) % shared.team != worker) return;
-      const int64_t begin = first + b * kSkipgramBlock;
-      plan(stream, block0 + b, begin, begin + kSkipgramBlock < last ? begin + kSkipgramBlock : last);
+      const int64_t begin = first + b * kPipelineBlock;
+      plan(stream, block0 + b, begin, begin + kPipelineBlock < last ? begin + kPipelineBlock : last);
     };
-    plan_turn(0);
-    plan_turn(1);
+    for (int64_t b = 0; b < kPlanAhead; ++b) plan_turn(b);
     for (int64_t b = 0; b < blocks; ++b) {
-      plan_turn(b + 2);
+      plan_turn(b + kPlanAhead);
       const int64_t slot = (block0 + b) % shared.slots;
+      publish(shared.scored[worker], scratch.scored);
       wait_for(shared.planned[slot], block0 + b + 1);
       const SkipgramPlan& plan = shared.plan[slot];
       const int64_t next_slot = (block0 + b + 1) % shared.slots;
@@ -957,7 +984,8 @@ void skipgram_lagged(const SkipgramJob& job, const SkipgramStream* stream, int64
   const int end = (worker + 1) * pipeline.slices / pipeline.team;
   const Columns columns = Columns::of(pipeline.column[begin], pipeline.column[end]);
   Loss loss;
-  if (job.compute_loss && worker == 0) {
+  // The last worker has the fewest columns.
+  if (job.compute_loss && worker == pipeline.team - 1) {
     Pipeline<true>{job, scratch, pipeline, worker, begin, end, columns, loss}.run(stream, first, last,
                                                                                  drain);
     loss.flush(scratch.loss);
