@@ -767,11 +767,11 @@ void train_range(const SkipgramJob& job, const SkipgramStream* stream, int64_t f
     for (int64_t s = 0; s < plan.step_count;) {
       const SkipgramStep* group = plan.steps + s;
       const int32_t size = group->group;
-      for (int32_t i = 0; i < size; ++i) {
-        fetch_ahead(job, plan, &next, s + i + ahead, 0, job.dim);
+      for (int32_t i = 0; i < size; ++i)
         step_scores(job, group[i], columns, scratch,
                     scratch.score + (group[i].score_at - group->score_at));
-      }
+      // The sigmoids wait for the scores: meanwhile there is time to ask for the rows to come.
+      for (int32_t i = 0; i < size; ++i) fetch_ahead(job, plan, &next, s + i + ahead, 0, job.dim);
       group_gradients<kLoss>(job, group, scratch, scratch.score, loss);
       for (int32_t i = 0; i < size; ++i)
         step_update(job, group[i], columns, size == 1, scratch,
