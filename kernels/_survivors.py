@@ -43,6 +43,14 @@ def stream_key(seed: int, epoch: int, stream: int) -> int:
     return key - (1 << 64) if key >> 63 else key
 
 
+def refuse_lag(lag: int) -> None:
+    """Neither GPU backend orders its updates, so neither can promise the same bits."""
+    if lag:
+        raise RuntimeError(
+            f"skipgram: expected lag=0 on a GPU; got lag={lag}; deterministic mode runs on the CPU"
+        )
+
+
 def pack(
     mask: Tensor | None, tokens: Tensor, offsets: Tensor, start: int, stop: int, first_position: int
 ) -> Survivors:

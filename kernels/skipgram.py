@@ -13,25 +13,22 @@ How the work is split
        draws its window and negatives and takes its steps in the reference's order; the dimension is
        cut into tiles of BLOCK_D. Within a step all loads of a tile come before its stores, so a
        step is the reference's step also where a word comes twice. Rows are added with atomics:
-       concurrent programs (Hogwild) lose no update. `programs=1` is one step after another.
-    3. `batch_positions` > 0 (deterministic mode), per mini-batch: one launch takes all gradients G
-       at the values before the batch and writes them down; a second applies the steps one after
-       another, a program a tile of columns, since given G the columns do not depend on each other.
-       No two programs add to one number, and what a row gets twice within a step is the same
-       number twice: the same bits however many programs run at once.
+       concurrent programs (Hogwild) lose no update. `programs=1` is one group after another.
+    3. "pair": a first walk over the window takes the gradients of all its pairs, which stay in
+       registers; a second draws the negatives again and applies the steps one after another.
+    4. `lag` > 0 (deterministic mode) is refused: it orders every update after a fixed one before
+       it, and a GPU's worth of programs would wait for one another.
 
 What bounds its speed
     Memory. A center with m contexts and n = K + 1 outputs reads m + n rows and adds to m + n rows:
     2 (m + n) 4 D bytes. At D = 128, window 5 (6 contexts on average), 5 negatives: 12.3 KB a
-    surviving word; "pair" 2 m (1 + n) rows = 43 KB; a tree path of 17 nodes 23.6 KB. Where D is
-    more than BLOCK_D, rows are read a second time (from L2). Arithmetic is 6 m n D, 28 k
-    operations: far below what the bytes cost. The CUDA kernel keeps context rows on chip
-    and moves 7.2 KB.
+    surviving word; a tree path of 17 nodes 23.6 KB. "pair" reads its rows once for each walk:
+    3 m (1 + n) rows = 64.5 KB, a third of it from L2. Where D is more than BLOCK_D, rows of the
+    other steps are read a second time as well. Arithmetic is 6 m n D, 28 k operations: far below
+    what the bytes cost. The CUDA kernel keeps context rows on chip and moves 7.2 KB.
 """
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 import torch
 import triton
@@ -41,8 +38,6 @@ from vecsmith.kernels import _survivors
 
 _GOLDEN = tl.constexpr(_survivors.GOLDEN)
 _REDRAWS = tl.constexpr(32)
-# A step at once, or in the two halves of a mini-batch.
-WHOLE, GRADIENTS, APPLY = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
@@ -125,7 +120,7 @@ def _add_rows(table, stride, rows, mask, d, dim, value):
 
 
 @triton.jit
-def _step(
+def _gradients(
     inputs,
     input_stride,
     outputs,
@@ -136,99 +131,126 @@ def _step(
     output_mask,
     labels,  # float32 [N]
     rate,
+    gather,
     dim,
-    gradients,  # float32, from `slot` on: [H, N], where phases are apart
-    slot,
-    tile,  # of the columns: APPLY
     CBOW: tl.constexpr,
-    MEAN: tl.constexpr,
-    PHASE: tl.constexpr,
     LOSS: tl.constexpr,
     ONE_TILE: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """One step of the reference, or half of one (PHASE). Returns its loss (float64 [1]) and its
-    number of terms (int64 [1])."""
-    M: tl.constexpr = rows.shape[0]
-    N: tl.constexpr = targets.shape[0]
-    H: tl.constexpr = 1 if CBOW else M
-    members = tl.sum(input_mask.to(tl.float32), 0)
+    """The first half of a step: g [H, N] (H = M, or 1 for CBOW), the rows x [H, BLOCK_D] and
+    o [N, BLOCK_D] of the last tile, the loss (float64 [1]) and the number of terms (int64 [1])."""
+    lanes = tl.arange(0, BLOCK_D).to(tl.int64)
+    x = _load_rows(inputs, input_stride, rows, input_mask, lanes, dim)
+    o = _load_rows(outputs, output_stride, targets, output_mask, lanes, dim)
+    if CBOW:
+        x = tl.sum(x, 0, keep_dims=True) * gather
+    scores = tl.sum(x[:, None, :] * o[None, :, :], axis=2)  # [H, N]
+    if not ONE_TILE:
+        for start in range(BLOCK_D, dim, BLOCK_D):
+            d = start + lanes
+            x = _load_rows(inputs, input_stride, rows, input_mask, d, dim)
+            o = _load_rows(outputs, output_stride, targets, output_mask, d, dim)
+            if CBOW:
+                x = tl.sum(x, 0, keep_dims=True) * gather
+            scores += tl.sum(x[:, None, :] * o[None, :, :], axis=2)
+
+    if CBOW:
+        active = (tl.zeros([1], tl.int32) == 0)[:, None] & output_mask[None, :]
+    else:
+        active = input_mask[:, None] & output_mask[None, :]
+    gradient = rate * (labels[None, :] - 1.0 / (1.0 + tl.exp(-scores)))
+    gradient = tl.where(active, gradient, 0.0)
+    loss = tl.zeros([1], tl.float64)
+    if LOSS:
+        z = tl.where(labels[None, :] > 0.5, -scores, scores).to(tl.float64)
+        softplus = tl.maximum(z, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(z)))
+        loss += tl.sum(tl.sum(tl.where(active, softplus, 0.0), 1), 0)
+    terms = tl.zeros([1], tl.int64) + tl.sum(tl.sum(active.to(tl.int64), 1), 0)
+    return gradient, x, o, loss, terms
+
+
+@triton.jit
+def _update(
+    inputs,
+    input_stride,
+    outputs,
+    output_stride,
+    rows,
+    input_mask,
+    targets,
+    output_mask,
+    gradient,  # float32 [H, N]
+    x,  # [H, BLOCK_D] and o [N, BLOCK_D]: read only if LOADED
+    o,
+    gather,
+    spread,
+    dim,
+    CBOW: tl.constexpr,
+    LOADED: tl.constexpr,  # x and o are the rows as they are now, and there is one tile
+    BLOCK_D: tl.constexpr,
+):
+    """The second half of a step: adds G O to the input rows and G^T H to the output rows."""
+    for start in range(0, dim, BLOCK_D):
+        d = start + tl.arange(0, BLOCK_D).to(tl.int64)
+        if LOADED:
+            h, other = x, o
+        else:
+            h = _load_rows(inputs, input_stride, rows, input_mask, d, dim)
+            other = _load_rows(outputs, output_stride, targets, output_mask, d, dim)
+            if CBOW:
+                h = tl.sum(h, 0, keep_dims=True) * gather
+        dx = tl.sum(gradient[:, :, None] * other[None, :, :], axis=1) * spread
+        do = tl.sum(gradient[:, :, None] * h[:, None, :], axis=0)
+        if CBOW:
+            dx = tl.broadcast_to(dx, (rows.shape[0], BLOCK_D))
+        # Every warp has read its copy of the rows before any warp adds to them.
+        tl.debug_barrier()
+        _add_rows(inputs, input_stride, rows, input_mask, d, dim, dx)
+        _add_rows(outputs, output_stride, targets, output_mask, d, dim, do)
+    tl.debug_barrier()  # The next step reads what this one added.
+
+
+@triton.jit
+def _step(
+    inputs,
+    input_stride,
+    outputs,
+    output_stride,
+    rows,
+    input_mask,
+    targets,
+    output_mask,
+    labels,
+    rate,
+    dim,
+    CBOW: tl.constexpr,
+    MEAN: tl.constexpr,
+    LOSS: tl.constexpr,
+    ONE_TILE: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """One step of the reference. Arguments as in the halves; returns its loss and its terms."""
     gather = 1.0
     spread = 1.0
     if CBOW:
+        members = tl.sum(input_mask.to(tl.float32), 0)
         if MEAN:
             gather = 1.0 / members
         else:
             spread = 1.0 / members
-
-    lanes = tl.arange(0, BLOCK_D).to(tl.int64)
-    at_gradients = gradients + slot + tl.arange(0, H)[:, None] * N + tl.arange(0, N)[None, :]
-    loss = tl.zeros([1], tl.float64)
-    terms = tl.zeros([1], tl.int64)
-    if PHASE == APPLY:
-        gradient = tl.load(at_gradients)
-    else:
-        x = _load_rows(inputs, input_stride, rows, input_mask, lanes, dim)
-        o = _load_rows(outputs, output_stride, targets, output_mask, lanes, dim)
-        if CBOW:
-            x = tl.sum(x, 0, keep_dims=True) * gather
-        scores = tl.sum(x[:, None, :] * o[None, :, :], axis=2)  # [H, N]
-        if not ONE_TILE:
-            for start in range(BLOCK_D, dim, BLOCK_D):
-                d = start + lanes
-                x = _load_rows(inputs, input_stride, rows, input_mask, d, dim)
-                o = _load_rows(outputs, output_stride, targets, output_mask, d, dim)
-                if CBOW:
-                    x = tl.sum(x, 0, keep_dims=True) * gather
-                scores += tl.sum(x[:, None, :] * o[None, :, :], axis=2)
-
-        if CBOW:
-            active = (tl.zeros([1], tl.int32) == 0)[:, None] & output_mask[None, :]
-        else:
-            active = input_mask[:, None] & output_mask[None, :]
-        gradient = rate * (labels[None, :] - 1.0 / (1.0 + tl.exp(-scores)))
-        gradient = tl.where(active, gradient, 0.0)
-        if LOSS:
-            z = tl.where(labels[None, :] > 0.5, -scores, scores).to(tl.float64)
-            softplus = tl.maximum(z, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(z)))
-            loss += tl.sum(tl.sum(tl.where(active, softplus, 0.0), 1), 0)
-        terms += tl.sum(tl.sum(active.to(tl.int64), 1), 0)
-
-    if PHASE == GRADIENTS:
-        tl.store(at_gradients, gradient)
-    else:
-        first = tile * BLOCK_D
-        stop = dim
-        if PHASE == APPLY:
-            stop = first + BLOCK_D
-        for start in range(first, stop, BLOCK_D):
-            d = start + lanes
-            if (not ONE_TILE) or PHASE == APPLY:
-                x = _load_rows(inputs, input_stride, rows, input_mask, d, dim)
-                o = _load_rows(outputs, output_stride, targets, output_mask, d, dim)
-                if CBOW:
-                    x = tl.sum(x, 0, keep_dims=True) * gather
-            dx = tl.sum(gradient[:, :, None] * o[None, :, :], axis=1) * spread
-            do = tl.sum(gradient[:, :, None] * x[:, None, :], axis=0)
-            if H != M:
-                dx = tl.broadcast_to(dx, (M, BLOCK_D))
-            # Every warp has read its copy of the rows before any warp adds to them.
-            tl.debug_barrier()
-            _add_rows(inputs, input_stride, rows, input_mask, d, dim, dx)
-            _add_rows(outputs, output_stride, targets, output_mask, d, dim, do)
-    tl.debug_barrier()  # The next step reads what this one added.
+    gradient, x, o, loss, terms = _gradients(
+        inputs, input_stride, outputs, output_stride, rows, input_mask, targets, output_mask,
+        labels, rate, gather, dim, CBOW, LOSS, ONE_TILE, BLOCK_D,
+    )  # fmt: skip
+    _update(
+        inputs, input_stride, outputs, output_stride, rows, input_mask, targets, output_mask,
+        gradient, x, o, gather, spread, dim, CBOW, ONE_TILE, BLOCK_D,
+    )  # fmt: skip
     return loss, terms
 
 
-@triton.jit(
-    do_not_specialize=[
-        "begin",
-        "end",
-        "run",
-        "window_key",
-        "negative_key",
-    ]
-)
+@triton.jit(do_not_specialize=["count", "run", "window_key", "negative_key"])
 def _train_text(
     inputs,
     input_stride,
@@ -246,9 +268,7 @@ def _train_text(
     path_nodes,
     path_codes,
     losses,  # float64 [M, 2]
-    gradients,
-    begin,
-    end,
+    count,
     run,
     dim,
     vocabulary,
@@ -256,14 +276,12 @@ def _train_text(
     negative,
     window_key,
     negative_key,
-    center_gradients,
     SHRINK: tl.constexpr,
     PAIR: tl.constexpr,
     CBOW: tl.constexpr,
     MEAN: tl.constexpr,
     TREE: tl.constexpr,
     NEGATIVE: tl.constexpr,
-    PHASE: tl.constexpr,
     LOSS: tl.constexpr,
     ONE_TILE: tl.constexpr,
     WINDOW_BLOCK: tl.constexpr,  # power of two >= 2 * window + 1
@@ -271,13 +289,12 @@ def _train_text(
     PATH_BLOCK: tl.constexpr,  # power of two >= the longest path
     BLOCK_D: tl.constexpr,
 ):
-    """The centers begin + program * run ... of the survivors, one after another."""
+    """The centers program * run ... of the survivors, one after another."""
     window_bits = window_key.to(tl.int64).to(tl.uint64)
     negative_bits = negative_key.to(tl.int64).to(tl.uint64)
     slots = 2 * window.to(tl.int64) + 1  # of "pair": one for each place in the window
-    from_ = begin.to(tl.int64) + tl.program_id(0).to(tl.int64) * run
-    to = tl.minimum(from_ + run, end.to(tl.int64))
-    tile = tl.program_id(1).to(tl.int64)
+    from_ = tl.program_id(0).to(tl.int64) * run
+    to = tl.minimum(from_ + run, count.to(tl.int64))
     for k in range(from_, to):
         center = tl.load(words + k).to(tl.int64)
         position = tl.load(positions + k)
@@ -288,78 +305,70 @@ def _train_text(
         loss = tl.zeros([1], tl.float64)
         terms = tl.zeros([1], tl.int64)
         if stop - start > 1:
-            slot = (k - begin) * center_gradients
-            nodes = tl.zeros([PATH_BLOCK], tl.int64)
-            path_mask = nodes > 0
-            path_labels = tl.zeros([PATH_BLOCK], tl.float32)
+            place = tl.arange(0, WINDOW_BLOCK).to(tl.int64)
+            j = k - window + place
+            row_mask = (j >= start) & (j < stop) & (j != k)
+            rows = tl.load(words + j, mask=row_mask, other=0).to(tl.int64)
             if TREE:
                 at = tl.load(path_offsets + center)
                 length = tl.load(path_offsets + center + 1) - at
-                step = tl.arange(0, PATH_BLOCK).to(tl.int64)
-                path_mask = step < length
-                nodes = tl.load(path_nodes + at + step, mask=path_mask, other=0).to(tl.int64)
-                codes = tl.load(path_codes + at + step, mask=path_mask, other=1)
-                path_labels = 1.0 - codes.to(tl.float32)
+                node = tl.arange(0, PATH_BLOCK).to(tl.int64)
+                path_mask = node < length
+                nodes = tl.load(path_nodes + at + node, mask=path_mask, other=0).to(tl.int64)
+                codes = tl.load(path_codes + at + node, mask=path_mask, other=1)
+                step_loss, step_terms = _step(
+                    inputs, input_stride, tree, tree_stride, rows, row_mask, nodes, path_mask,
+                    1.0 - codes.to(tl.float32), rate, dim, CBOW, MEAN, LOSS, ONE_TILE, BLOCK_D,
+                )  # fmt: skip
+                loss += step_loss
+                terms += step_terms
             labels = tl.where(tl.arange(0, NEGATIVE_BLOCK) == 0, 1.0, 0.0)
-
-            if PAIR:
-                for j in range(start, stop):
-                    if j != k:
-                        rows = tl.zeros([1], tl.int64) + tl.load(words + j).to(tl.int64)
-                        row_mask = rows >= 0
-                        if TREE:
-                            step_loss, step_terms = _step(
-                                inputs, input_stride, tree, tree_stride, rows, row_mask, nodes,
-                                path_mask, path_labels, rate, dim, gradients, slot, tile,
-                                False, MEAN, PHASE, LOSS, ONE_TILE, BLOCK_D,
-                            )  # fmt: skip
-                            loss += step_loss
-                            terms += step_terms
-                            slot += PATH_BLOCK
-                        if NEGATIVE:
-                            targets = _negatives(
-                                negative_bits, position * slots + (j - k + window), center, alias,
-                                vocabulary, negative, NEGATIVE_BLOCK,
-                            )  # fmt: skip
-                            step_loss, step_terms = _step(
-                                inputs, input_stride, outputs, output_stride, rows, row_mask,
-                                targets, targets >= 0, labels, rate, dim, gradients, slot, tile,
-                                False, MEAN, PHASE, LOSS, ONE_TILE, BLOCK_D,
-                            )  # fmt: skip
-                            loss += step_loss
-                            terms += step_terms
-                            slot += NEGATIVE_BLOCK
-            else:
-                j = k - window + tl.arange(0, WINDOW_BLOCK).to(tl.int64)
-                row_mask = (j >= start) & (j < stop) & (j != k)
-                rows = tl.load(words + j, mask=row_mask, other=0).to(tl.int64)
-                if TREE:
-                    step_loss, step_terms = _step(
-                        inputs, input_stride, tree, tree_stride, rows, row_mask, nodes,
-                        path_mask, path_labels, rate, dim, gradients, slot, tile,
-                        CBOW, MEAN, PHASE, LOSS, ONE_TILE, BLOCK_D,
-                    )  # fmt: skip
-                    loss += step_loss
-                    terms += step_terms
-                    slot += (1 if CBOW else WINDOW_BLOCK) * PATH_BLOCK
-                if NEGATIVE:
-                    targets = _negatives(
-                        negative_bits, position, center, alias, vocabulary, negative, NEGATIVE_BLOCK
-                    )
-                    step_loss, step_terms = _step(
-                        inputs, input_stride, outputs, output_stride, rows, row_mask,
-                        targets, targets >= 0, labels, rate, dim, gradients, slot, tile,
-                        CBOW, MEAN, PHASE, LOSS, ONE_TILE, BLOCK_D,
-                    )  # fmt: skip
-                    loss += step_loss
-                    terms += step_terms
-        if PHASE != APPLY:
-            one = tl.arange(0, 1)
-            tl.store(losses + 2 * k + one, loss)
-            tl.store(losses + 2 * k + 1 + one, terms.to(tl.float64))
+            if NEGATIVE and not PAIR:
+                targets = _negatives(
+                    negative_bits, position, center, alias, vocabulary, negative, NEGATIVE_BLOCK
+                )
+                step_loss, step_terms = _step(
+                    inputs, input_stride, outputs, output_stride, rows, row_mask, targets,
+                    targets >= 0, labels, rate, dim, CBOW, MEAN, LOSS, ONE_TILE, BLOCK_D,
+                )  # fmt: skip
+                loss += step_loss
+                terms += step_terms
+            if NEGATIVE and PAIR:
+                # Row i: the gradient of the pair at place i of the window.
+                gradients = tl.zeros([WINDOW_BLOCK, NEGATIVE_BLOCK], tl.float32)
+                for i in range(start - k + window, stop - k + window):
+                    if i != window:
+                        row = tl.zeros([1], tl.int64) + tl.load(words + k - window + i)
+                        targets = _negatives(
+                            negative_bits, position * slots + i, center, alias, vocabulary,
+                            negative, NEGATIVE_BLOCK,
+                        )  # fmt: skip
+                        gradient, _, _, step_loss, step_terms = _gradients(
+                            inputs, input_stride, outputs, output_stride, row, row >= 0, targets,
+                            targets >= 0, labels, rate, 1.0, dim, False, LOSS, ONE_TILE, BLOCK_D,
+                        )  # fmt: skip
+                        gradients = tl.where(place[:, None] == i, gradient, gradients)
+                        loss += step_loss
+                        terms += step_terms
+                for i in range(start - k + window, stop - k + window):
+                    if i != window:
+                        row = tl.zeros([1], tl.int64) + tl.load(words + k - window + i)
+                        targets = _negatives(
+                            negative_bits, position * slots + i, center, alias, vocabulary,
+                            negative, NEGATIVE_BLOCK,
+                        )  # fmt: skip
+                        mine = tl.where(place[:, None] == i, gradients, 0.0)
+                        _update(
+                            inputs, input_stride, outputs, output_stride, row, row >= 0, targets,
+                            targets >= 0, tl.sum(mine, 0, keep_dims=True), None, None, 1.0, 1.0,
+                            dim, False, False, BLOCK_D,
+                        )  # fmt: skip
+        one = tl.arange(0, 1)
+        tl.store(losses + 2 * k + one, loss)
+        tl.store(losses + 2 * k + 1 + one, terms.to(tl.float64))
 
 
-@triton.jit(do_not_specialize=["begin", "end", "run"])
+@triton.jit(do_not_specialize=["count", "run"])
 def _train_pairs(
     inputs,
     input_stride,
@@ -370,23 +379,19 @@ def _train_pairs(
     negatives,
     negative_stride,
     losses,  # float64 [N, 2]
-    gradients,
-    begin,
-    end,
+    count,
     run,
     dim,
     negative,
     rate,
-    PHASE: tl.constexpr,
     LOSS: tl.constexpr,
     ONE_TILE: tl.constexpr,
     NEGATIVE_BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """The pairs begin + program * run ..., one after another."""
-    from_ = begin.to(tl.int64) + tl.program_id(0).to(tl.int64) * run
-    to = tl.minimum(from_ + run, end.to(tl.int64))
-    tile = tl.program_id(1).to(tl.int64)
+    """The pairs program * run ..., one after another."""
+    from_ = tl.program_id(0).to(tl.int64) * run
+    to = tl.minimum(from_ + run, count.to(tl.int64))
     column = tl.arange(0, NEGATIVE_BLOCK).to(tl.int64)
     labels = tl.where(column == 0, 1.0, 0.0)
     for i in range(from_, to):
@@ -400,13 +405,11 @@ def _train_pairs(
         targets = tl.where(column == 0, positive, tl.where(drawn == positive, -1, drawn))
         loss, terms = _step(
             inputs, input_stride, outputs, output_stride, rows, rows >= 0, targets, targets >= 0,
-            labels, rate, dim, gradients, (i - begin) * NEGATIVE_BLOCK, tile,
-            False, False, PHASE, LOSS, ONE_TILE, BLOCK_D,
+            labels, rate, dim, False, False, LOSS, ONE_TILE, BLOCK_D,
         )  # fmt: skip
-        if PHASE != APPLY:
-            one = tl.arange(0, 1)
-            tl.store(losses + 2 * i + one, loss)
-            tl.store(losses + 2 * i + 1 + one, terms.to(tl.float64))
+        one = tl.arange(0, 1)
+        tl.store(losses + 2 * i + one, loss)
+        tl.store(losses + 2 * i + 1 + one, terms.to(tl.float64))
 
 
 def _shape(dim: int, inputs: int, outputs: int) -> dict:
@@ -423,13 +426,6 @@ def _shape(dim: int, inputs: int, outputs: int) -> dict:
     while warps > 1 and inputs * outputs * block < 16 * 32 * warps:
         warps //= 2
     return {"BLOCK_D": block, "ONE_TILE": block >= dim, "num_warps": warps}
-
-
-def _narrow(dim: int, inputs: int, outputs: int) -> dict:
-    """Tiles for the second half of a mini-batch: many, since each is walked by one program."""
-    block = 32
-    warps = max(1, min(8, inputs * outputs * block // (16 * 32)))
-    return {"BLOCK_D": block, "ONE_TILE": block >= dim, "num_warps": 1 << (warps.bit_length() - 1)}
 
 
 def _runs(count: int, programs: int | None) -> tuple[int, int]:
@@ -465,7 +461,7 @@ def skipgram(
     seed: int,
     epoch: int,
     first_position: int,
-    batch_positions: int,
+    lag: int,
     compute_loss: bool = True,
     programs: int | None = None,
 ) -> Tensor:
@@ -473,9 +469,13 @@ def skipgram(
 
     Shapes and meanings are the reference's; all tensors lie on one device, tables are float32 with
     unit stride along D. ``programs``: how many programs share the centers; None: one a center;
-    1: one step after another, as the reference. Returns float64 [2] on that device: the summed loss
-    and its number of terms; the loss is zero unless ``compute_loss``.
+    1: one group after another, as the reference. Returns float64 [2] on that device: the summed
+    loss and its number of terms; the loss is zero unless ``compute_loss``.
+
+    Raises:
+        RuntimeError: ``lag`` > 0 (deterministic mode).
     """
+    _survivors.refuse_lag(lag)
     device = tokens.device
     result = torch.zeros(2, dtype=torch.float64, device=device)
     if offsets.numel() < 2:
@@ -512,54 +512,31 @@ def skipgram(
     if tree:
         longest = int((path_offsets[1:] - path_offsets[:-1]).max())
         path_block = triton.next_power_of_2(max(longest, 2))
-    step_inputs = 1 if pair else window_block
-    widest = max(negative_block if negative else 1, path_block)
-    broad = 1 if cbow else step_inputs
-    shape, narrow = _shape(dim, broad, widest), _narrow(dim, step_inputs, widest)
-    steps = 2 * window if pair else 1
-    center_gradients = steps * broad * (tree * path_block + (negative > 0) * negative_block)
+    # The widest step: pairs have one input each, but a tree path is stepped with the whole window.
+    broad = 1 if cbow or (pair and not tree) else window_block
+    shape = _shape(dim, broad, max(negative_block if negative else 1, path_block))
     losses = torch.empty(count, 2, dtype=torch.float64, device=device)
     outputs = output_table if negative else input_table
     nodes = tree_table if tree else input_table
     tables = [
         input_table, input_table.stride(0), outputs, outputs.stride(0), nodes, nodes.stride(0)
     ]  # fmt: skip
-    cuts, gradients = [0, count], rate
-    if batch_positions:
-        batch = packed.positions // batch_positions
-        changes = (batch[1:] != batch[:-1]).nonzero().squeeze(1) + 1
-        cuts = [0, *changes.tolist(), count]
-        largest = max(b - a for a, b in pairwise(cuts))
-        gradients = torch.empty(largest * center_gradients, dtype=torch.float32, device=device)
-
-    def launch(
-        begin: int, end: int, grid: tuple[int, ...], run: int, phase: int, cut: dict
-    ) -> None:
-        _train_text[grid](
-            *tables,
-            packed.words, packed.positions, packed.first, packed.last, rate,
-            alias if negative else packed.words,
-            path_offsets if tree else packed.words,
-            path_nodes if tree else packed.words,
-            path_codes if tree else packed.words,
-            losses, gradients,
-            begin, end, run, dim, vocabulary, window, negative,
-            _survivors.stream_key(seed, epoch, _survivors.STREAM_WINDOW),
-            _survivors.stream_key(seed, epoch, _survivors.STREAM_NEGATIVE),
-            center_gradients,
-            SHRINK=shrink_windows, PAIR=pair, CBOW=cbow, MEAN=cbow_mean, TREE=tree,
-            NEGATIVE=negative > 0, PHASE=phase, LOSS=compute_loss,
-            WINDOW_BLOCK=window_block, NEGATIVE_BLOCK=negative_block, PATH_BLOCK=path_block,
-            **cut,
-        )  # fmt: skip
-
-    for begin, end in pairwise(cuts):
-        grid, run = _runs(end - begin, programs)
-        phase = GRADIENTS if batch_positions else WHOLE
-        launch(begin, end, (grid,), run, phase.value, shape)
-        if batch_positions:
-            grid = (1, triton.cdiv(dim, narrow["BLOCK_D"]))
-            launch(begin, end, grid, end - begin, APPLY.value, narrow)
+    grid, run = _runs(count, programs)
+    _train_text[(grid,)](
+        *tables,
+        packed.words, packed.positions, packed.first, packed.last, rate,
+        alias if negative else packed.words,
+        path_offsets if tree else packed.words,
+        path_nodes if tree else packed.words,
+        path_codes if tree else packed.words,
+        losses, count, run, dim, vocabulary, window, negative,
+        _survivors.stream_key(seed, epoch, _survivors.STREAM_WINDOW),
+        _survivors.stream_key(seed, epoch, _survivors.STREAM_NEGATIVE),
+        SHRINK=shrink_windows, PAIR=pair, CBOW=cbow, MEAN=cbow_mean, TREE=tree,
+        NEGATIVE=negative > 0, LOSS=compute_loss,
+        WINDOW_BLOCK=window_block, NEGATIVE_BLOCK=negative_block, PATH_BLOCK=path_block,
+        **shape,
+    )  # fmt: skip
     return losses.sum(0)
 
 
@@ -571,15 +548,16 @@ def skipgram_pairs(
     negatives: Tensor,
     *,
     alpha: float,
-    batch_pairs: int,
+    lag: int,
     compute_loss: bool = True,
     programs: int | None = None,
 ) -> Tensor:
     """The explicit form, as :func:`vecsmith.reference.skipgram.skipgram_pairs`, in place.
 
-    centers, contexts: [N] int64; negatives: [N, K] int64, -1 where there is none. ``programs`` and
-    the result are those of :func:`skipgram`.
+    centers, contexts: [N] int64; negatives: [N, K] int64, -1 where there is none. ``programs``, the
+    result and what is raised are those of :func:`skipgram`.
     """
+    _survivors.refuse_lag(lag)
     device = input_table.device
     count, negative = negatives.shape
     if count == 0:
@@ -589,30 +567,12 @@ def skipgram_pairs(
         negatives = negatives.contiguous()
     negative_block = triton.next_power_of_2(max(negative + 1, 2))
     shape = _shape(dim, 1, negative_block)
-    narrow = _narrow(dim, 1, negative_block)
     losses = torch.empty(count, 2, dtype=torch.float64, device=device)
-    tables = [input_table, input_table.stride(0), output_table, output_table.stride(0)]
-    centers, contexts = centers.contiguous(), contexts.contiguous()
-    batch = min(batch_pairs or count, count)
-    gradients = input_table
-    if batch_pairs:
-        gradients = torch.empty(batch * negative_block, dtype=torch.float32, device=device)
-
-    def launch(
-        begin: int, end: int, grid: tuple[int, ...], run: int, phase: int, cut: dict
-    ) -> None:
-        _train_pairs[grid](
-            *tables, centers, contexts, negatives, negatives.stride(0), losses, gradients,
-            begin, end, run, dim, negative, alpha,
-            PHASE=phase, LOSS=compute_loss, NEGATIVE_BLOCK=negative_block, **cut,
-        )  # fmt: skip
-
-    for begin in range(0, count, batch):
-        end = min(begin + batch, count)
-        grid, run = _runs(end - begin, programs)
-        phase = GRADIENTS if batch_pairs else WHOLE
-        launch(begin, end, (grid,), run, phase.value, shape)
-        if batch_pairs:
-            grid = (1, triton.cdiv(dim, narrow["BLOCK_D"]))
-            launch(begin, end, grid, end - begin, APPLY.value, narrow)
+    grid, run = _runs(count, programs)
+    _train_pairs[(grid,)](
+        input_table, input_table.stride(0), output_table, output_table.stride(0),
+        centers.contiguous(), contexts.contiguous(), negatives, negatives.stride(0), losses,
+        count, run, dim, negative, alpha,
+        LOSS=compute_loss, NEGATIVE_BLOCK=negative_block, **shape,
+    )  # fmt: skip
     return losses.sum(0)

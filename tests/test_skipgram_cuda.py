@@ -22,7 +22,15 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_skipgram_triton import check_pairs, check_text, copies, pairs_problem, problem, same
+from test_skipgram_triton import (
+    LAG_REFUSED,
+    check_pairs,
+    check_text,
+    copies,
+    pairs_problem,
+    problem,
+    same,
+)
 from vecsmith.ops import _cuda_skipgram
 from vecsmith.reference import skipgram as reference
 
@@ -96,6 +104,22 @@ TEXT = {
     "sg-ns-pair-d130-k9": {"dim": 130, "shared_negatives": "pair", "negative": 9},
     "sg-hs-pair-d64": {"dim": 64, "shared_negatives": "pair", "hs": True, "negative": 0},
     "sg-both-pair-d300": {"dim": 300, "shared_negatives": "pair", "hs": True, "lengths": (12, 5)},
+    "sg-both-pair-d1500": {
+        "dim": 1500,
+        "shared_negatives": "pair",
+        "hs": True,
+        "lengths": (6, 4),
+        "negative": 9,
+    },
+    "sg-ns-pair-repeats": {
+        "vocabulary": 3,
+        "shared_negatives": "pair",
+        "window": 4,
+        "negative": 9,
+        "alpha": 0.1,
+        "lengths": (60,),
+        "sample": False,
+    },
     "cbow-ns-mean-d100": {"dim": 100, "cbow": True},
     "cbow-ns-sum-d7-fixed": {"dim": 7, "cbow": True, "cbow_mean": False, "shrink_windows": False},
     "cbow-hs-sum-d130": {"dim": 130, "cbow": True, "cbow_mean": False, "hs": True, "negative": 0},
@@ -167,21 +191,22 @@ def test_cut_anywhere(emulated, blocks):
     check_text(operator=text_operator(emulated, blocks), lengths=(9, 0, 1, 17, 2), hs=True)
 
 
-@pytest.mark.parametrize("shared", [60_000, 6_000, 1_500])
+@pytest.mark.parametrize("shared", [60_000, 6_000, 1_500, 300])
 @pytest.mark.parametrize("mode", [{}, {"cbow": True}, {"shared_negatives": "pair"}])
 def test_rings_and_scores_that_do_not_fit_on_chip(emulated, monkeypatch, shared, mode):
     monkeypatch.setenv("VECSMITH_EMULATED_SHARED", str(shared))
     check_text(operator=text_operator(emulated, 3), dim=260, hs=True, lengths=(9, 6), **mode)
 
 
-def test_pairs_that_do_not_fit_on_chip(emulated, monkeypatch):
-    monkeypatch.setenv("VECSMITH_EMULATED_SHARED", "1500")
+@pytest.mark.parametrize("shared", [1_500, 100])
+def test_pairs_that_do_not_fit_on_chip(emulated, monkeypatch, shared):
+    monkeypatch.setenv("VECSMITH_EMULATED_SHARED", str(shared))
     check_pairs(operator=pairs_operator(emulated, 3), dim=260)
 
 
 def test_no_room_even_for_the_bookkeeping(emulated, monkeypatch):
     monkeypatch.setenv("VECSMITH_EMULATED_SHARED", "200")
-    with pytest.raises(ValueError, match="expected window and negative to fit in 200 bytes"):
+    with pytest.raises(ValueError, match="bookkeeping of a window to fit in 200 bytes"):
         check_text(operator=text_operator(emulated), window=30)
 
 
@@ -224,7 +249,7 @@ def test_somebody_else_at_the_same_rows(emulated, form):
         train = partial(text_operator(emulated, 1), *tables, *rest, **options)
     else:
         tables, rest = pairs_problem()
-        train = partial(pairs_operator(emulated, 1), *tables, *rest, alpha=0.0, batch_pairs=0)
+        train = partial(pairs_operator(emulated, 1), *tables, *rest, alpha=0.0, lag=0)
     before = tables[0].clone()
     train()
     barriers = library.emulation_barriers() - began
@@ -263,7 +288,7 @@ def test_nothing_to_do(emulated):
         assert torch.equal(ours[0], tables[0])
         assert torch.equal(ours[1], tables[1])
     tables, rest = pairs_problem(count=0)
-    assert pairs_operator(emulated)(*tables, *rest, alpha=0.1, batch_pairs=0).tolist() == [0, 0]
+    assert pairs_operator(emulated)(*tables, *rest, alpha=0.1, lag=0).tolist() == [0, 0]
 
 
 def test_no_loss(emulated):
@@ -276,12 +301,12 @@ def test_no_loss(emulated):
 
 
 def test_deterministic_mode_is_refused(emulated):
-    tables, rest, options = problem(batch_positions=8)
-    with pytest.raises(RuntimeError, match="cannot promise the same bits"):
+    tables, rest, options = problem(lag=8)
+    with pytest.raises(RuntimeError, match=LAG_REFUSED.format(8)):
         text_operator(emulated)(*tables, *rest, **options)
     tables, rest = pairs_problem()
-    with pytest.raises(RuntimeError, match="expected no mini-batches, got mini-batches of 4"):
-        pairs_operator(emulated)(*tables, *rest, alpha=0.1, batch_pairs=4)
+    with pytest.raises(RuntimeError, match=LAG_REFUSED.format(4)):
+        pairs_operator(emulated)(*tables, *rest, alpha=0.1, lag=4)
 
 
 BAD = {
@@ -306,7 +331,7 @@ def test_module_refuses_what_does_not_add_up(emulated):
     tables, rest = pairs_problem()
     broken = tables[0].as_strided(tables[0].shape, (3, 1))
     with pytest.raises(ValueError, match="expected a row stride of input_table of at least 16"):
-        pairs_operator(emulated)(broken, tables[1], *rest, alpha=0.1, batch_pairs=0)
+        pairs_operator(emulated)(broken, tables[1], *rest, alpha=0.1, lag=0)
 
 
 def test_device_count(emulated):

@@ -21,6 +21,8 @@ import torch
 
 from vecsmith.reference import skipgram as reference
 
+LAG_REFUSED = "expected lag=0 on a GPU; got lag={}; deterministic mode runs on the CPU"
+
 
 def random_tables(vocabulary: int, dim: int, *, tree: bool, strided: bool, generator):
     def table(rows):
@@ -77,7 +79,7 @@ def problem(
     shared_negatives="window",
     sample=True,
     strided=False,
-    batch_positions=0,
+    lag=0,
     first_position=0,
     skip=0,
     alpha=0.05,
@@ -120,7 +122,7 @@ def problem(
         "seed": seed * 0x9E3779B97F4A7C15 % 2**63,
         "epoch": 3,
         "first_position": first_position,
-        "batch_positions": batch_positions,
+        "lag": lag,
     }
     return tables, rest, options
 
@@ -180,15 +182,15 @@ def pairs_problem(
     return (input_table, output_table), (centers, contexts, negatives)
 
 
-def check_pairs(device="cpu", operator=None, batch_pairs=0, call=None, **settings) -> None:
+def check_pairs(device="cpu", operator=None, call=None, **settings) -> None:
     tables, rest = pairs_problem(**settings)
     exact = copies(tables, torch.float64)
-    expected = reference.skipgram_pairs(*exact, *rest, alpha=0.05, batch_pairs=batch_pairs)
+    expected = reference.skipgram_pairs(*exact, *rest, alpha=0.05, lag=0)
     if operator is None:
         from vecsmith.kernels.skipgram import skipgram_pairs as operator
     ours = copies(tables, device=device)
     moved = [t.to(device) for t in rest]
-    result = operator(*ours, *moved, alpha=0.05, batch_pairs=batch_pairs, **(call or {}))
+    result = operator(*ours, *moved, alpha=0.05, lag=0, **(call or {}))
     for name, a, b, start in zip(("input", "output"), ours, exact, tables, strict=True):
         same(a, b, start, name)
     torch.testing.assert_close(result.cpu(), expected, rtol=2e-6, atol=1e-5)
@@ -252,31 +254,18 @@ def check_draws(device="cpu") -> None:
         assert 0 < int(expected.sum()) < expected.numel()
 
 
-def check_deterministic(device="cpu") -> None:
-    """Mini-batches: the same bits for any number of programs, and when cut at a batch's end."""
-    from vecsmith.kernels.skipgram import skipgram
+def check_lag(device="cpu") -> None:
+    """Deterministic mode is refused in one sentence, and nothing is changed."""
+    from vecsmith.kernels.skipgram import skipgram, skipgram_pairs
 
-    tables, rest, options = problem(
-        vocabulary=9, hs=True, negative=2, window=1, lengths=(9, 7), batch_positions=8, sample=False
-    )
-    moved = [None if t is None else t.to(device) for t in rest]
-    runs = []
-    for programs in (None, 1, 3):
-        ours = copies(tables, device=device)
-        loss = skipgram(*ours, *moved, **options, programs=programs)
-        runs.append([*ours, loss])
-    for other in runs[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
-    tables, rest, options = problem(
-        negative=2, window=1, lengths=(8, 8, 16), batch_positions=8, sample=False
-    )
-    moved = [None if t is None else t.to(device) for t in rest]
-    whole, cut = copies(tables, device=device), copies(tables, device=device)
-    skipgram(*whole, *moved, **options)
-    for part in (slice(0, 3), slice(2, 4)):
-        skipgram(*cut, moved[0], moved[1][part], *moved[2:], **options)
-    assert torch.equal(whole[0], cut[0])
-    assert torch.equal(whole[1], cut[1])
+    tables, rest, options = problem(lag=8)
+    ours = copies(tables, device=device)
+    with pytest.raises(RuntimeError, match=LAG_REFUSED.format(8)):
+        skipgram(*ours, *[None if t is None else t.to(device) for t in rest], **options)
+    assert torch.equal(ours[0].cpu(), tables[0])
+    tables, rest = pairs_problem()
+    with pytest.raises(RuntimeError, match=LAG_REFUSED.format(1)):
+        skipgram_pairs(*tables, *rest, alpha=0.1, lag=1)
 
 
 def check_nothing(device="cpu") -> None:
@@ -294,7 +283,7 @@ def check_nothing(device="cpu") -> None:
         assert torch.equal(ours[1].cpu(), tables[1])
     tables, rest = pairs_problem(count=0)
     ours = copies(tables, device=device)
-    result = skipgram_pairs(*ours, *[t.to(device) for t in rest], alpha=0.1, batch_pairs=0)
+    result = skipgram_pairs(*ours, *[t.to(device) for t in rest], alpha=0.1, lag=0)
     assert result.tolist() == [0.0, 0.0]
     assert torch.equal(ours[0].cpu(), tables[0])
 
@@ -315,7 +304,7 @@ def check_no_loss(device="cpu") -> None:
 # Every mode with every other setting at least once, rather than the full product.
 CASES = {
     "draws": check_draws,
-    "deterministic": check_deterministic,
+    "lag": check_lag,
     "nothing-to-do": check_nothing,
     "no-loss": check_no_loss,
     "sg-ns-window-d1": partial(check_text, dim=1),
@@ -364,17 +353,19 @@ CASES = {
         check_text, vocabulary=2, shared_negatives="pair", lengths=(12,)
     ),
     "far-position": partial(check_text, first_position=2**33 + 5, skip=11),
-    "batch-sg": partial(check_text, batch_positions=8, dim=100, first_position=3, lengths=(12, 5)),
-    "batch-pair": partial(
-        check_text, batch_positions=6, shared_negatives="pair", hs=True, lengths=(7, 5), dim=7
-    ),
-    "batch-cbow-sum": partial(
-        check_text, batch_positions=8, cbow=True, cbow_mean=False, hs=True, strided=True
+    "sg-ns-pair-repeats": partial(
+        check_text,
+        vocabulary=3,
+        shared_negatives="pair",
+        window=4,
+        negative=9,
+        alpha=0.1,
+        lengths=(14,),
+        sample=False,
     ),
     "three-programs": partial(check_text, dim=7, call={"programs": 3}),
     "pairs-d7": partial(check_pairs, dim=7, strided=True),
     "pairs-d130-k0": partial(check_pairs, dim=130, negative=0),
-    "pairs-batch": partial(check_pairs, dim=64, batch_pairs=16),
     "pairs-tiny": partial(check_pairs, dim=1, vocabulary=1, outputs=1, count=9),
 }
 # On a GPU programs run at once, and only one of them is the reference's order.
@@ -427,7 +418,7 @@ def test_interpreter(interpreted, case):
 
 
 ARGUMENTS = {
-    **dict.fromkeys(("inputs", "outputs", "tree", "rates", "keep", "gradients"), "*fp32"),
+    **dict.fromkeys(("inputs", "outputs", "tree", "rates", "keep"), "*fp32"),
     **dict.fromkeys(("words", "alias", "path_nodes", "tokens"), "*i32"),
     **dict.fromkeys(("positions", "first", "last", "path_offsets"), "*i64"),
     **dict.fromkeys(("centers", "contexts", "negatives"), "*i64"),
@@ -440,15 +431,14 @@ ARGUMENTS = {
 MODES = {"SHRINK": True, "MEAN": True, "LOSS": True, "PATH_BLOCK": 1, "WINDOW_BLOCK": 16}
 MODES |= {"NEGATIVE": True, "NEGATIVE_BLOCK": 8, "TREE": False, "PAIR": False, "CBOW": False}
 COMPILED = {
-    "window-80": ("_train_text", 80, {**MODES, "PHASE": 0}),
-    "window-90": ("_train_text", 90, {**MODES, "PHASE": 0}),
-    "window-100": ("_train_text", 100, {**MODES, "PHASE": 0}),
-    "tree-90": ("_train_text", 90, {**MODES, "PHASE": 0, "TREE": True, "PATH_BLOCK": 32}),
-    "pair-90": ("_train_text", 90, {**MODES, "PHASE": 0, "PAIR": True}),
-    "cbow-90": ("_train_text", 90, {**MODES, "PHASE": 0, "CBOW": True}),
-    "deterministic-90": ("_train_text", 90, {**MODES, "PHASE": 1}),
-    "deterministic-apply-90": ("_train_text", 90, {**MODES, "PHASE": 2}),
-    "pairs-90": ("_train_pairs", 90, {"PHASE": 0, "LOSS": True, "NEGATIVE_BLOCK": 8}),
+    "window-80": ("_train_text", 80, MODES),
+    "window-90": ("_train_text", 90, MODES),
+    "window-100": ("_train_text", 100, MODES),
+    "tree-90": ("_train_text", 90, {**MODES, "TREE": True, "PATH_BLOCK": 32}),
+    "pair-90": ("_train_text", 90, {**MODES, "PAIR": True}),
+    "cbow-90": ("_train_text", 90, {**MODES, "CBOW": True}),
+    "pair-tree-90": ("_train_text", 90, {**MODES, "PAIR": True, "TREE": True, "PATH_BLOCK": 32}),
+    "pairs-90": ("_train_pairs", 90, {"LOSS": True, "NEGATIVE_BLOCK": 8}),
     "survivors-90": ("_mark_survivors", 90, {"BLOCK": 1024}),
 }
 
@@ -471,11 +461,10 @@ def test_compiles_without_a_gpu(case, monkeypatch, tmp_path):
     warps = 4
     if name.startswith("_train"):
         inputs = constants["WINDOW_BLOCK"] if name == "_train_text" else 1
-        if constants.get("PAIR") or constants.get("CBOW"):
+        if constants.get("CBOW") or (constants.get("PAIR") and not constants["TREE"]):
             inputs = 1
         outputs = max(constants["NEGATIVE_BLOCK"], constants.get("PATH_BLOCK", 1))
-        shape = kernels._narrow if constants["PHASE"] == 2 else kernels._shape
-        constants = {**constants, **shape(128, inputs, outputs)}
+        constants = {**constants, **kernels._shape(128, inputs, outputs)}
         warps = constants.pop("num_warps")
     signature = {n: ARGUMENTS.get(n, "i32") for n in kernel.arg_names}
     signature |= dict.fromkeys(constants, "constexpr")

@@ -12,18 +12,20 @@
 //   so rows need no barrier: only scores and bookkeeping pass between threads.
 //
 //   * The ring: rows of the words within `window` of the center, in shared memory (or, where they
-//   do
-//     not fit, in scratch memory that stays in L2). A row is loaded when its first occurrence
+//     do not fit, in scratch memory that stays in L2). A row is loaded when its first occurrence
 //     enters the ring, updated on chip, and when its last occurrence leaves, the *difference* to
 //     what was loaded is added to the table: updates of concurrent blocks are not lost. Slots are
 //     keyed by word, so a word that occurs twice in the ring has one row, and its second occurrence
-//     sees the updates of the first: a block is exactly one step after another. What blocks do not
+//     sees the updates of the first: a block is exactly one group after another. What blocks do not
 //     see is each other's updates of a row during its lifetime, at most 2 window + 1 centers per
 //     occurrence: Hogwild with that much more delay.
 //   * Outputs: up to eight rows at a time in registers, read once, used for the whole window, added
 //     back once. Negatives drawn twice in a set are one row with weight two: all values in a step
 //     are those before it. Longer lists (tree paths, many negatives) go in chunks of eight; the
 //     inputs' updates then gather beside the ring until the last chunk.
+//   * "pair": the lists of all pairs of a center are drawn at once, all their gradients are taken,
+//     and then their rows are read again and updated pair by pair: six barriers a center, none
+//     between pairs.
 //   * Scores: a thread's partial products for eight outputs are folded over the warp in nine
 //     shuffles, then summed over warps in shared memory.
 //
@@ -31,8 +33,9 @@
 //   Device memory and L2. At D = 128, window 5, 5 negatives, a survivor loads and adds back its own
 //   row once (its lifetime) and six output rows: 14 rows of 512 bytes, 7.2 KB, whatever the window
 //   holds, and 40 bytes of alias table. One row per context instead of a ring would be 12.3 KB.
-//   "pair" draws new outputs for each of 6 contexts: 37.9 KB. A tree path of 17 nodes 18.4 KB; CBOW
-//   7.2 KB. Arithmetic is 6 m n D = 28 k operations and 54 shuffles of a warp.
+//   "pair" draws new outputs for each of 6 contexts: 37.9 KB, and reads 18.4 KB again, from L2. A
+//   tree path of 17 nodes 18.4 KB; CBOW 7.2 KB. Arithmetic is 6 m n D = 28 k operations and 54
+//   shuffles of a warp.
 //   The adds go to L2 as 16-byte vectors on sm_90 and later.
 
 #include <cuda_runtime.h>
@@ -161,14 +164,17 @@ __device__ inline double warp_sum(double value) {
 
 // --- A block's memory. -------------------------------------------------------------------------
 
-// Sizes of a block's memory: the ring's rows, the scores, then the integers (always on chip).
+// Sizes of a block's memory: the ring's rows, the scores with the output lists, then the integers
+// of the ring (always on chip).
 struct Layout {
   std::int64_t slots = 0;        // of the ring
-  std::int64_t inputs = 0;       // of a step, at most: slots, or 1
+  std::int64_t inputs = 0;       // of a step that shares its outputs: slots, 1 (CBOW), or 0: none
   std::int64_t row = 0;          // floats of a row in the ring: dim up to a multiple of 4
   std::int64_t ring_rows = 0;    // current, loaded, [a combined input], [gathered updates]
-  std::int64_t negatives = 0;    // entries of the output list: negative + 1
-  std::int64_t scores = 0;       // floats: partial scores and gradients
+  std::int64_t scored = 0;       // rows of kOutputs scores: inputs, or the chunks of all pairs
+  std::int64_t listed = 0;       // entries of the output lists: negative + 1 in each
+  std::int64_t lists = 0;        // where the lists are: floats from the scores on
+  std::int64_t scores = 0;       // floats: partial scores, gradients, lists
   std::int64_t bookkeeping = 0;  // the integers, in floats' worth
   bool ring_on_chip = true;
   bool scores_on_chip = true;
@@ -176,20 +182,22 @@ struct Layout {
 
 __host__ __device__ inline std::int64_t up_to_4(std::int64_t n) { return (n + 3) / 4 * 4; }
 
-// Three pointers and a few sizes, from which the rest follows: registers are what limits how many
+// Four pointers and a few sizes, from which the rest follows: registers are what limits how many
 // blocks run at once.
 struct Block {
-  float* rows;          // a thread reads and writes only its own columns of them
-  float* partial;       // [inputs, kOutputs, warps], then gradients [inputs, kOutputs]
-  long long* integers;  // [negatives] output words, then the ints below
-  int dim, row, slots, inputs, negatives, threads, warps;
+  float* rows;       // a thread reads and writes only its own columns of them
+  float* partial;    // [scored, kOutputs, warps], then gradients [scored, kOutputs]
+  long long* lists;  // [listed] output words, then their weights (int)
+  int* integers;     // of the ring
+  int dim, row, slots, inputs, scored, listed, threads, warps;
 
   __device__ Block(const Layout& layout, float* scratch, std::int64_t dim_) {
     dim = static_cast<int>(dim_);
     row = static_cast<int>(layout.row);
     slots = static_cast<int>(layout.slots);
     inputs = static_cast<int>(layout.inputs);
-    negatives = static_cast<int>(layout.negatives);
+    scored = static_cast<int>(layout.scored);
+    listed = static_cast<int>(layout.listed);
     threads = static_cast<int>(blockDim.x);
     warps = threads / kWarp;
     float* shared = reinterpret_cast<float*>(vecsmith_shared);
@@ -200,8 +208,9 @@ struct Block {
     rows = layout.ring_on_chip ? shared : far;
     (layout.ring_on_chip ? shared : far) += ring;
     partial = layout.scores_on_chip ? shared : far;
+    lists = reinterpret_cast<long long*>(partial + layout.lists);
     if (layout.scores_on_chip) shared += layout.scores;
-    integers = reinterpret_cast<long long*>(shared);
+    integers = reinterpret_cast<int*>(shared);
   }
 
   // Rows of the ring: the value now and as it was read from the table; CBOW's combined input; the
@@ -217,39 +226,35 @@ struct Block {
     return partial[(input * kOutputs + output) * warps + warp];
   }
   __device__ float* gradient(int input) const {
-    return partial + (inputs * warps + input) * kOutputs;
+    return partial + (scored * warps + input) * kOutputs;
   }
 
-  __device__ long long& negative(int j) const { return integers[j]; }  // positive first; -1: none
-  __device__ int& weight(int j) const { return ints()[j]; }            // how often; 0: not this one
-  __device__ int& slot_word(int s) const { return ints()[negatives + s]; }  // -1: free
+  // Entry j of the output lists. A list begins with its positive; -1: none.
+  __device__ long long& listed_word(int j) const { return lists[j]; }
+  // How often it is an output; 0: not at all, or counted where the word came before.
+  __device__ int& weight(int j) const { return reinterpret_cast<int*>(lists + listed)[j]; }
+
+  __device__ int& slot_word(int s) const { return integers[s]; }  // -1: free
   // How many survivors of the ring have the slot's word.
-  __device__ int& slot_uses(int s) const { return ints()[negatives + slots + s]; }
+  __device__ int& slot_uses(int s) const { return integers[slots + s]; }
   // The slot of survivor p, at p % slots.
-  __device__ int& slot_of(int at) const { return ints()[negatives + 2 * slots + at]; }
+  __device__ int& slot_of(int at) const { return integers[2 * slots + at]; }
   // Occurrences of the slot's word in this center's window.
-  __device__ int& multiplicity(int s) const { return ints()[negatives + 3 * slots + s]; }
+  __device__ int& multiplicity(int s) const { return integers[3 * slots + s]; }
   // Rows to load (slot) or to retire (~slot), in order.
-  __device__ int& command_slot(int i) const { return ints()[negatives + 4 * slots + i]; }
-  __device__ int& command_word(int i) const { return ints()[negatives + 6 * slots + i]; }
-  __device__ int& commands() const { return ints()[negatives + 8 * slots]; }
-  __device__ int& span(int i) const {
-    return ints()[negatives + 8 * slots + 1 + i];
-  }  // of the window
-  __device__ float& rate() const {
-    return *reinterpret_cast<float*>(ints() + negatives + 8 * slots + 3);
-  }
+  __device__ int& command_slot(int i) const { return integers[4 * slots + i]; }
+  __device__ int& command_word(int i) const { return integers[6 * slots + i]; }
+  __device__ int& commands() const { return integers[8 * slots]; }
+  __device__ int& span(int i) const { return integers[8 * slots + 1 + i]; }  // of the window
+  __device__ float& rate() const { return *reinterpret_cast<float*>(integers + 8 * slots + 3); }
 
  private:
   __device__ float4& at(int index, int d) const {
     return *reinterpret_cast<float4*>(rows + (index * row + d));
   }
-  __device__ int* ints() const { return reinterpret_cast<int*>(integers + negatives); }
 };
 
-std::int64_t bookkeeping_floats(const Layout& l) {
-  return up_to_4(2 * l.negatives + l.negatives + 8 * l.slots + 4);
-}
+std::int64_t bookkeeping_floats(const Layout& l) { return up_to_4(8 * l.slots + 4); }
 
 // --- The ring. ---------------------------------------------------------------------------------
 
@@ -341,18 +346,19 @@ __device__ inline void run_commands(const Block& b, const Table& table) {
 
 // --- A step. -----------------------------------------------------------------------------------
 
-// The output rows of a step: the words of Block::negative (the positive first), or a tree path.
+// The output rows of a step: a list of the block's (the positive first), or a tree path.
 struct Targets {
   Table table;
   int count;
-  const std::int32_t* nodes;  // null: Block::negative
+  int first;                  // of the list, among all that are listed
+  const std::int32_t* nodes;  // null: a list
   const std::uint8_t* codes;
 
   __device__ std::int64_t row(const Block& b, int j) const {
     return nodes ? static_cast<std::int64_t>(__ldg(nodes + j))
-                 : static_cast<std::int64_t>(b.negative(j));
+                 : static_cast<std::int64_t>(b.listed_word(first + j));
   }
-  __device__ int weight(const Block& b, int j) const { return nodes ? 1 : b.weight(j); }
+  __device__ int weight(const Block& b, int j) const { return nodes ? 1 : b.weight(first + j); }
   __device__ float label(int j) const {
     return nodes ? 1.f - static_cast<float>(__ldg(codes + j)) : (j == 0 ? 1.f : 0.f);
   }
@@ -374,19 +380,32 @@ __device__ inline void load_outputs(const Block& b, const Targets& t, int chunk,
   }
 }
 
-// One step of the reference. kMode: the inputs are the ring's rows with a multiplicity (kWindow),
-// their combination (kCbow), or the row `slot` alone (kPair). Begins with values that a barrier has
-// made visible; callers put one before they change multiplicities or targets again.
-template <bool kVector, Mode kMode>
-__device__ void step(const Block& b, const Targets& t, int slot, bool mean, float rate,
-                     bool with_loss, Sum& sum) {
+// What the score of one term adds to the sums and to the gradient. The term is there `times` times
+// `weight` times; the gradient is that of its output's `weight`.
+__device__ inline float term(float score, float label, int times, int weight, float rate,
+                             bool with_loss, Sum& sum) {
+  const double many = static_cast<double>(times) * weight;
+  sum.terms += many;
+  if (with_loss) {
+    const double z = label > 0.5f ? -score : score;
+    sum.loss += many * ((z > 0 ? z : 0.0) + log1p(exp(z > 0 ? -z : z)));
+  }
+  return rate * (label - 1.f / (1.f + expf(-score))) * static_cast<float>(weight);
+}
+
+// One step of the reference, in which all inputs share the outputs: the ring's rows with a
+// multiplicity, or (kCbow) their combination. Begins with values that a barrier has made visible;
+// callers put one before they change multiplicities or targets again.
+template <bool kVector, bool kCbow>
+__device__ void step(const Block& b, const Targets& t, bool mean, float rate, bool with_loss,
+                     Sum& sum) {
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
-  const int inputs = kMode == Mode::kWindow ? b.slots : 1;
+  const int inputs = kCbow ? 1 : b.slots;
   const int tile = 4 * b.threads;
   const bool one_tile = b.dim <= tile, one_chunk = t.count <= kOutputs;
   float spread = 1.f;
 
-  if (kMode == Mode::kCbow) {
+  if (kCbow) {
     int members = 0;
     for (int s = 0; s < b.slots; ++s) members += b.multiplicity(s);
     const float gather = mean ? 1.f / static_cast<float>(members) : 1.f;
@@ -400,9 +419,7 @@ __device__ void step(const Block& b, const Targets& t, int slot, bool mean, floa
       b.combined(d) = h;
     }
   }
-  // The row of input i in the ring, and how often it is an input.
-  const auto input_row = [&](int i) { return kMode == Mode::kPair ? slot : i; };
-  const auto times_of = [&](int i) { return kMode == Mode::kWindow ? b.multiplicity(i) : 1; };
+  const auto times_of = [&](int i) { return kCbow ? 1 : b.multiplicity(i); };
 
 #pragma unroll 1
   for (int chunk = 0; chunk < t.count; chunk += kOutputs) {
@@ -417,7 +434,7 @@ __device__ void step(const Block& b, const Targets& t, int slot, bool mean, floa
       for (int i = 0; i < inputs; ++i) {
         if (times_of(i) == 0) continue;
         float4 x = make_float4(0.f, 0.f, 0.f, 0.f);
-        if (d < b.dim) x = kMode == Mode::kCbow ? b.combined(d) : b.current(input_row(i), d);
+        if (d < b.dim) x = kCbow ? b.combined(d) : b.current(i, d);
         float v[kOutputs];
 #pragma unroll
         for (int j = 0; j < kOutputs; ++j) v[j] = dot4(x, o[j]);
@@ -438,14 +455,7 @@ __device__ void step(const Block& b, const Targets& t, int slot, bool mean, floa
       if (times && weight) {
         float score = 0.f;
         for (int w = 0; w < b.warps; ++w) score += b.score(i, e % kOutputs, w);
-        const float label = t.label(j);
-        g = rate * (label - 1.f / (1.f + expf(-score))) * static_cast<float>(weight);
-        const double many = static_cast<double>(times) * weight;
-        sum.terms += many;
-        if (with_loss) {
-          const double z = label > 0.5f ? -score : score;
-          sum.loss += many * ((z > 0 ? z : 0.0) + log1p(exp(z > 0 ? -z : z)));
-        }
+        g = term(score, t.label(j), times, weight, rate, with_loss, sum);
       }
       b.gradient(0)[e] = g;
     }
@@ -464,7 +474,7 @@ __device__ void step(const Block& b, const Targets& t, int slot, bool mean, floa
         const int times = times_of(i);
         if (times == 0) continue;
         const float* gradient = b.gradient(i);
-        float4 x = kMode == Mode::kCbow ? b.combined(d) : b.current(input_row(i), d);
+        float4 x = kCbow ? b.combined(d) : b.current(i, d);
         float4 dx = make_float4(0.f, 0.f, 0.f, 0.f);
 #pragma unroll
         for (int j = 0; j < kOutputs; ++j) {
@@ -478,14 +488,14 @@ __device__ void step(const Block& b, const Targets& t, int slot, bool mean, floa
           gathered = dx;
         }
         if (!last_chunk) continue;
-        if (kMode == Mode::kCbow) {
+        if (kCbow) {
           for (int s = 0; s < b.slots; ++s) {
             const int each = b.multiplicity(s);
             if (each) axpy4(b.current(s, d), spread * static_cast<float>(each), dx);
           }
         } else {
           axpy4(x, static_cast<float>(times), dx);
-          b.current(input_row(i), d) = x;
+          b.current(i, d) = x;
         }
       }
 #pragma unroll
@@ -498,25 +508,102 @@ __device__ void step(const Block& b, const Targets& t, int slot, bool mean, floa
   }
 }
 
-// weight[j] of the list in Block::negative: how often word j comes from j on, 0 where it came
-// before or is none. Needs a barrier before and after.
-__device__ inline void weigh(const Block& b, int count) {
-  for (int j = static_cast<int>(threadIdx.x); j < count; j += b.threads) {
-    const long long word = b.negative(j);
+// A group of the reference: pairs (kOne: one), pair i with the row of slot_of(i) as its input and
+// list i, of `list` entries, as its outputs. All gradients are taken before the first pair's
+// update. Begins and is left like a step.
+template <bool kVector, bool kOne, class SlotOf>
+__device__ void pair_group(const Block& b, const Table& outputs, int pairs, int list,
+                           const SlotOf& slot_of, float rate, bool with_loss, Sum& sum) {
+  const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp, warp = thread / kWarp;
+  const int tile = 4 * b.threads, chunks = (list + kOutputs - 1) / kOutputs;
+  const bool kept = kOne && chunks == 1 && b.dim <= tile;  // o, from half to half
+  float4 o[kOutputs];
+  // Every thread makes every turn of this loop, for the shuffles.
+#pragma unroll 1
+  for (int start = 0; start < b.dim; start += tile) {
+    const int d = start + 4 * thread;
+#pragma unroll 1
+    for (int i = 0; i < pairs; ++i) {
+      const Targets t{outputs, list, i * list, nullptr, nullptr};
+      float4 x = make_float4(0.f, 0.f, 0.f, 0.f);
+      if (d < b.dim) x = b.current(slot_of(i), d);
+#pragma unroll 1
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        load_outputs<kVector>(b, t, chunk * kOutputs, d, o);
+        float v[kOutputs];
+#pragma unroll
+        for (int j = 0; j < kOutputs; ++j) v[j] = dot4(x, o[j]);
+        const float score = fold8(v, lane);
+        if (lane % 4 == 0) {
+          float& to = b.score(i * chunks + chunk, lane / 4, warp);
+          to = start == 0 ? score : to + score;
+        }
+      }
+    }
+  }
+  __syncthreads();
+
+  for (int e = thread; e < pairs * chunks * kOutputs; e += b.threads) {
+    const int i = e / (chunks * kOutputs), j = e % (chunks * kOutputs);
+    const int weight = j < list ? b.weight(i * list + j) : 0;
+    float g = 0.f;
+    if (weight) {
+      float score = 0.f;
+      for (int w = 0; w < b.warps; ++w) score += b.score(e / kOutputs, e % kOutputs, w);
+      g = term(score, j == 0 ? 1.f : 0.f, 1, weight, rate, with_loss, sum);
+    }
+    b.gradient(0)[e] = g;
+  }
+  __syncthreads();
+
+#pragma unroll 1
+  for (int d = 4 * thread; d < b.dim; d += tile) {
+#pragma unroll 1
+    for (int i = 0; i < pairs; ++i) {
+      const Targets t{outputs, list, i * list, nullptr, nullptr};
+      const float4 x = b.current(slot_of(i), d);
+      float4 next = x;
+#pragma unroll 1
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        if (!kept) load_outputs<kVector>(b, t, chunk * kOutputs, d, o);
+        const float* gradient = b.gradient(i * chunks + chunk);
+#pragma unroll
+        for (int j = 0; j < kOutputs; ++j) {
+          const float g = gradient[j];
+          axpy4(next, g, o[j]);
+          const int at = chunk * kOutputs + j;
+          if (at < list && t.weight(b, at) > 0) {
+            float4 update = make_float4(0.f, 0.f, 0.f, 0.f);
+            axpy4(update, g, x);
+            add4<kVector>(outputs.data + t.row(b, at) * outputs.stride, d, b.dim, update);
+          }
+        }
+      }
+      b.current(slot_of(i), d) = next;
+    }
+  }
+}
+
+// The weights of `lists` lists of `list` words each: how often a word comes in its list from an
+// entry on, 0 where it came before or is none. Needs a barrier before and after.
+__device__ inline void weigh(const Block& b, int lists, int list) {
+  for (int e = static_cast<int>(threadIdx.x); e < lists * list; e += b.threads) {
+    const int first = e / list * list;
+    const long long word = b.listed_word(e);
     int weight = 0;
-    if (j == 0) {
+    if (e == first) {
       weight = 1;  // the negatives are never the positive
     } else if (word >= 0) {
-      for (int i = 1; i < count; ++i) {
-        if (b.negative(i) != word) continue;
-        if (i < j) {
+      for (int i = first + 1; i < first + list; ++i) {
+        if (b.listed_word(i) != word) continue;
+        if (i < e) {
           weight = 0;
           break;
         }
         ++weight;
       }
     }
-    b.weight(j) = weight;
+    b.weight(e) = weight;
   }
 }
 
@@ -587,13 +674,16 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
         b.rate() = static_cast<float>(rate > floor ? rate : floor);
       }
     }
+    // Entry j of the list for the steps numbered n: position, or position and place in the window.
+    const auto draw_entry = [&](std::uint64_t n, int j) -> long long {
+      if (j == 0) return center;
+      const std::uint64_t counter =
+          n * static_cast<std::uint64_t>(a.negative) + static_cast<std::uint64_t>(j - 1);
+      return draw_negative(draw(keys.negative, counter), center, a.alias, a.vocabulary);
+    };
     if (kMode != Mode::kPair && a.negative) {
       for (int j = thread; j < list; j += b.threads) {
-        const std::uint64_t counter =
-            static_cast<std::uint64_t>(position) * static_cast<std::uint64_t>(a.negative) +
-            static_cast<std::uint64_t>(j - 1);
-        b.negative(j) =
-            j ? draw_negative(draw(keys.negative, counter), center, a.alias, a.vocabulary) : center;
+        b.listed_word(j) = draw_entry(static_cast<std::uint64_t>(position), j);
       }
     }
     __syncthreads();
@@ -603,41 +693,33 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
     const int start = b.span(0), stop = b.span(1);
     if (stop - start < 2) continue;  // nobody around; the same for every thread
     const float rate = b.rate();
-    Targets path{a.tree, 0, nullptr, nullptr};
-    if (a.tree.data) {
-      const std::int64_t from = a.path_offsets[center];
-      path.count = static_cast<int>(a.path_offsets[center + 1] - from);
-      path.nodes = a.path_nodes + from;
-      path.codes = a.path_codes + from;
-    }
-    const Targets words{a.outputs, list, nullptr, nullptr};
-
-    if (kMode != Mode::kPair) {
-      if (a.negative) weigh(b, list);
-      __syncthreads();
-      if (a.tree.data) step<kVector, kMode>(b, path, 0, a.cbow_mean, rate, with_loss, sum);
-      if (a.negative) step<kVector, kMode>(b, words, 0, a.cbow_mean, rate, with_loss, sum);
-      continue;
-    }
-    const std::uint64_t places = 2 * static_cast<std::uint64_t>(a.window) + 1;
-    for (int p = start; p < stop; ++p) {
-      if (p == k) continue;
-      const int slot = b.slot_of(p % b.slots);
-      if (a.tree.data) step<kVector, kMode>(b, path, slot, true, rate, with_loss, sum);
-      if (!a.negative) continue;
-      __syncthreads();  // The last context is done with its negatives.
-      const std::uint64_t place = static_cast<std::uint64_t>(p - k + window);
-      for (int j = thread; j < list; j += b.threads) {
-        const std::uint64_t counter = (static_cast<std::uint64_t>(position) * places + place) *
-                                          static_cast<std::uint64_t>(a.negative) +
-                                      static_cast<std::uint64_t>(j - 1);
-        b.negative(j) =
-            j ? draw_negative(draw(keys.negative, counter), center, a.alias, a.vocabulary) : center;
+    const int pairs = stop - start - 1;
+    const auto survivor_of = [&](int i) { return start + i + (start + i >= k ? 1 : 0); };
+    if (kMode == Mode::kPair && a.negative) {
+      const std::uint64_t places = 2 * static_cast<std::uint64_t>(a.window) + 1;
+      for (int e = thread; e < pairs * list; e += b.threads) {
+        const int place = survivor_of(e / list) - k + window;
+        b.listed_word(e) = draw_entry(
+            static_cast<std::uint64_t>(position) * places + static_cast<std::uint64_t>(place),
+            e % list);
       }
       __syncthreads();
-      weigh(b, list);
-      __syncthreads();
-      step<kVector, kMode>(b, words, slot, true, rate, with_loss, sum);
+    }
+    if (a.negative) weigh(b, kMode == Mode::kPair ? pairs : 1, list);
+    __syncthreads();
+    if (a.tree.data) {
+      const std::int64_t from = a.path_offsets[center];
+      const Targets path{a.tree, static_cast<int>(a.path_offsets[center + 1] - from), 0,
+                         a.path_nodes + from, a.path_codes + from};
+      step<kVector, kMode == Mode::kCbow>(b, path, a.cbow_mean, rate, with_loss, sum);
+    }
+    if (a.negative == 0) continue;
+    if (kMode == Mode::kPair) {
+      const auto slot_of = [&](int i) { return b.slot_of(survivor_of(i) % b.slots); };
+      pair_group<kVector, false>(b, a.outputs, pairs, list, slot_of, rate, with_loss, sum);
+    } else {
+      const Targets words{a.outputs, list, 0, nullptr, nullptr};
+      step<kVector, kMode == Mode::kCbow>(b, words, a.cbow_mean, rate, with_loss, sum);
     }
   }
   __syncthreads();
@@ -658,7 +740,6 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   const std::int64_t begin = block * share + (block < rest ? block : rest);
   const std::int64_t end = begin + share + (block < rest ? 1 : 0);
   const int list = static_cast<int>(a.negative) + 1;
-  const Targets words{a.outputs, list, nullptr, nullptr};
   const float rate = static_cast<float>(a.alpha);
   Sum sum;
 
@@ -678,12 +759,13 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
         word = a.negatives[i * a.negatives_stride + j - 1];
         if (word == positive) word = -1;
       }
-      b.negative(j) = word;
+      b.listed_word(j) = word;
     }
     __syncthreads();
-    weigh(b, list);
+    weigh(b, 1, list);
     __syncthreads();
-    step<kVector, Mode::kPair>(b, words, 0, true, rate, a.compute_loss, sum);
+    const auto slot_of = [](int) { return 0; };
+    pair_group<kVector, true>(b, a.outputs, 1, list, slot_of, rate, a.compute_loss, sum);
   }
   if (held >= 0) retire_row<kVector>(b, a.inputs, 0, held);
   add_loss(a.loss, sum);
@@ -733,23 +815,26 @@ Plan lay_out(Layout& l, int threads, bool many_chunks) {
   Plan plan;
   plan.threads = threads;
   l.ring_rows = 2 * l.slots + (l.inputs == 1 ? 1 : 0) + (many_chunks ? l.inputs : 0);
-  l.scores = up_to_4(l.inputs * kOutputs * (threads / kWarp + 1));
+  l.lists = up_to_4(l.scored * kOutputs * (threads / kWarp + 1));
+  l.scores = l.lists + up_to_4(3 * l.listed);
   l.bookkeeping = bookkeeping_floats(l);
   const std::int64_t limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin) / 4;
   const std::int64_t ring = l.ring_rows * l.row;
-  if (ring > 0x7fffffff) {
+  if (std::max(ring, l.scores) > 0x7fffffff) {
     throw std::invalid_argument(
-        "skipgram on CUDA: expected the rows of a window to be less than 2^31 floats, got " +
-        std::to_string(ring));
+        "skipgram on CUDA: expected the rows and the scores of a window to be less than 2^31 "
+        "floats "
+        "each, got " +
+        std::to_string(ring) + " and " + std::to_string(l.scores));
   }
   l.ring_on_chip = ring + l.scores + l.bookkeeping <= limit;
   l.scores_on_chip = l.ring_on_chip || l.scores + l.bookkeeping <= limit;
   const std::int64_t on_chip =
       (l.ring_on_chip ? ring : 0) + (l.scores_on_chip ? l.scores : 0) + l.bookkeeping;
   if (on_chip > limit) {
-    throw std::invalid_argument("skipgram on CUDA: expected window and negative to fit in " +
-                                std::to_string(4 * limit) + " bytes of shared memory, got " +
-                                std::to_string(4 * on_chip));
+    throw std::invalid_argument(
+        "skipgram on CUDA: expected the bookkeeping of a window to fit in " +
+        std::to_string(4 * limit) + " bytes of shared memory, got " + std::to_string(4 * on_chip));
   }
   plan.shared_bytes = 4 * on_chip;
   plan.scratch_floats = (l.ring_on_chip ? 0 : ring) + (l.scores_on_chip ? 0 : l.scores);
@@ -819,10 +904,21 @@ Plan plan_with(const TextArguments& a, Layout& l) {
                                 std::to_string(a.window));
   }
   l.slots = 2 * a.window + 1;
-  l.inputs = a.mode == Mode::kWindow ? l.slots : 1;
   l.row = up_to_4(a.dim);
-  l.negatives = a.negative + 1;
-  const bool many_chunks = a.negative + 1 > kOutputs || a.tree.data != nullptr;
+  const std::int64_t list = a.negative ? a.negative + 1 : 0;
+  const bool tree = a.tree.data != nullptr;
+  bool many_chunks = tree;
+  if (a.mode == Mode::kPair) {
+    const std::int64_t pairs = 2 * a.window;
+    l.inputs = tree ? l.slots : 0;
+    l.scored = std::max(l.inputs, pairs * ((list + kOutputs - 1) / kOutputs));
+    l.listed = pairs * list;
+  } else {
+    l.inputs = a.mode == Mode::kCbow ? 1 : l.slots;
+    l.scored = l.inputs;
+    l.listed = list;
+    many_chunks |= list > kOutputs;
+  }
   Plan plan = lay_out(l, threads_for(a.dim), many_chunks);
   choose_blocks(plan, kernel_of(a), a.count, a.blocks);
   return plan;
@@ -831,10 +927,10 @@ Plan plan_with(const TextArguments& a, Layout& l) {
 Plan plan_with(const PairsArguments& a, Layout& l) {
   check_sizes(a.dim, a.count, a.negative);
   l.slots = 1;
-  l.inputs = 1;
   l.row = up_to_4(a.dim);
-  l.negatives = a.negative + 1;
-  Plan plan = lay_out(l, threads_for(a.dim), a.negative + 1 > kOutputs);
+  l.listed = a.negative + 1;
+  l.scored = (l.listed + kOutputs - 1) / kOutputs;
+  Plan plan = lay_out(l, threads_for(a.dim), false);
   choose_blocks(plan, kernel_of(a), a.count, a.blocks);
   return plan;
 }

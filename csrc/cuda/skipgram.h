@@ -43,7 +43,7 @@ struct TextArguments {
   bool compute_loss = true;  // false: only the number of terms is
   float* scratch = nullptr;
   std::int64_t scratch_floats = 0;
-  std::int64_t blocks = 0;  // 0: fill the device; 1: one step after another
+  std::int64_t blocks = 0;  // 0: fill the device; 1: one group after another
 };
 
 struct PairsArguments {

@@ -34,15 +34,6 @@ def _where(device: torch.device) -> dict[str, int]:
     return {"device": index, "stream": torch.cuda.current_stream(index).cuda_stream}
 
 
-def _refuse_batches(batch: int) -> None:
-    if batch:
-        raise RuntimeError(
-            "skipgram: the CUDA kernel adds rows in whatever order blocks run and cannot promise "
-            f"the same bits; expected no mini-batches, got mini-batches of {batch}. Use "
-            'backend="triton" for deterministic training on a GPU'
-        )
-
-
 def _train(
     launch: Any, plan: Any, arguments: dict[str, Any], device: torch.device, blocks: int | None
 ) -> Tensor:
@@ -83,7 +74,7 @@ def skipgram(
     seed: int,
     epoch: int,
     first_position: int,
-    batch_positions: int,
+    lag: int,
     compute_loss: bool = True,
     blocks: int | None = None,
     module: Any = None,
@@ -91,13 +82,13 @@ def skipgram(
     """Train on a chunk of corpus, in place, as :func:`vecsmith.reference.skipgram.skipgram` does.
 
     Shapes and meanings are the reference's. ``blocks``: how many blocks share the survivors; None:
-    as many as the device holds at once; 1: one step after another, as the reference. ``module``:
+    as many as the device holds at once; 1: one group after another, as the reference. ``module``:
     what stands in for ``vecsmith._cuda``. Returns float64 [2] on the tables' device: loss, terms.
 
     Raises:
-        RuntimeError: ``batch_positions`` > 0 (deterministic mode), or CUDA reports an error.
+        RuntimeError: ``lag`` > 0 (deterministic mode), or CUDA reports an error.
     """
-    _refuse_batches(batch_positions)
+    _survivors.refuse_lag(lag)
     module = module or _module()
     device = input_table.device
     nothing = torch.zeros(2, dtype=torch.float64, device=device)
@@ -174,7 +165,7 @@ def skipgram_pairs(
     negatives: Tensor,
     *,
     alpha: float,
-    batch_pairs: int,
+    lag: int,
     compute_loss: bool = True,
     blocks: int | None = None,
     module: Any = None,
@@ -183,7 +174,7 @@ def skipgram_pairs(
 
     ``blocks``, ``module``, the result and what is raised are those of :func:`skipgram`.
     """
-    _refuse_batches(batch_pairs)
+    _survivors.refuse_lag(lag)
     module = module or _module()
     device = input_table.device
     if centers.numel() == 0:
