@@ -64,7 +64,7 @@ struct Bounds {
     ids = centers * (2 * inputs + pairs * (static_cast<int64_t>(job.negative) + 1)) + kSkipgramPadding;
     weights = ids;
     bits = std::max<int64_t>(kSkipgramBlock, 2 * pairs) * static_cast<int64_t>(job.negative) + 1;
-    group = inputs * outputs + 2 * kSkipgramPadding;
+    group = (inputs * outputs + 2 * kSkipgramPadding + 15) / 16 * 16;
     scores = centers * 2 * (group + kSkipgramPadding);
   }
 };
@@ -80,7 +80,6 @@ class Plan {
     view.ids = ids_.reserve(bounds.ids);
     view.weights = weights_.reserve(bounds.weights);
     view.bits = bits_.reserve(bounds.bits);
-    view.step_count = view.until = 0;
   }
 
  private:
@@ -90,15 +89,25 @@ class Plan {
   Aligned<uint64_t> bits_;
 };
 
+// Groups in flight in a pipeline: nobody is further than 2 lag + 2 ahead of another. A power of two.
+int64_t ring_size(int64_t lag) {
+  int64_t size = 4;
+  while (size < 2 * lag + 6) size *= 2;
+  return size;
+}
+
 // The memory behind one worker's SkipgramScratch.
 class Worker {
  public:
-  explicit Worker(const SkipgramJob& job) {
+  Worker(const SkipgramJob& job, int64_t lag) : plans_(static_cast<std::size_t>(lag + 3)) {
     const Bounds bounds(job, kSkipgramBlock);
-    for (int b = 0; b < 2; ++b) {
+    scratch.plan_count = static_cast<int64_t>(plans_.size());
+    scratch.plan = views_.reserve(scratch.plan_count);
+    for (std::size_t b = 0; b < plans_.size(); ++b) {
       plans_[b].reserve(job, kSkipgramBlock);
       scratch.plan[b] = plans_[b].view;
     }
+    scratch.groups = groups_.reserve(ring_size(lag));
     const int64_t scores = bounds.group;
     scratch.input_rows = input_rows_.reserve(bounds.inputs);
     scratch.input_updates = input_updates_.reserve(bounds.inputs);
@@ -110,7 +119,6 @@ class Worker {
     scratch.weight = weight_.reserve(scores);
     scratch.row = row_.reserve(2 * padded_dim(job));
     scratch.accumulator = accumulator_.reserve(bounds.inputs * padded_dim(job));
-    scratch.groups = groups_.reserve(kSkipgramGroups);
     scratch.loss = 0;
     scratch.terms = scratch.scored = scratch.applied = scratch.blocks = 0;
   }
@@ -118,12 +126,13 @@ class Worker {
   SkipgramScratch scratch;
 
  private:
-  Plan plans_[2];
+  std::vector<Plan> plans_;
+  Aligned<SkipgramPlan> views_;
   Aligned<const float*> input_rows_;
   Aligned<float*> input_updates_, output_rows_;
   Aligned<float> score_, weight_, row_, accumulator_;
   Aligned<int32_t> label_, common_label_;
-  Aligned<SkipgramGroup> groups_;
+  Aligned<const SkipgramStep*> groups_;
 };
 
 // A growing stream of survivors.
@@ -177,10 +186,10 @@ void parallel(int threads, const Body& body) {
 #endif
 }
 
-std::vector<std::unique_ptr<Worker>> make_workers(const SkipgramJob& job, int threads) {
+std::vector<std::unique_ptr<Worker>> make_workers(const SkipgramJob& job, int threads, int64_t lag) {
   // Before the parallel part: where others wait for a worker, it must not throw.
   std::vector<std::unique_ptr<Worker>> workers;
-  for (int t = 0; t < threads; ++t) workers.push_back(std::make_unique<Worker>(job));
+  for (int t = 0; t < threads; ++t) workers.push_back(std::make_unique<Worker>(job, lag));
   return workers;
 }
 
@@ -196,7 +205,7 @@ void hogwild(const SkipgramJob& job, int threads, double* result) {
   }
   const int64_t task_count = static_cast<int64_t>(tasks.size()) - 1;
   threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, task_count)));
-  const auto workers = make_workers(job, threads);
+  const auto workers = make_workers(job, threads, 0);
   std::vector<Stream> streams(static_cast<std::size_t>(threads));
   for (Stream& stream : streams) stream.reserve(longest);
   const auto survivors = VECSMITH_PICK_KERNEL(skipgram_survivors);
@@ -234,20 +243,12 @@ class Pipeline {
   Pipeline(const SkipgramJob& job, int64_t lag) {
     view.lag = lag;
     const int64_t lines = (job.dim + 15) / 16;
-    view.slices = static_cast<int32_t>(std::min<int64_t>(lines, job.dim < 256 ? 2 : kSkipgramSlices));
+    view.slices = static_cast<int32_t>(std::min<int64_t>(lines, job.dim < 512 ? 2 : kSkipgramSlices));
     for (int64_t k = 0; k <= view.slices; ++k)
       view.column[k] = std::min(job.dim, (lines * k + view.slices - 1) / view.slices * 16);
-    view.slots = lag + 8;
-    plans_.resize(static_cast<std::size_t>(view.slots));
-    view.plan = slots_.reserve(view.slots);
-    view.planned = planned_.reserve(view.slots);
-    for (int64_t slot = 0; slot < view.slots; ++slot) {
-      plans_[static_cast<std::size_t>(slot)].reserve(job, kSkipgramBlock);
-      view.plan[slot] = plans_[static_cast<std::size_t>(slot)].view;
-      view.planned[slot].value = 0;
-    }
-    view.score_stride = (Bounds(job, kSkipgramBlock).scores + 15) / 16 * 16;
-    view.scores = scores_.reserve(view.slots * view.slices * view.score_stride);
+    view.ring_mask = ring_size(lag) - 1;
+    view.score_stride = Bounds(job, 1).group;
+    view.scores = scores_.reserve(ring_size(lag) * view.slices * view.score_stride);
   }
 
   // The workers of a team of `threads` that have columns to work on.
@@ -258,9 +259,6 @@ class Pipeline {
   }
 
  private:
-  std::vector<Plan> plans_;
-  Aligned<SkipgramPlan> slots_;
-  Aligned<SkipgramCounter> planned_;
   Aligned<float> scores_;
 };
 
@@ -272,7 +270,7 @@ void pipelined(const SkipgramJob& job, int threads, Pipeline& pipeline, double* 
   threads = std::min(threads, omp_get_num_procs());
 #endif
   threads = pipeline.team(threads);
-  const auto workers = make_workers(job, threads);
+  const auto workers = make_workers(job, threads, pipeline.view.lag);
   parallel(threads, [&](int worker, int size) {
     // The system may have given fewer than asked for: every one of them finds the same team.
     const int32_t team = pipeline.team(size);
@@ -346,7 +344,7 @@ void skipgram_pairs_run(const SkipgramJob& job, int64_t pairs, int threads, int6
   }
   const int64_t tasks = (pairs + kTaskPairs - 1) / kTaskPairs;
   threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, tasks)));
-  const auto workers = make_workers(job, threads);
+  const auto workers = make_workers(job, threads, 0);
   const auto train = VECSMITH_PICK_KERNEL(skipgram_train);
   std::atomic<int64_t> next{0};
   parallel(threads, [&](int worker, int) {

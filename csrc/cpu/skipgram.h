@@ -72,19 +72,13 @@ struct SkipgramPlan {
   float* weights;
   uint64_t* bits;  // scratch
   int64_t step_count, id_count, weight_count, score_count;
-  int64_t terms;         // in the loss
-  int64_t block, until;  // in a pipeline: which block it is; free once all have freed as many blocks
-};
-
-// A worker's place in a pipeline.
-struct SkipgramGroup {
-  const SkipgramPlan* plan;
-  int64_t step, slot;
+  int64_t terms;  // in the loss
 };
 
 // What one worker owns.
 struct SkipgramScratch {
-  SkipgramPlan plan[2];
+  SkipgramPlan* plan;  // [plan_count]: blocks in turn
+  int64_t plan_count;
   const float** input_rows;  // [max inputs]
   float** output_rows;       // [max outputs]
   float** input_updates;     // [max inputs]
@@ -99,15 +93,14 @@ struct SkipgramScratch {
   double loss;
   int64_t terms;
 
-  SkipgramGroup* groups;  // [kSkipgramGroups], those scored and not yet applied
+  // In a pipeline:
+  const SkipgramStep** groups;  // [ring]: those scored and not yet applied
   int64_t scored, applied, blocks;
 };
 
 constexpr int kSkipgramBlock = 32;    // centers planned at a time
 constexpr int kSkipgramPadding = 32;  // floats that may be written behind a group's scores
 constexpr int kSkipgramSlices = 4;    // at most
-constexpr int kSkipgramGroups = 1024;
-constexpr int64_t kSkipgramMaxLag = kSkipgramGroups / 2;
 
 struct alignas(64) SkipgramCounter {
   int64_t value;
@@ -118,13 +111,10 @@ struct SkipgramPipeline {
   int64_t lag;
   int32_t team, slices;
   int64_t column[kSkipgramSlices + 1];  // where the slices begin
-  int64_t slots;         // blocks in flight. Every block has a group, so lag + 8 are always enough
-  SkipgramPlan* plan;    // [slots]
-  float* scores;         // [slots, slices, score_stride]
+  int64_t ring_mask;
+  float* scores;  // [ring, slices, score_stride]
   int64_t score_stride;
-  SkipgramCounter* planned;                // [slots]: 1 + the block in the slot
   SkipgramCounter scored[kSkipgramSlices];  // groups, by each worker
-  SkipgramCounter freed[kSkipgramSlices];   // blocks of which each worker has applied everything
 };
 
 // Appends the survivors of tokens[first, last) (one sentence) to the stream; adds their number to its

@@ -29,9 +29,6 @@ namespace {
 
 constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u;
 constexpr int kRedraws = 32;
-// A pipeline's blocks are planned by its workers in turn: in less time than the lag gives the others.
-constexpr int64_t kPipelineBlock = 16;
-constexpr int64_t kPlanAhead = 3;
 constexpr int64_t kPublishEvery = 2;
 constexpr int kTile = 6;  // output rows in registers at a time
 constexpr int kBlockVectors = kLanes == 16 ? 2 : 1;  // vectors of each row per update block
@@ -804,7 +801,8 @@ void wait_for(const SkipgramCounter& counter, int64_t value) {
   }
 }
 
-// One worker's end of a pipeline: the columns of slices [first_slice, last_slice).
+// One worker's end of a pipeline: the columns of slices [first_slice, last_slice). Every worker plans every
+// step for itself, so that nothing but scores is ever waited for.
 template <bool kLoss>
 struct Pipeline {
   const SkipgramJob& job;
@@ -815,108 +813,80 @@ struct Pipeline {
   Loss& loss;
   int64_t known[kSkipgramSlices] = {};  // groups that the others are known to have scored
 
-  VECSMITH_METHOD float* score_of(int64_t slot, int slice) {
-    return shared.scores + (slot * shared.slices + slice) * shared.score_stride;
+  VECSMITH_METHOD float* scores_of(int64_t group, int slice) const {
+    return shared.scores + ((group & shared.ring_mask) * shared.slices + slice) * shared.score_stride;
   }
 
   // The part of the group's inner products that lies in this worker's columns.
-  VECSMITH_METHOD void score(const SkipgramPlan& plan, int64_t step, int64_t slot) {
-    const SkipgramStep* group = plan.steps + step;
+  VECSMITH_METHOD void score(const SkipgramStep* group) {
     for (int slice = first_slice; slice < last_slice; ++slice) {
       const Columns part = Columns::of(shared.column[slice], shared.column[slice + 1]);
+      float* scores = scores_of(scratch.scored, slice);
       for (int32_t i = 0; i < group->group; ++i)
-        step_scores(job, group[i], part, scratch, score_of(slot, slice) + group[i].score_at);
+        step_scores(job, group[i], part, scratch, scores + (group[i].score_at - group->score_at));
     }
-    scratch.groups[scratch.scored % kSkipgramGroups] = {&plan, step, slot};
+    // The lines of later scores come back from those who read them last.
+    if (shared.team > 1)
+      for (int slice = first_slice; slice < last_slice; ++slice)
+        for (int line = 0; line < 3; ++line)
+          __builtin_prefetch(scores_of(scratch.scored + 3, slice) + 16 * line, 1, 3);
+    scratch.groups[scratch.scored & shared.ring_mask] = group;
     // Not every time: each publication costs a journey of the counter's cache line to the others and back.
     if (++scratch.scored % kPublishEvery == 0) publish(shared.scored[worker], scratch.scored);
   }
 
   // Applies the oldest group to this worker's columns.
   VECSMITH_METHOD void apply() {
-    const SkipgramGroup& place = scratch.groups[scratch.applied % kSkipgramGroups];
     for (int other = 0; other < shared.team; ++other)
-      if (other != worker && known[other] <= scratch.applied) {
+      if (other != worker && known[other] <= scratch.applied + 3 &&
+          (known[other] = read(shared.scored[other])) <= scratch.applied) {
         publish(shared.scored[worker], scratch.scored);  // they may be waiting for us
         wait_for(shared.scored[other], scratch.applied + 1);
         known[other] = read(shared.scored[other]);
       }
     // The others' scores of a group a little later travel meanwhile.
-    if (shared.team > 1 && scratch.applied + 2 < scratch.scored) {
-      const SkipgramGroup& later = scratch.groups[(scratch.applied + 2) % kSkipgramGroups];
-      const int64_t at = later.plan->steps[later.step].score_at;
-      for (int slice = 0; slice < shared.slices; ++slice)
-        if (slice < first_slice || slice >= last_slice)
+    for (int other = 0; other < shared.team; ++other)
+      if (other != worker && known[other] > scratch.applied + 2)
+        for (int slice = other * shared.slices / shared.team;
+             slice < (other + 1) * shared.slices / shared.team; ++slice)
           for (int line = 0; line < 3; ++line)
-            __builtin_prefetch(score_of(later.slot, slice) + at + 16 * line, 0, 3);
-    }
-    const SkipgramStep* group = place.plan->steps + place.step;
+            __builtin_prefetch(scores_of(scratch.applied + 2, slice) + 16 * line, 0, 3);
+    const SkipgramStep* group = scratch.groups[scratch.applied & shared.ring_mask];
     const SkipgramStep& last = group[group->group - 1];
-    const int64_t begin = group->score_at;
-    const int64_t count =
-        last.score_at - begin + static_cast<int64_t>(job.cbow ? 1 : last.input_count) * last.output_count;
+    const int64_t count = last.score_at - group->score_at +
+                          static_cast<int64_t>(job.cbow ? 1 : last.input_count) * last.output_count;
     for (int64_t at = 0; at < count; at += kLanes) {
-      vfloat sum = load(score_of(place.slot, 0) + begin + at);
+      vfloat sum = load(scores_of(scratch.applied, 0) + at);
       for (int slice = 1; slice < shared.slices; ++slice)
-        sum += load(score_of(place.slot, slice) + begin + at);
+        sum += load(scores_of(scratch.applied, slice) + at);
       store(scratch.score + at, sum);
     }
     group_gradients<kLoss>(job, group, scratch, scratch.score, loss);
     for (int32_t i = 0; i < group->group; ++i)
-      step_update(job, group[i], columns, false, scratch, scratch.score + (group[i].score_at - begin));
+      step_update(job, group[i], columns, false, scratch,
+                  scratch.score + (group[i].score_at - group->score_at));
     ++scratch.applied;
-    if (place.step + group->group == place.plan->step_count) {
-      scratch.terms += place.plan->terms;
-      publish(shared.freed[worker], place.plan->block + 1);
-    }
-  }
-
-  // Plans block `block` of the centers, once everybody is done with the block whose place it takes.
-  VECSMITH_METHOD void plan(const SkipgramStream* stream, int64_t block, int64_t first, int64_t last) {
-    const int64_t slot = block % shared.slots;
-    publish(shared.scored[worker], scratch.scored);
-    for (int other = 0; other < shared.team; ++other)
-      wait_for(shared.freed[other], shared.plan[slot].until);
-    SkipgramPlan& plan = shared.plan[slot];
-    clear(plan);
-    plan.block = block;
-    plan_block(job, stream, first, last, plan);
-    plan.until = plan.step_count ? block + 1 : 0;
-    publish(shared.planned[slot], block + 1);
   }
 
   void run(const SkipgramStream* stream, int64_t first, int64_t last, bool drain) {
     const int64_t ahead = steps_ahead(job) + 1;
-    const int64_t block0 = scratch.blocks;
-    const int64_t blocks = (last - first + kPipelineBlock - 1) / kPipelineBlock;
-    const auto plan_turn = [&](int64_t b) {
-      if (b >= blocks || (block0 + b) % shared.team != worker) return;
-      const int64_t begin = first + b * kPipelineBlock;
-      plan(stream, block0 + b, begin, begin + kPipelineBlock < last ? begin + kPipelineBlock : last);
-    };
-    for (int64_t b = 0; b < kPlanAhead; ++b) plan_turn(b);
-    for (int64_t b = 0; b < blocks; ++b) {
-      plan_turn(b + kPlanAhead);
-      const int64_t slot = (block0 + b) % shared.slots;
-      publish(shared.scored[worker], scratch.scored);
-      wait_for(shared.planned[slot], block0 + b + 1);
-      const SkipgramPlan& plan = shared.plan[slot];
-      const int64_t next_slot = (block0 + b + 1) % shared.slots;
-      const bool known = b + 1 < blocks && read(shared.planned[next_slot]) == block0 + b + 2;
-      const SkipgramPlan* next = known ? &shared.plan[next_slot] : nullptr;
-      for (int64_t s = 0; s < plan.step_count;) {
-        const int32_t size = plan.steps[s].group;
-        for (int32_t i = 0; i < size; ++i)
-          fetch_ahead(job, plan, next, s + i + ahead, columns.first,
+    for (int64_t begin = first; begin < last; begin += kSkipgramBlock) {
+      // Every block has a group, so `lag` groups behind lie in as many blocks at most.
+      SkipgramPlan& plan = scratch.plan[scratch.blocks++ % scratch.plan_count];
+      clear(plan);
+      plan_block(job, stream, begin, begin + kSkipgramBlock < last ? begin + kSkipgramBlock : last, plan);
+      scratch.terms += plan.terms;
+      for (int64_t s = 0; s < plan.step_count; s += plan.steps[s].group) {
+        for (int32_t i = 0; i < plan.steps[s].group; ++i)
+          fetch_ahead(job, plan, nullptr, s + i + ahead, columns.first,
                       columns.first + columns.full + columns.tail);
-        score(plan, s, slot);
+        score(plan.steps + s);
         if (scratch.scored - scratch.applied > shared.lag) apply();
-        s += size;
       }
     }
-    scratch.blocks += blocks;
     if (drain)
       while (scratch.applied < scratch.scored) apply();
+    publish(shared.scored[worker], scratch.scored);
   }
 };
 
