@@ -36,6 +36,31 @@ VECSMITH_INLINE vint load(const int32_t* p) { return *reinterpret_cast<const vin
 VECSMITH_INLINE void store(int32_t* p, vint v) { *reinterpret_cast<vint_memory*>(p) = v; }
 VECSMITH_INLINE vfloat splat(float x) { return x - vfloat{}; }
 
+// A quarter of AVX-512's width: for tails of four, which are common (dimensions 100, 20, 84, ...).
+typedef float vquarter __attribute__((vector_size(16)));
+
+template <class V>
+VECSMITH_INLINE V load_as(const float* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+template <class V>
+VECSMITH_INLINE void store_as(float* p, V v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+
+// The vector that begins with these four lanes; the others are zero.
+VECSMITH_INLINE vfloat widen(vquarter v) {
+#if defined(__AVX512F__)
+  return (vfloat)_mm512_zextps128_ps512((__m128)v);
+#elif defined(__AVX2__)
+  return (vfloat)_mm256_zextps128_ps256((__m128)v);
+#else
+  return (vfloat)v;
+#endif
+}
+
 // Keeps a loaded vector in a register: else each of its uses becomes a load of its own.
 VECSMITH_INLINE vfloat in_register(vfloat v) {
 #if defined(__AVX512F__)

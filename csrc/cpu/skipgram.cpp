@@ -245,7 +245,7 @@ class Pipeline {
     const int64_t lines = (job.dim + 15) / 16;
     view.slices = static_cast<int32_t>(std::min<int64_t>(lines, job.dim < 512 ? 2 : kSkipgramSlices));
     for (int64_t k = 0; k <= view.slices; ++k)
-      view.column[k] = std::min(job.dim, (lines * k + view.slices - 1) / view.slices * 16);
+      view.column[k] = k < view.slices ? lines * k / view.slices * 16 : job.dim;
     view.ring_mask = ring_size(lag) - 1;
     view.score_stride = Bounds(job, 1).group;
     view.scores = scores_.reserve(ring_size(lag) * view.slices * view.score_stride);
