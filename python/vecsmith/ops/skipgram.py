@@ -25,9 +25,9 @@ OPERATOR = register(
     )
 )
 
-# How many groups of steps the scores run ahead of the updates in deterministic mode: long enough for them
-# to travel between two processors, short enough that no row sees many stale gradients. Part of the
-# result: never derived from the machine.
+# How many groups of steps the scores run ahead of the updates in deterministic mode: long enough
+# for them to travel between two processors, short enough that no row sees many stale gradients.
+# Part of the result: never derived from the machine.
 DETERMINISTIC_LAG = 8
 MAX_LAG = 512
 
@@ -130,7 +130,7 @@ def skipgram(
     """
     name = "skipgram"
     check.table(name, "input_table", input_table)
-    vocabulary, dim = input_table.shape
+    vocabulary = input_table.shape[0]
     check.integer(name, "window", window, low=1, high=2**20)
     check.integer(name, "negative", negative, low=0, high=2**16)
     if shared_negatives not in ("window", "pair"):
@@ -169,7 +169,8 @@ def skipgram(
             if path is None:
                 raise ValueError(f"{name}: expected {label} with a tree_table; got None")
             check.tensor(name, label, path, dtype, shape, input_table)
-        assert path_nodes is not None and path_codes is not None
+        assert path_nodes is not None
+        assert path_codes is not None
         if path_nodes.numel() != path_codes.numel():
             raise ValueError(
                 f"{name}: expected as many path_codes as path_nodes; "
@@ -366,11 +367,11 @@ def _skipgram_impl(
         if chosen == "triton":
             from vecsmith.kernels import skipgram as kernels
 
-            result = _run_on_gpu(kernels.skipgram, tensors, compute_loss, settings)
+            result = run(kernels.skipgram, *tensors, compute_loss=compute_loss, **settings)
         elif chosen == "cuda":
             from vecsmith.ops import _cuda_skipgram as kernels
 
-            result = _run_on_gpu(kernels.skipgram, tensors, compute_loss, settings)
+            result = run(kernels.skipgram, *tensors, compute_loss=compute_loss, **settings)
         else:
             result = run(reference.skipgram, *tensors, **settings)
             result[0] *= compute_loss
@@ -383,7 +384,8 @@ def _skipgram_impl(
 def _check_ids(tensors: tuple[Tensor | None, ...], vocabulary: int) -> None:
     """What the native binding checks in C++, for the backends that do not."""
     _, _, tree, tokens, offsets, _, alias, path_offsets, path_nodes, _ = tensors
-    assert tokens is not None and offsets is not None
+    assert tokens is not None
+    assert offsets is not None
     check.ids("skipgram", "tokens", tokens, 0, vocabulary)
     check.ids("skipgram", "offsets", offsets, 0, tokens.numel() + 1)
     if bool((offsets[1:] < offsets[:-1]).any()):
@@ -391,7 +393,8 @@ def _check_ids(tensors: tuple[Tensor | None, ...], vocabulary: int) -> None:
     if alias is not None:
         check.ids("skipgram", "alias", alias[:, 1], 0, vocabulary)
     if tree is not None:
-        assert path_offsets is not None and path_nodes is not None
+        assert path_offsets is not None
+        assert path_nodes is not None
         check.ids("skipgram", "path_nodes", path_nodes, 0, vocabulary - 1)
         check.ids("skipgram", "path_offsets", path_offsets, 0, path_nodes.numel() + 1)
         if bool((path_offsets[1:] < path_offsets[:-1]).any()):
@@ -441,11 +444,11 @@ def _pairs_impl(
         if chosen == "triton":
             from vecsmith.kernels import skipgram as kernels
 
-            result = _run_on_gpu(kernels.skipgram_pairs, tensors, compute_loss, settings)
+            result = run(kernels.skipgram_pairs, *tensors, compute_loss=compute_loss, **settings)
         elif chosen == "cuda":
             from vecsmith.ops import _cuda_skipgram as kernels
 
-            result = _run_on_gpu(kernels.skipgram_pairs, tensors, compute_loss, settings)
+            result = run(kernels.skipgram_pairs, *tensors, compute_loss=compute_loss, **settings)
         else:
             result = run(reference.skipgram_pairs, *tensors, **settings)
             result[0] *= compute_loss
