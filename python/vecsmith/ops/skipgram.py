@@ -112,10 +112,10 @@ def skipgram(
         words_total: words of the whole training (default: words_before + first_position + N).
         seed, epoch: key the random draws, with a token's position.
         first_position: the position of tokens[0].
-        lag: 0: one step after another (lock-free over several workers). n > 0: the scores of a window
-            are taken n windows before its update is applied, and the same seed gives the same bits
-            for any number of workers (of which two can be used, four from D = 256 on). None: 0, or 8
-            under ``torch.use_deterministic_algorithms(True)``.
+        lag: 0: one step after another (lock-free over several workers). n > 0: the scores of a
+            window are taken n windows before its update is applied, and the same seed gives the
+            same bits for any number of workers (of which two can be used, four from D = 512 on).
+            None: 0, or 8 under ``torch.use_deterministic_algorithms(True)``.
         compute_loss: False leaves the loss at 0 and saves a few percent.
         num_threads: workers (default ``torch.get_num_threads()``).
         backend: "native", "cuda", "triton" or "reference" to force one.
@@ -229,13 +229,13 @@ def skipgram_pairs(
     num_threads: int | None = None,
     backend: str | None = None,
 ) -> Tensor:
-    """Skip-gram with negative sampling on given pairs, in place: items, graph walks, anything that is
-    not text. One step per pair i, in order, on
+    """Skip-gram with negative sampling on given pairs, in place: items, graph walks, anything that
+    is not text. One step per pair i, in order, on
 
         loss = - log s(x . o_i) - sum_k log s(-x . o_ik),    x = input_table[centers[i]]
 
-    with o_i = output_table[contexts[i]] and o_ik = output_table[negatives[i, k]]. Negatives that are
-    -1 or equal contexts[i] are left out.
+    with o_i = output_table[contexts[i]] and o_ik = output_table[negatives[i, k]]. Negatives that
+    are -1 or equal contexts[i] are left out.
 
     Args:
         input_table: [V, D] float32, changed in place.
