@@ -19,7 +19,8 @@ except PackageNotFoundError:  # running from a source tree that was never instal
 import torch as _torch  # noqa: F401
 
 if TYPE_CHECKING:
-    from vecsmith import data, eval, io, models, ops, reference
+    from vecsmith import data, eval, io, models, ops
+    from vecsmith import reference as reference
     from vecsmith.models.keyed_vectors import KeyedVectors
     from vecsmith.models.word2vec import Word2Vec
 

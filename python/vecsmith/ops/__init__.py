@@ -1,8 +1,8 @@
 """The only door to the hot paths. One public module per operator; each checks its arguments once,
 calls its registered ``torch.ops.vecsmith`` operator, and leaves the rest to a backend.
 
-``registry()`` lists the operators and their backends, ``explain()`` says which backend would be used
-here and why (``vecsmith info`` prints it).
+``registry()`` lists the operators and their backends, ``explain()`` says which backend would be
+used here and why (``vecsmith info`` prints it).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Argument checks shared by the operators: "<op>: expected ..., got ...", before anything is changed."""
+"""Argument checks shared by the operators, before anything is changed: "<op>: expected ..., got
+..."."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 
 def _shape(shape: tuple[int | None, ...]) -> str:
@@ -13,9 +15,15 @@ def _shape(shape: tuple[int | None, ...]) -> str:
 
 
 def tensor(
-    op: str, name: str, value: object, dtype: torch.dtype, shape: tuple[int | None, ...], like: Tensor
+    op: str,
+    name: str,
+    value: object,
+    dtype: torch.dtype,
+    shape: tuple[int | None, ...],
+    like: Tensor,
 ) -> None:
-    """``value`` is a contiguous tensor of this dtype and shape (None: any length) beside ``like``."""
+    """``value`` is a contiguous tensor of this dtype and shape (None: any length), where ``like``
+    is."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: expected {name} to be a torch.Tensor; got {type(value).__name__}")
     if value.dtype != dtype:
@@ -36,7 +44,8 @@ def tensor(
 def table(
     op: str, name: str, value: object, like: Tensor | None = None, rows: int | None = None
 ) -> None:
-    """``value`` is a floating [rows, D] table with unit stride along D and rows that do not overlap."""
+    """``value`` is a floating [rows, D] table with unit stride along D and rows that do not
+    overlap."""
     if not isinstance(value, Tensor):
         raise TypeError(f"{op}: expected {name} to be a torch.Tensor; got {type(value).__name__}")
     if value.layout != torch.strided:
@@ -69,12 +78,15 @@ def distinct(op: str, **tables: Tensor | None) -> None:
     """No two of the tables share memory: an update of one would be read through the other."""
     if torch.compiler.is_compiling():
         return  # pointers are not known while tracing; the eager call has checked
+    if any(isinstance(t, FakeTensor) or (t is not None and t.is_meta) for t in tables.values()):
+        return  # there is no memory
     spans = []
     for name, value in tables.items():
         if value is None or value.numel() == 0:
             continue
         first = value.data_ptr()
-        last = first + ((value.shape[0] - 1) * value.stride(0) + value.shape[1]) * value.element_size()
+        span = (value.shape[0] - 1) * value.stride(0) + value.shape[1]
+        last = first + span * value.element_size()
         for other, low, high in spans:
             if first < high and low < last:
                 raise ValueError(f"{op}: expected tables apart; {name} shares memory with {other}")

@@ -44,6 +44,7 @@ class Operator:
     functions: tuple[str, ...] = field(default=())
 
     def backend(self, name: str) -> Backend:
+        """The backend of this name. Raises ValueError, with the names there are, for another."""
         for backend in self.backends:
             if backend.name == name:
                 return backend
@@ -70,10 +71,14 @@ def registry() -> dict[str, Operator]:
 
 @functools.cache
 def native() -> ModuleType:
-    """The CPU module. Raises BackendUnavailable, with the reason, where it was not built."""
+    """The CPU module. Raises BackendUnavailable, with the reason, where it was not built, and
+    ValueError where VECSMITH_ISA names a level that this machine does not have: whoever forces a
+    level must not get the slow reference instead."""
     try:
         return importlib.import_module("vecsmith._native")
     except ImportError as error:
+        if os.environ.get("VECSMITH_ISA") and "ISA level" in str(error):
+            raise ValueError(f"VECSMITH_ISA: {error}") from None
         raise BackendUnavailable(f"vecsmith._native cannot be loaded: {error}") from error
 
 

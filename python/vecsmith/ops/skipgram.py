@@ -399,6 +399,11 @@ def _check_ids(tensors: tuple[Tensor | None, ...], vocabulary: int) -> None:
         check.ids("skipgram", "path_offsets", path_offsets, 0, path_nodes.numel() + 1)
         if bool((path_offsets[1:] < path_offsets[:-1]).any()):
             raise ValueError("skipgram: expected non-decreasing path_offsets")
+        empty = (path_offsets[1:] == path_offsets[:-1]).nonzero()
+        if vocabulary > 1 and empty.numel():
+            raise ValueError(
+                f"skipgram: expected a path for every word; got none for word {int(empty[0])}"
+            )
 
 
 def _pairs_impl(

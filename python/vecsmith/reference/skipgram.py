@@ -1,5 +1,5 @@
-"""word2vec's training step, in plain PyTorch: skip-gram and CBOW, negative sampling and hierarchical
-softmax, with every random draw a pure function of (seed, epoch, position).
+"""word2vec's training step, in plain PyTorch: skip-gram and CBOW, negative sampling and
+hierarchical softmax, with every random draw a pure function of (seed, epoch, position).
 
 The model (Mikolov et al. 2013a, 2013b)
 ---------------------------------------
@@ -11,49 +11,51 @@ Input rows x_c = ``input_table[c]`` and output rows o_t. The output rows of a ce
 
 One *step* has inputs h_1..h_m and outputs o_1..o_n with labels y_j:
 
-    loss   =  - sum_ij [ y_j log s(h_i . o_j) + (1 - y_j) log s(-h_i . o_j) ],   s(z) = 1/(1+exp(-z))
-    g_ij   =  alpha * (y_j - s(h_i . o_j))
-    o_j   +=  sum_i g_ij h_i          h_i  +=  sum_j g_ij o_j       (right sides: values before the step)
+    loss = - sum_ij [ y_j log s(h_i . o_j) + (1 - y_j) log s(-h_i . o_j) ],  s(z) = 1/(1+exp(-z))
+    g_ij = alpha * (y_j - s(h_i . o_j))
+    o_j += sum_i g_ij h_i        h_i += sum_j g_ij o_j      (right sides: values before the step)
 
-* skip-gram, ``shared_negatives="window"``: one step per center; the h_i are the rows of all the words
-  in its window, and all share one set of negatives (Ji et al. 2016, "Parallelizing word2vec in shared
-  and distributed memory"). Hierarchical softmax is one such step too.
-* skip-gram, ``shared_negatives="pair"``: one step per (context, center), each with its own negatives:
-  word2vec's own rule. The steps of a center are a *group*: their g_ij are taken at the values before
-  the first of them, then their updates are applied in order.
-* CBOW: one step per center with a single h. ``cbow_mean``: h = mean of the window's rows, and each of
-  these rows receives the whole update of h. Otherwise h = their sum and each receives 1/m of it. Both
-  are what word2vec and gensim do (Irsoy et al. 2021 discuss the choice).
+* skip-gram, ``shared_negatives="window"``: one step per center; the h_i are the rows of all the
+  words in its window, and all share one set of negatives (Ji et al. 2016, "Parallelizing word2vec
+  in shared and distributed memory"). Hierarchical softmax is one such step too.
+* skip-gram, ``shared_negatives="pair"``: one step per (context, center), each with its own
+  negatives: word2vec's own rule. The steps of a center are a *group*: their g_ij are taken at the
+  values before the first of them, then their updates are applied in order.
+* CBOW: one step per center with a single h. ``cbow_mean``: h = mean of the window's rows, and each
+  of these rows receives the whole update of h. Otherwise h = their sum and each receives 1/m of it.
+  Both are what word2vec and gensim do (Irsoy et al. 2021 discuss the choice).
 
-As in word2vec.c, the *context* words are the inputs and the *center* is the positive output. With both
-negative sampling and hierarchical softmax, the tree's step comes first.
+As in word2vec.c, the *context* words are the inputs and the *center* is the positive output. With
+both negative sampling and hierarchical softmax, the tree's step comes first.
 
-``lag`` = 0: one group after another (a step that is in no group is one of its own). ``lag`` = n > 0: the g_ij of a group are taken
-when the updates of all groups but the n before it have been applied; these follow in order, each at
-the values that it finds, and the last n are applied at the end of the call. This is what deterministic
-mode trains, with a small n: scores travel between workers in the meantime, and any number of them
-gives the same bits.
+``lag`` = 0: one group after another (a step that is in no group is one of its own).
+``lag`` = n > 0: the g_ij of a group are taken when the updates of all groups but the n before it
+have been applied; these follow in order, each at the values that it finds, and the last n are
+applied at the end of the call. This is what deterministic mode trains, with a small n: scores
+travel between workers in the meantime, and any number of them gives the same bits.
 
 Positions, windows, sub-sampling, rate
 --------------------------------------
 Token i of ``tokens`` has position p = first_position + i. A token w survives sub-sampling if
-u < keep[w]. Windows are taken over the survivors of a sentence: r = ``window``, or 1 + floor(window*u)
-when ``shrink_windows``; the contexts of survivor k are survivors k-r .. k+r of its sentence except k.
-The rate falls linearly over the words seen: alpha(p) = alpha + (min_alpha - alpha) * (words_before + p)
-/ words_total, not below min(alpha, min_alpha).
+u < keep[w]. Windows are taken over the survivors of a sentence: r = ``window``, or
+1 + floor(window*u) when ``shrink_windows``; the contexts of survivor k are survivors k-r .. k+r of
+its sentence except k. The rate falls linearly over the words seen: alpha(p) = alpha +
+(min_alpha - alpha) * (words_before + p) / words_total, not below min(alpha, min_alpha).
 
 Random draws
 ------------
 SplitMix64 (Steele, Lea, Flood 2014) as a counter-based generator:
 
-    mix(z):  z ^= z >> 30; z *= 0xBF58476D1CE4E5B9; z ^= z >> 27; z *= 0x94D049BB133111EB; z ^= z >> 31
+    mix(z):  z ^= z >> 30; z *= 0xBF58476D1CE4E5B9;
+             z ^= z >> 27; z *= 0x94D049BB133111EB; z ^= z >> 31
     key(stream)  = mix(mix(mix(seed + G) + epoch + G) + stream + G),   G = 0x9E3779B97F4A7C15
     draw(stream, n) = mix(key(stream) + (n + 1) * G)                   (all modulo 2^64)
 
     sub-sampling  stream 0, n = p                      u = (bits >> 40) * 2^-24
     window        stream 1, n = p                      r = 1 + ((bits >> 32) * window >> 32)
-    negative k    stream 2, n = (p*slots + slot)*K + k i = (bits >> 32) * V >> 32;
-                  alias table (Walker 1977):           (bits & (2^32-1)) >> 1 < alias[i,0] ? i : alias[i,1]
+    negative k    stream 2, n = (p*slots + slot)*K + k i = (bits >> 32) * V >> 32, and of i and
+                  alias[i,1], by the alias table       (Walker 1977), i where
+                                                       (bits & (2^32-1)) >> 1 < alias[i,0]
 
 ``slots`` = 1, slot = 0 for window-shared negatives and CBOW; slots = 2*window+1,
 slot = (context index - center index) + window for "pair". A negative that equals its positive is
@@ -112,7 +114,9 @@ def below(bits: Tensor, n: int) -> Tensor:
     return _shift_right(_shift_right(bits, 32) * n, 32)
 
 
-def keep_mask(tokens: Tensor, positions: Tensor, keep: Tensor | None, seed: int, epoch: int) -> Tensor:
+def keep_mask(
+    tokens: Tensor, positions: Tensor, keep: Tensor | None, seed: int, epoch: int
+) -> Tensor:
     """Which tokens survive sub-sampling. tokens, positions: [N] -> bool [N]."""
     if keep is None:
         return torch.ones_like(tokens, dtype=torch.bool)
@@ -235,8 +239,8 @@ def skipgram(
 ) -> Tensor:
     """Train on a chunk of corpus, in place; see the module docstring for every formula.
 
-    input_table [V, D]; output_table [V, D] (negative > 0) or None; tree_table [V-1, D] (hierarchical
-    softmax) or None; tokens [N] int32; offsets [S+1] int64: sentence s is
+    input_table [V, D]; output_table [V, D] (negative > 0) or None; tree_table [V-1, D]
+    (hierarchical softmax) or None; tokens [N] int32; offsets [S+1] int64: sentence s is
     tokens[offsets[s]:offsets[s+1]]; keep [V] float32 or None; alias [V, 2] int32;
     path_offsets [V+1] int64, path_nodes [P] int32, path_codes [P] uint8: word w's path is
     path_nodes[path_offsets[w]:path_offsets[w+1]], root first.
@@ -260,12 +264,17 @@ def skipgram(
             rate = alpha + (min_alpha - alpha) * ((words_before + p) / words_total)
             rate = max(rate, min(alpha, min_alpha))
             if tree_table is not None:
+                assert path_offsets is not None  # for the type checker
+                assert path_nodes is not None
+                assert path_codes is not None
                 path = slice(int(path_offsets[center]), int(path_offsets[center + 1]))
                 nodes, labels = path_nodes[path].long(), 1 - path_codes[path].float()
                 if nodes.numel():
                     trainer.add([_Step(contexts, tree_table, nodes, labels, rate)])
             if not negative:
                 continue
+            assert output_table is not None
+            assert alias is not None
             pairwise = shared_negatives == "pair" and not cbow
             at = torch.tensor([p], device=tokens.device)
             if pairwise:
@@ -294,9 +303,8 @@ def skipgram_pairs(
     lag: int,
 ) -> Tensor:
     """The explicit form: one step per pair, in order, each with h = input_table[centers[i]], the
-    positive output contexts[i] and the negative outputs negatives[i] (those that are -1 or equal the
-    positive are left out). Each pair is a group
-    of its own; ``lag`` as in the module docstring.
+    positive output contexts[i] and the negative outputs negatives[i] (those that are -1 or equal
+    the positive are left out). Each pair is a group of its own; ``lag`` as in the module docstring.
 
     centers, contexts: [N] int64; negatives: [N, K] int64. Returns float64 [2]: loss, terms.
     """

@@ -1,0 +1,5 @@
+"""``python -m vecsmith``: the command line."""
+
+from vecsmith.cli import main
+
+main()
