@@ -417,6 +417,21 @@ def test_an_unknown_level():
     assert "unknown ISA level 'avx1024': expected base, avx2, avx512 or amx" in last
 
 
+def test_an_unknown_level_on_the_command_line():
+    environment = {**os.environ, "VECSMITH_ISA": "avx1024"}
+    done = subprocess.run(
+        [sys.executable, "-m", "vecsmith", "info"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: vecsmith._native cannot be loaded: unknown ISA level 'avx1024'")
+
+
 @pytest.mark.skipif(len(_native.isa_levels()) == 4, reason="every level is supported here")
 def test_a_level_that_is_not_supported_here():
     level = next(n for n in ("amx", "avx512", "avx2") if n not in _native.isa_levels())

@@ -1,11 +1,12 @@
 // The _native module: what every operator's binding registers into, and the ISA level.
+#include "bind/module.h"
+
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <string>
 #include <vector>
 
-#include "bind/module.h"
 #include "cpu/isa.h"
 
 #ifdef _OPENMP
@@ -28,7 +29,8 @@ PYBIND11_MODULE(_native, m) {
   m.def("isa_levels", [] {
     std::vector<std::string> names;
     for (int level = 0; level < 4; ++level)
-      if (isa_supported(static_cast<Isa>(level))) names.push_back(isa_name(static_cast<Isa>(level)));
+      if (isa_supported(static_cast<Isa>(level)))
+        names.push_back(isa_name(static_cast<Isa>(level)));
     return names;
   });
   isa_level();  // A bad VECSMITH_ISA fails here, at import, by name.

@@ -41,7 +41,8 @@ void check_offsets(const char* name, const int64_t* offsets, int64_t count, int6
     if (offsets[i] < 0 || offsets[i] > last) out_of_range(name, 0, last, offsets[i]);
     if (i > 0 && offsets[i] < offsets[i - 1])
       throw py::value_error("skipgram: expected non-decreasing " + std::string(name) + "; got " +
-                            std::to_string(offsets[i]) + " after " + std::to_string(offsets[i - 1]));
+                            std::to_string(offsets[i]) + " after " +
+                            std::to_string(offsets[i - 1]));
   }
 }
 
@@ -68,8 +69,7 @@ void check_job(const SkipgramJob& job, int64_t token_count, int64_t path_size) {
       if (job.path_offsets[v] == job.path_offsets[v + 1])
         throw py::value_error("skipgram: expected a path for every word; got none for word " +
                               std::to_string(v));
-    if (path_size > 0)
-      check_range("path_nodes", job.path_nodes, path_size, 0, job.vocabulary - 2);
+    if (path_size > 0) check_range("path_nodes", job.path_nodes, path_size, 0, job.vocabulary - 2);
   }
 }
 
@@ -109,9 +109,11 @@ void bind_skipgram(py::module_& m) {
         job.rate_slope = (min_alpha - alpha) / static_cast<double>(words_total);
         job.rate_start = alpha + job.rate_slope * static_cast<double>(words_before);
         job.rate_least = std::min(alpha, min_alpha);
-        job.key_subsample = skipgram_key(static_cast<uint64_t>(seed), static_cast<uint64_t>(epoch), 0);
+        job.key_subsample =
+            skipgram_key(static_cast<uint64_t>(seed), static_cast<uint64_t>(epoch), 0);
         job.key_window = skipgram_key(static_cast<uint64_t>(seed), static_cast<uint64_t>(epoch), 1);
-        job.key_negative = skipgram_key(static_cast<uint64_t>(seed), static_cast<uint64_t>(epoch), 2);
+        job.key_negative =
+            skipgram_key(static_cast<uint64_t>(seed), static_cast<uint64_t>(epoch), 2);
         job.first_position = first_position;
         job.compute_loss = compute_loss;
         py::gil_scoped_release release;
@@ -126,9 +128,9 @@ void bind_skipgram(py::module_& m) {
       py::arg("address"), py::arg("stride"), py::arg("vocabulary"), py::arg("dim"),
       py::arg("token_count"), py::arg("sentences"), py::arg("path_size"), py::arg("result"),
       py::kw_only(), py::arg("window"), py::arg("negative"), py::arg("cbow"), py::arg("cbow_mean"),
-      py::arg("shrink_windows"), py::arg("shared_negatives"), py::arg("alpha"), py::arg("min_alpha"),
-      py::arg("words_before"), py::arg("words_total"), py::arg("seed"), py::arg("epoch"),
-      py::arg("first_position"), py::arg("lag"), py::arg("compute_loss"),
+      py::arg("shrink_windows"), py::arg("shared_negatives"), py::arg("alpha"),
+      py::arg("min_alpha"), py::arg("words_before"), py::arg("words_total"), py::arg("seed"),
+      py::arg("epoch"), py::arg("first_position"), py::arg("lag"), py::arg("compute_loss"),
       py::arg("num_threads"));
 
   m.def(

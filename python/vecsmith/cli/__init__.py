@@ -16,6 +16,9 @@ from typing import Annotated, Any
 
 import typer
 
+from vecsmith.cli import _loads  # noqa: F401
+
+# isort: split
 from vecsmith.cli import _info, _vectors, _word2vec
 from vecsmith.models._checkpoint import TrainingInterrupted, interrupt_on_terminate
 

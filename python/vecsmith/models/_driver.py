@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from vecsmith.data import Corpus
 
 # Positions of the corpus per call: small enough to answer Ctrl-C within a second, large enough that
-# a call costs nothing. Part of what deterministic mode computes (its lag is emptied at the end of a call),
-# so it depends on nothing but the kind of device.
+# a call costs nothing. Part of what deterministic mode computes (its lag is emptied at the end of a
+# call), so it depends on nothing but the kind of device.
 CHUNK_POSITIONS = {"cpu": 1 << 18, "cuda": 1 << 22}
 # A checkpoint at the end of an epoch is left out where the one before it is younger than this.
 EPOCH_CHECKPOINT_SECONDS = 10.0
