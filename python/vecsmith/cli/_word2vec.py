@@ -236,7 +236,9 @@ def word2vec(
         if not quiet:
             print(line, file=sys.stderr, flush=True)
 
-    torch.use_deterministic_algorithms(deterministic)
+    # The setter imports torch's compiler: two seconds and 90 MB, for nothing where nothing changes.
+    if deterministic != torch.are_deterministic_algorithms_enabled():
+        torch.use_deterministic_algorithms(deterministic)
     model = Word2Vec(
         vector_size=vector_size,
         alpha=alpha,
