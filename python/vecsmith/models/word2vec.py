@@ -781,6 +781,7 @@ class Word2Vec:
 
     @property
     def layer1_size(self) -> int:
+        """gensim's other name of ``vector_size``."""
         return self.vector_size
 
     def __repr__(self) -> str:
