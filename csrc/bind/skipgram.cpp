@@ -15,6 +15,10 @@ namespace py = pybind11;
 namespace vecsmith {
 namespace {
 
+// Negatives or nodes of a step: the kernels count outputs, and products of their number and of the
+// tiles they come in, in 32 bits.
+constexpr int64_t kMostOutputs = int64_t{1} << 16;
+
 template <class T>
 T* pointer(uint64_t address) {
   return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
@@ -69,6 +73,12 @@ void check_job(const SkipgramJob& job, int64_t token_count, int64_t path_size) {
       if (job.path_offsets[v] == job.path_offsets[v + 1])
         throw py::value_error("skipgram: expected a path for every word; got none for word " +
                               std::to_string(v));
+    for (int64_t v = 0; v < job.vocabulary; ++v)
+      if (job.path_offsets[v + 1] - job.path_offsets[v] > kMostOutputs)
+        throw py::value_error("skipgram: expected paths of at most " +
+                              std::to_string(kMostOutputs) + " nodes; got " +
+                              std::to_string(job.path_offsets[v + 1] - job.path_offsets[v]) +
+                              " for word " + std::to_string(v));
     if (path_size > 0) check_range("path_nodes", job.path_nodes, path_size, 0, job.vocabulary - 2);
   }
 }
@@ -118,11 +128,6 @@ void bind_skipgram(py::module_& m) {
         job.compute_loss = compute_loss;
         py::gil_scoped_release release;
         check_job(job, token_count, path_size);
-        job.max_outputs = negative + 1;
-        if (job.path_offsets)
-          for (int64_t v = 0; v < vocabulary; ++v)
-            job.max_outputs =
-                std::max(job.max_outputs, job.path_offsets[v + 1] - job.path_offsets[v]);
         skipgram_run(job, num_threads, lag, pointer<double>(result));
       },
       py::arg("address"), py::arg("stride"), py::arg("vocabulary"), py::arg("dim"),
@@ -144,6 +149,9 @@ void bind_skipgram(py::module_& m) {
         job.stride[kInput] = stride[0];
         job.stride[kOutput] = stride[1];
         job.vocabulary = std::max(input_rows, output_rows);
+        if (negative > kMostOutputs)
+          throw py::value_error("skipgram_pairs: expected at most " + std::to_string(kMostOutputs) +
+                                " negatives of a pair; got " + std::to_string(negative));
         job.dim = dim;
         job.centers = pointer<const int64_t>(address[2]);
         job.contexts = pointer<const int64_t>(address[3]);
@@ -153,7 +161,6 @@ void bind_skipgram(py::module_& m) {
         job.shared_negatives = true;
         job.alpha = alpha;
         job.compute_loss = compute_loss;
-        job.max_outputs = negative + 1;
         py::gil_scoped_release release;
         check_range("centers", job.centers, pairs, 0, input_rows - 1);
         check_range("contexts", job.contexts, pairs, 0, output_rows - 1);

@@ -18,7 +18,7 @@ namespace {
 constexpr const char* kNames[] = {"base", "avx2", "avx512", "amx"};
 constexpr int kLevels = 4;
 
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(VECSMITH_HAS_avx2)
 struct Features {
   bool avx2 = false, avx512 = false, amx = false;
 };
@@ -31,8 +31,8 @@ Features detect() {
   if (!osxsave) return features;
   unsigned low, high;
   __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  const bool os_ymm = (low & 0x6) == 0x6;       // XMM and YMM state are saved
-  const bool os_zmm = (low & 0xe6) == 0xe6;     // and opmask, ZMM
+  const bool os_ymm = (low & 0x6) == 0x6;    // XMM and YMM state are saved
+  const bool os_zmm = (low & 0xe6) == 0xe6;  // and opmask, ZMM
   const bool os_tile = (low & 0x60000) == 0x60000;
   unsigned b7, c7, d7;
   if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return features;

@@ -1,8 +1,9 @@
 // ISA levels: which compiled copy of the kernels this process runs.
 //
-// Every *.kernel.cpp is compiled once per level into namespace vecsmith::<level>. The level is chosen
-// once, from CPUID *and* what the operating system saves (XGETBV; for AMX a permission by arch_prctl),
-// or forced by VECSMITH_ISA. This header and isa.cpp are compiled without any ISA flag.
+// Every *.kernel.cpp is compiled once per level into namespace vecsmith::<level>. The level is
+// chosen once, from CPUID *and* what the operating system saves (XGETBV; for AMX a permission by
+// arch_prctl), or forced by VECSMITH_ISA. This header and isa.cpp are compiled without any ISA
+// flag.
 #pragma once
 
 namespace vecsmith {
@@ -14,8 +15,7 @@ const char* isa_name(Isa level);
 // True if the level was compiled in and both processor and operating system support it.
 bool isa_supported(Isa level);
 
-// The level in use. The first call reads VECSMITH_ISA; throws std::runtime_error if that names an
-// unknown or unsupported level.
+// The level in use. The first call reads VECSMITH_ISA, and throws what set_isa_level throws for it.
 Isa isa_level();
 
 // Sets the level by name ("base", "avx2", "avx512", "amx", or "" for the best supported one).
@@ -24,7 +24,7 @@ void set_isa_level(const char* name);
 
 // PICK_KERNEL(function) names the copy of vecsmith::<level>::function for the level in use.
 #ifdef VECSMITH_HAS_avx2
-#define VECSMITH_PICK_KERNEL(function)                                        \
+#define VECSMITH_PICK_KERNEL(function)                                                 \
   (::vecsmith::isa_level() == ::vecsmith::Isa::amx      ? ::vecsmith::amx::function    \
    : ::vecsmith::isa_level() == ::vecsmith::Isa::avx512 ? ::vecsmith::avx512::function \
    : ::vecsmith::isa_level() == ::vecsmith::Isa::avx2   ? ::vecsmith::avx2::function   \

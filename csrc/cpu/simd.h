@@ -1,6 +1,7 @@
-// Float vectors of the width of the ISA level this file is compiled for, on GCC's and Clang's vector
-// extension. Include only from *.kernel.cpp: everything lives in the level's own namespace, and nothing
-// here may become a symbol that the linker could share between levels (hence static, always_inline).
+// Float vectors of the width of the ISA level this file is compiled for, on GCC's and Clang's
+// vector extension. Include only from *.kernel.cpp: everything lives in the level's own namespace,
+// and nothing here may become a symbol that the linker could share between levels (hence static,
+// always_inline).
 #pragma once
 
 #include <stdint.h>
@@ -71,15 +72,16 @@ VECSMITH_INLINE vfloat in_register(vfloat v) {
   return v;
 }
 
-// The first n lanes (0 < n < kLanes); the others read as zero, and are not written. Whole quarters go
-// through plain narrower loads and stores, which, unlike masked ones, are forwarded from one to the other.
+// The first n lanes (0 < n < kLanes); the others read as zero, and are not written. Whole quarters
+// go through plain narrower loads and stores, which, unlike masked ones, are forwarded from one to
+// the other.
 VECSMITH_INLINE vfloat load_tail(const float* p, int n) {
 #if defined(__AVX512F__)
   if (n == 4) return (vfloat)_mm512_zextps128_ps512(_mm_loadu_ps(p));
   if (n == 8) return (vfloat)_mm512_zextps256_ps512(_mm256_loadu_ps(p));
   if (n == 12)
-    return (vfloat)_mm512_insertf32x4(_mm512_zextps256_ps512(_mm256_loadu_ps(p)), _mm_loadu_ps(p + 8),
-                                      2);
+    return (vfloat)_mm512_insertf32x4(_mm512_zextps256_ps512(_mm256_loadu_ps(p)),
+                                      _mm_loadu_ps(p + 8), 2);
   return (vfloat)_mm512_maskz_loadu_ps(static_cast<__mmask16>((1u << n) - 1), p);
 #elif defined(__AVX2__)
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
@@ -141,10 +143,10 @@ VECSMITH_INLINE void fold4(vfloat a, vfloat b, vfloat c, vfloat d, float* out) {
       _mm256_castpd_ps(_mm256_unpackhi_pd(_mm256_castps_pd(ab), _mm256_castps_pd(cd))));
   _mm_storeu_ps(out, _mm_add_ps(_mm256_castps256_ps128(h), _mm256_extractf128_ps(h, 1)));
 #elif defined(__x86_64__)
-  const __m128 ab = _mm_add_ps(_mm_unpacklo_ps((__m128)a, (__m128)b),
-                               _mm_unpackhi_ps((__m128)a, (__m128)b));
-  const __m128 cd = _mm_add_ps(_mm_unpacklo_ps((__m128)c, (__m128)d),
-                               _mm_unpackhi_ps((__m128)c, (__m128)d));
+  const __m128 ab =
+      _mm_add_ps(_mm_unpacklo_ps((__m128)a, (__m128)b), _mm_unpackhi_ps((__m128)a, (__m128)b));
+  const __m128 cd =
+      _mm_add_ps(_mm_unpacklo_ps((__m128)c, (__m128)d), _mm_unpackhi_ps((__m128)c, (__m128)d));
   _mm_storeu_ps(out, _mm_add_ps(_mm_movelh_ps(ab, cd), _mm_movehl_ps(cd, ab)));
 #else
   vfloat all[4] = {a, b, c, d};
@@ -156,22 +158,20 @@ VECSMITH_INLINE void fold4(vfloat a, vfloat b, vfloat c, vfloat d, float* out) {
 #endif
 }
 
-VECSMITH_INLINE vfloat select(vint mask, vfloat yes, vfloat no) {
-  return (vfloat)((mask & (vint)yes) | (~mask & (vint)no));
-}
 VECSMITH_INLINE vfloat max(vfloat a, vfloat b) { return a > b ? a : b; }
-VECSMITH_INLINE vfloat min(vfloat a, vfloat b) { return a < b ? a : b; }
 VECSMITH_INLINE vfloat abs(vfloat a) { return (vfloat)((vint)a & 0x7fffffff); }
 
 // A vector written by stores of four floats: read by fours, each is forwarded from its store.
 VECSMITH_INLINE vfloat load_fours(const float* p) {
 #if defined(__AVX512F__)
-  const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 4), 1);
+  const __m256 low =
+      _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 4), 1);
   const __m256 high =
       _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p + 8)), _mm_loadu_ps(p + 12), 1);
   return (vfloat)_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
 #elif defined(__AVX2__)
-  return (vfloat)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 4), 1);
+  return (vfloat)_mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(p)), _mm_loadu_ps(p + 4),
+                                      1);
 #else
   return load(p);
 #endif

@@ -1,13 +1,14 @@
 // The driver of the skip-gram operator: shares a call out over workers.
 //
-// One step after another (Hogwild): tasks of whole sentences, about 4,096 tokens each, are taken from an
-// atomic counter; every worker draws, plans and trains on its own.
+// One step after another (Hogwild): tasks of whole sentences, about 4,096 tokens each, are taken
+// from an atomic counter; every worker draws, plans and trains on its own.
 //
-// With a lag (the same bits for any number of workers): every worker runs through the same steps, but owns
-// *columns* of the tables, so that no row ever travels between their caches. What travels are scores: each
-// worker sums the part of the inner products that lies in its columns, `lag` groups of steps ahead of the
-// updates, so that the others' parts have arrived when they are needed and nobody waits. The columns are
-// cut into a number of slices that depends on the dimension alone, and so does the order of every sum.
+// With a lag (the same bits for any number of workers): every worker runs through the same steps,
+// but owns *columns* of the tables, so that no row ever travels between their caches. What travels
+// are scores: each worker sums the part of the inner products that lies in its columns, `lag`
+// groups of steps ahead of the updates, so that the others' parts have arrived when they are needed
+// and nobody waits. The columns are cut into a number of slices that depends on the dimension
+// alone, and so does the order of every sum.
 #include "cpu/skipgram.h"
 
 #include <algorithm>
@@ -27,7 +28,8 @@ namespace {
 
 constexpr int64_t kTaskTokens = 4096;
 constexpr int64_t kTaskPairs = 2048;
-constexpr int64_t kStreamTokens = 16384;  // a pipeline draws survivors for about this many at a time
+constexpr int64_t kStreamTokens =
+    16384;  // a pipeline draws survivors for about this many at a time
 
 template <class T>
 struct Aligned {
@@ -53,19 +55,20 @@ int64_t padded_dim(const SkipgramJob& job) { return (job.dim + 15) / 16 * 16; }
 
 // The most that a plan of `centers` centers (or pairs) can need.
 struct Bounds {
-  int64_t inputs, outputs, steps, ids, weights, bits, group, scores;
+  int64_t inputs, outputs, steps, ids, weights, bits;
+  int64_t group;  // scores of a group, padded
 
   Bounds(const SkipgramJob& job, int64_t centers) {
     const bool pairwise = job.tokens && !job.shared_negatives && !job.cbow;
-    inputs = job.tokens ? 2 * static_cast<int64_t>(job.window) : 1;
+    inputs = job.max_inputs;
     outputs = job.max_outputs;
     const int64_t pairs = pairwise ? inputs : 1;  // with negatives, of a center
     steps = centers * (pairs + 1);
-    ids = centers * (2 * inputs + pairs * (static_cast<int64_t>(job.negative) + 1)) + kSkipgramPadding;
+    ids = centers * (2 * inputs + pairs * (static_cast<int64_t>(job.negative) + 1)) +
+          kSkipgramPadding;
     weights = ids;
     bits = std::max<int64_t>(kSkipgramBlock, 2 * pairs) * static_cast<int64_t>(job.negative) + 1;
-    group = (inputs * outputs + 2 * kSkipgramPadding + 15) / 16 * 16;
-    scores = centers * 2 * (group + kSkipgramPadding);
+    group = ((job.cbow ? 1 : inputs) * outputs + 2 * kSkipgramPadding + 15) / 16 * 16;
   }
 };
 
@@ -89,7 +92,8 @@ class Plan {
   Aligned<uint64_t> bits_;
 };
 
-// Groups in flight in a pipeline: nobody is further than 2 lag + 2 ahead of another. A power of two.
+// Groups in flight in a pipeline: nobody is further than 2 lag + 2 ahead of another. A power of
+// two.
 int64_t ring_size(int64_t lag) {
   int64_t size = 4;
   while (size < 2 * lag + 6) size *= 2;
@@ -118,7 +122,7 @@ class Worker {
     scratch.score_capacity = scores;
     scratch.weight = weight_.reserve(scores);
     scratch.row = row_.reserve(2 * padded_dim(job));
-    scratch.accumulator = accumulator_.reserve(bounds.inputs * padded_dim(job));
+    scratch.accumulator = accumulator_.reserve((job.cbow ? 1 : bounds.inputs) * padded_dim(job));
     scratch.loss = 0;
     scratch.terms = scratch.scored = scratch.applied = scratch.blocks = 0;
   }
@@ -165,7 +169,8 @@ class Stream {
   static constexpr std::size_t kMargin = 16;
 };
 
-// Runs body(worker index) on each of `threads` workers. An exception in one of them is rethrown here.
+// Runs body(worker index) on each of `threads` workers. An exception in one of them is rethrown
+// here.
 template <class Body>
 void parallel(int threads, const Body& body) {
 #ifdef _OPENMP
@@ -186,7 +191,8 @@ void parallel(int threads, const Body& body) {
 #endif
 }
 
-std::vector<std::unique_ptr<Worker>> make_workers(const SkipgramJob& job, int threads, int64_t lag) {
+std::vector<std::unique_ptr<Worker>> make_workers(const SkipgramJob& job, int threads,
+                                                  int64_t lag) {
   // Before the parallel part: where others wait for a worker, it must not throw.
   std::vector<std::unique_ptr<Worker>> workers;
   for (int t = 0; t < threads; ++t) workers.push_back(std::make_unique<Worker>(job, lag));
@@ -199,7 +205,8 @@ void hogwild(const SkipgramJob& job, int threads, double* result) {
   int64_t longest = 0;
   for (int64_t s = 0; s < job.sentences;) {
     const int64_t start = job.offsets[s];
-    while (s < job.sentences && (job.offsets[s + 1] - start < kTaskTokens || s == tasks.back())) ++s;
+    while (s < job.sentences && (job.offsets[s + 1] - start < kTaskTokens || s == tasks.back()))
+      ++s;
     longest = std::max(longest, job.offsets[s] - start);
     tasks.push_back(s);
   }
@@ -210,8 +217,8 @@ void hogwild(const SkipgramJob& job, int threads, double* result) {
   for (Stream& stream : streams) stream.reserve(longest);
   const auto survivors = VECSMITH_PICK_KERNEL(skipgram_survivors);
   const auto train = VECSMITH_PICK_KERNEL(skipgram_train);
-  // Each worker begins in a stretch of text of its own (two in one article would meet in the same rows), and
-  // helps the others when it has done.
+  // Each worker begins in a stretch of text of its own (two in one article would meet in the same
+  // rows), and helps the others when it has done.
   std::vector<std::atomic<int64_t>> next(static_cast<std::size_t>(threads));
   for (int t = 0; t < threads; ++t) next[t] = task_count * t / threads;
   parallel(threads, [&](int worker, int) {
@@ -243,7 +250,8 @@ class Pipeline {
   Pipeline(const SkipgramJob& job, int64_t lag) {
     view.lag = lag;
     const int64_t lines = (job.dim + 15) / 16;
-    view.slices = static_cast<int32_t>(std::min<int64_t>(lines, job.dim < 512 ? 2 : kSkipgramSlices));
+    view.slices =
+        static_cast<int32_t>(std::min<int64_t>(lines, job.dim < 512 ? 2 : kSkipgramSlices));
     for (int64_t k = 0; k <= view.slices; ++k)
       view.column[k] = k < view.slices ? lines * k / view.slices * 16 : job.dim;
     view.ring_mask = ring_size(lag) - 1;
@@ -326,15 +334,28 @@ uint64_t skipgram_key(uint64_t seed, uint64_t epoch, uint64_t stream) {
   return mix(mix(mix(seed + kGolden) + epoch + kGolden) + stream + kGolden);
 }
 
-void skipgram_run(const SkipgramJob& job, int threads, int64_t lag, double* result) {
+void skipgram_run(const SkipgramJob& given, int threads, int64_t lag, double* result) {
+  SkipgramJob job = given;
+  // A window may be said to be far larger than any sentence.
+  int64_t longest = 0;
+  for (int64_t s = 0; s < job.sentences; ++s)
+    longest = std::max(longest, job.offsets[s + 1] - job.offsets[s]);
+  job.max_inputs =
+      std::max<int64_t>(1, std::min<int64_t>(2 * static_cast<int64_t>(job.window), longest - 1));
+  job.max_outputs = static_cast<int64_t>(job.negative) + 1;
+  for (int64_t v = 0; job.path_offsets && v < job.vocabulary; ++v)
+    job.max_outputs = std::max(job.max_outputs, job.path_offsets[v + 1] - job.path_offsets[v]);
   if (lag == 0)
     hogwild(job, threads, result);
   else
     lagged(job, threads, lag, result);
 }
 
-void skipgram_pairs_run(const SkipgramJob& job, int64_t pairs, int threads, int64_t lag,
+void skipgram_pairs_run(const SkipgramJob& given, int64_t pairs, int threads, int64_t lag,
                         double* result) {
+  SkipgramJob job = given;
+  job.max_inputs = 1;
+  job.max_outputs = static_cast<int64_t>(job.negative) + 1;
   if (lag > 0) {
     Pipeline pipeline(job, lag);
     const auto train = VECSMITH_PICK_KERNEL(skipgram_lagged);

@@ -19,7 +19,7 @@ struct SkipgramJob {
 
   // The text form.
   const int32_t* tokens;
-  const int64_t* offsets;       // [sentences + 1]
+  const int64_t* offsets;  // [sentences + 1]
   int64_t sentences;
   const float* keep;            // [vocabulary] or null
   const int32_t* alias;         // [vocabulary, 2] or null
@@ -28,7 +28,7 @@ struct SkipgramJob {
   const uint8_t* path_codes;
   int32_t window, negative;
   bool cbow, cbow_mean, shrink_windows, shared_negatives;
-  double alpha;                              // of the pair form
+  double alpha;                               // of the pair form
   double rate_start, rate_slope, rate_least;  // alpha(p) = max(start + slope * p, least)
   uint64_t key_subsample, key_window, key_negative;
   int64_t first_position;
@@ -37,7 +37,7 @@ struct SkipgramJob {
   const int64_t *centers, *contexts, *negatives;  // [pairs], [pairs], [pairs, negative]
 
   bool compute_loss;
-  int64_t max_outputs;  // of one step
+  int64_t max_inputs, max_outputs;  // of one step; found by the driver
 };
 
 // The survivors of sub-sampling of one or more sentences.
@@ -49,15 +49,16 @@ struct SkipgramStream {
   uint8_t* repeat;      // how far back the same word stands; 255: nowhere near
 };
 
-// One gradient step: inputs x outputs (see the reference). The steps of a group take their scores together,
-// before the first of them changes anything.
+// One gradient step: inputs x outputs (see the reference). The steps of a group take their scores
+// together, before the first of them changes anything.
 struct SkipgramStep {
-  const int32_t* inputs;       // rows of the input table
-  const int32_t* outputs;      // rows of the output table (of the tree table, if there are codes)
-  const uint8_t* codes;        // hierarchical softmax: label = 1 - code; null: the first output is positive
+  const int32_t* inputs;   // rows of the input table
+  const int32_t* outputs;  // rows of the output table (of the tree table, if there are codes)
+  const uint8_t*
+      codes;  // hierarchical softmax: label = 1 - code; null: the first output is positive
   const float* input_weight;   // how often each input comes; null: once
   const float* output_weight;  // the same of the outputs
-  int64_t score_at;            // where the step's scores begin
+  int64_t score_at;            // where the step's scores begin among its group's
   int32_t input_count, output_count;
   int32_t group;       // steps of the group that begins here; 0: inside a group
   int32_t next_input;  // a row to fetch ahead of this step
@@ -71,8 +72,9 @@ struct SkipgramPlan {
   int32_t* ids;
   float* weights;
   uint64_t* bits;  // scratch
-  int64_t step_count, id_count, weight_count, score_count;
-  int64_t terms;  // in the loss
+  int64_t step_count, id_count, weight_count;
+  int64_t score_count;  // of the group being planned
+  int64_t terms;        // in the loss
 };
 
 // What one worker owns.
@@ -85,8 +87,7 @@ struct SkipgramScratch {
   float* score;              // of a group, padded
   int32_t* label;
   float* weight;
-  int32_t* common_label;  // of steps with one positive and common_outputs - 1 negatives
-  int32_t common_outputs;
+  int32_t* common_label;  // of plain groups
   int64_t score_capacity;
   float* row;          // [2, padded dim]: CBOW's h and its update
   float* accumulator;  // [max inputs, padded dim]: updates over several tiles
@@ -99,7 +100,7 @@ struct SkipgramScratch {
 };
 
 constexpr int kSkipgramBlock = 32;    // centers planned at a time
-constexpr int kSkipgramPadding = 32;  // floats that may be written behind a group's scores
+constexpr int kSkipgramPadding = 32;  // what may be written behind a group's scores, a plan's ids
 constexpr int kSkipgramSlices = 4;    // at most
 
 struct alignas(64) SkipgramCounter {
@@ -117,18 +118,18 @@ struct SkipgramPipeline {
   SkipgramCounter scored[kSkipgramSlices];  // groups, by each worker
 };
 
-// Appends the survivors of tokens[first, last) (one sentence) to the stream; adds their number to its
-// size.
+// Appends the survivors of tokens[first, last) (one sentence) to the stream; adds their number to
+// its size.
 VECSMITH_DECLARE_KERNEL(void skipgram_survivors(const SkipgramJob& job, int64_t first, int64_t last,
                                                 SkipgramStream& stream))
 
-// Trains the centers [first, last) of the stream (or of the pairs, if stream is null), one step after
-// another, in place.
+// Trains the centers [first, last) of the stream (or of the pairs, if stream is null), one step
+// after another, in place.
 VECSMITH_DECLARE_KERNEL(void skipgram_train(const SkipgramJob& job, const SkipgramStream* stream,
                                             int64_t first, int64_t last, SkipgramScratch& scratch))
 
-// The same with a lag, by the workers of a pipeline together: each calls this with the same centers. The
-// last `lag` groups stay behind until more centers come, or until `drain`.
+// The same with a lag, by the workers of a pipeline together: each calls this with the same
+// centers. The last `lag` groups stay behind until more centers come, or until `drain`.
 VECSMITH_DECLARE_KERNEL(void skipgram_lagged(const SkipgramJob& job, const SkipgramStream* stream,
                                              int64_t first, int64_t last, bool drain,
                                              SkipgramScratch& scratch, SkipgramPipeline& pipeline,

@@ -1,25 +1,27 @@
 // word2vec's training step on the CPU (formulas: python/vecsmith/reference/skipgram.py).
 //
 // A *step* has m input rows and n output rows: a window's contexts against its center and negatives
-// (6 x 6 on average), one context against its own, CBOW's mean against them, or the contexts against a
-// path of the Huffman tree. All of them run through the same three passes:
+// (6 x 6 on average), one context against its own, CBOW's mean against them, or the contexts
+// against a path of the Huffman tree. All of them run through the same three passes:
 //
-//   1. scores   all m x n inner products, two inputs x up to six outputs at a time in registers, folded
+//   1. scores   all m x n inner products, two inputs x up to six outputs at a time in registers,
+//   folded
 //               together four at a time;
 //   2. sigmoid  over the m x n scores at once, exact (no table), with the loss beside it;
-//   3. update   blocked over the dimension: the output rows and their updates stay in registers while each
+//   3. update   blocked over the dimension: the output rows and their updates stay in registers
+//   while each
 //               input row is read, updated and written once.
 //
-// Steps are *planned* in blocks of centers (windows and negatives drawn, ids laid out, rows that come
-// twice merged) one block ahead of training, so that the rows of the steps to come are fetched while a
-// step runs. Scores and updates can be confined to a range of columns: so a pipeline of workers, each
-// owning columns, trains the same steps (skipgram_lagged).
+// Steps are *planned* in blocks of centers (windows and negatives drawn, ids laid out, rows that
+// come twice merged) one block ahead of training, so that the rows of the steps to come are fetched
+// while a step runs. Scores and updates can be confined to a range of columns: so a pipeline of
+// workers, each owning columns, trains the same steps (skipgram_lagged).
 //
-// What bounds it: 3 m n D multiply-adds a step (10,800 at D = 100) and, once D is a few hundred or the
-// tables outgrow the cache, m/6 + n rows read and written. No STL here: see simd.h.
+// What bounds it: 3 m n D multiply-adds a step (10,800 at D = 100) and, once D is a few hundred or
+// the tables outgrow the cache, m/6 + n rows read and written. No STL here: see simd.h.
 #include "cpu/skipgram.h"
 
-#include <sched.h>
+#include <time.h>
 
 #include "cpu/simd.h"
 
@@ -30,10 +32,11 @@ namespace {
 constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u;
 constexpr int kRedraws = 32;
 constexpr int64_t kPublishEvery = 2;
-constexpr int kTile = 6;  // output rows in registers at a time
+constexpr int kTile = 6;                             // output rows in registers at a time
 constexpr int kBlockVectors = kLanes == 16 ? 2 : 1;  // vectors of each row per update block
 
-// --- random draws ---------------------------------------------------------------------------------
+// --- random draws
+// ---------------------------------------------------------------------------------
 
 VECSMITH_INLINE uint64_t mix(uint64_t z) {
   z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -49,17 +52,19 @@ VECSMITH_INLINE int32_t sampled_word(const SkipgramJob& job, uint64_t bits) {
   const uint64_t index = ((bits >> 32) * static_cast<uint64_t>(job.vocabulary)) >> 32;
   const int32_t* entry = job.alias + 2 * index;
   // By mask: a branch here is taken at random, and costs more than the draw.
-  const int32_t own = -static_cast<int32_t>(static_cast<int32_t>((bits & 0xffffffffu) >> 1) < entry[0]);
+  const int32_t own =
+      -static_cast<int32_t>(static_cast<int32_t>((bits & 0xffffffffu) >> 1) < entry[0]);
   return (static_cast<int32_t>(index) & own) | (entry[1] & ~own);
 }
 
 // The alias table of a large vocabulary does not stay in the second-level cache.
 VECSMITH_INLINE void fetch_alias(const SkipgramJob& job, uint64_t bits) {
-  __builtin_prefetch(
-      job.alias + 2 * (((bits >> 32) * static_cast<uint64_t>(job.vocabulary)) >> 32), 0, 2);
+  __builtin_prefetch(job.alias + 2 * (((bits >> 32) * static_cast<uint64_t>(job.vocabulary)) >> 32),
+                     0, 2);
 }
 
-// Merges rows that come twice, in place; `weight` receives how often each came. Returns how many are left.
+// Merges rows that come twice, in place; `weight` receives how often each came. Returns how many
+// are left.
 int32_t merge(int32_t* ids, int32_t count, float* weight) {
   int32_t found = 0;
   for (int32_t i = 0; i < count; ++i) {
@@ -133,24 +138,25 @@ VECSMITH_INLINE bool repeats(const SkipgramStream& stream, int64_t low, int64_t 
   return (halves[0] | halves[1]) != 0;
 }
 
-// --- planning -------------------------------------------------------------------------------------
+// --- planning
+// -------------------------------------------------------------------------------------
 
 VECSMITH_INLINE float rate_at(const SkipgramJob& job, int64_t position) {
   const double rate = job.rate_start + job.rate_slope * static_cast<double>(position);
   return static_cast<float>(rate > job.rate_least ? rate : job.rate_least);
 }
 
-// Copies whole vectors: up to kLanes ids more than asked for are read and written (see kSkipgramPadding).
+// Copies whole vectors: up to kLanes ids more than asked for are read and written (see
+// kSkipgramPadding).
 VECSMITH_INLINE void copy_ids(int32_t* to, const int32_t* from, int64_t count) {
   for (int64_t at = 0; at < count; at += kLanes) store(to + at, load(from + at));
 }
 
-// Appends a step; `terms` counts its scores before merging. A group's scores begin on a cache line, and have
-// room for padding behind them.
-VECSMITH_INLINE void push(const SkipgramJob& job, SkipgramPlan& plan, SkipgramStep& step, int64_t terms,
-                          int32_t group) {
+// Appends a step; `terms` counts its scores before merging.
+VECSMITH_INLINE void push(const SkipgramJob& job, SkipgramPlan& plan, SkipgramStep& step,
+                          int64_t terms, int32_t group) {
   step.group = group;
-  if (group) plan.score_count = (plan.score_count + kSkipgramPadding + 15) / 16 * 16;
+  if (group) plan.score_count = 0;
   step.score_at = plan.score_count;
   plan.score_count += static_cast<int64_t>(job.cbow ? 1 : step.input_count) * step.output_count;
   plan.terms += terms;
@@ -165,9 +171,10 @@ void plan_centers(const SkipgramJob& job, const SkipgramStream& stream, int64_t 
   int32_t reach[kSkipgramBlock];
   for (int c = 0; c < count; ++c) {
     const uint64_t bits = draw(job.key_window, static_cast<uint64_t>(position[c]));
-    reach[c] = job.shrink_windows
-                   ? 1 + static_cast<int32_t>(((bits >> 32) * static_cast<uint64_t>(job.window)) >> 32)
-                   : job.window;
+    reach[c] =
+        job.shrink_windows
+            ? 1 + static_cast<int32_t>(((bits >> 32) * static_cast<uint64_t>(job.window)) >> 32)
+            : job.window;
   }
   const bool pairwise = !job.shared_negatives && !job.cbow;
   if (job.negative && !pairwise)
@@ -200,8 +207,9 @@ void plan_centers(const SkipgramJob& job, const SkipgramStream& stream, int64_t 
     const int64_t k = first + c, most = stream.high[k];
     return k + reach[c] + 1 < most ? k + reach[c] + 1 : most;
   };
-  // The draws of a center's pairs, a center ahead of their use: the alias table's entries arrive meanwhile.
-  const int64_t half = 2 * static_cast<int64_t>(job.window) * job.negative;
+  // The draws of a center's pairs, a center ahead of their use: the alias table's entries arrive
+  // meanwhile.
+  const int64_t half = job.max_inputs * job.negative;
   const auto draw_pairs = [&](int c) {
     const uint64_t slots = 2 * static_cast<uint64_t>(job.window) + 1;
     const int64_t k = first + c, low = low_of(c), high = high_of(c);
@@ -217,7 +225,7 @@ void plan_centers(const SkipgramJob& job, const SkipgramStream& stream, int64_t 
       bits += job.negative;
     }
   };
-  if (job.negative && pairwise) draw_pairs(0);
+  if (count && job.negative && pairwise) draw_pairs(0);
   for (int c = 0; c < count; ++c) {
     const int64_t k = first + c;
     const int32_t center = stream.id[k];
@@ -259,22 +267,20 @@ void plan_centers(const SkipgramJob& job, const SkipgramStream& stream, int64_t 
     }
     if (!job.negative) continue;
     if (!pairwise) {
-      {
-        if (plain && !coincide[c]) {
-          int32_t* outputs = plan.ids + plan.id_count;
-          for (int k = 0; k <= job.negative; ++k) outputs[k] = words[k][c];
-          step.outputs = outputs;
-          step.codes = nullptr;
-          step.output_count = job.negative + 1;
-          step.plain = !step.input_weight;
-          plan.id_count += step.output_count;
-          push(job, plan, step, times * step.output_count, 1);
-        } else {
-          const int64_t before = plan.id_count;
-          draw_outputs(job, plan.bits + c, kSkipgramBlock, center, plan, step);
-          step.plain = false;
-          push(job, plan, step, times * (plan.id_count - before), 1);
-        }
+      if (plain && !coincide[c]) {
+        int32_t* outputs = plan.ids + plan.id_count;
+        for (int j = 0; j <= job.negative; ++j) outputs[j] = words[j][c];
+        step.outputs = outputs;
+        step.codes = nullptr;
+        step.output_count = job.negative + 1;
+        step.plain = !step.input_weight;
+        plan.id_count += step.output_count;
+        push(job, plan, step, times * step.output_count, 1);
+      } else {
+        const int64_t before = plan.id_count;
+        draw_outputs(job, plan.bits + c, kSkipgramBlock, center, plan, step);
+        step.plain = false;
+        push(job, plan, step, times * (plan.id_count - before), 1);
       }
       continue;
     }
@@ -357,14 +363,16 @@ VECSMITH_INLINE int64_t steps_ahead(const SkipgramJob& job) {
 }
 
 VECSMITH_INLINE void fetch_ahead(const SkipgramJob& job, const SkipgramPlan& plan,
-                                 const SkipgramPlan* next, int64_t later, int64_t first, int64_t last) {
+                                 const SkipgramPlan* next, int64_t later, int64_t first,
+                                 int64_t last) {
   if (later < plan.step_count)
     fetch_step(job, plan.steps[later], first, last);
   else if (next && later - plan.step_count < next->step_count)
     fetch_step(job, next->steps[later - plan.step_count], first, last);
 }
 
-// --- pass 1: scores -------------------------------------------------------------------------------
+// --- pass 1: scores
+// -------------------------------------------------------------------------------
 
 template <int I, int J>
 VECSMITH_INLINE void score_block(const float* const* x, float* const* o, int64_t full, int tail,
@@ -416,8 +424,8 @@ VECSMITH_INLINE void score_block(const float* const* x, float* const* o, int64_t
 
 // scores[i * J + j] = x[i] . o[j]; writes up to three floats beyond the last.
 template <int J>
-__attribute__((noinline)) void score_tile(const float* const* x, float* const* o, int64_t full, int tail,
-                                          int m, float* scores) {
+__attribute__((noinline)) void score_tile(const float* const* x, float* const* o, int64_t full,
+                                          int tail, int m, float* scores) {
   int i = 0;
   if (kLanes == 16)  // thirty-two registers
     for (; i + 4 <= m; i += 4) score_block<4, J>(x + i, o, full, tail, scores + i * J);
@@ -425,16 +433,18 @@ __attribute__((noinline)) void score_tile(const float* const* x, float* const* o
   if (i < m) score_block<1, J>(x + i, o, full, tail, scores + i * J);
 }
 
-// --- pass 2: sigmoid, gradient, loss --------------------------------------------------------------
+// --- pass 2: sigmoid, gradient, loss
+// --------------------------------------------------------------
 //
-// With z = -s for a positive and z = s for a negative output, the loss of a score s is log(1 + e^z) and its
-// gradient (label - sigmoid(s)) is sigmoid(z), negative for a negative output. A label is the sign bit that
-// turns s into z.
+// With z = -s for a positive and z = s for a negative output, the loss of a score s is log(1 + e^z)
+// and its gradient (label - sigmoid(s)) is sigmoid(z), negative for a negative output. A label is
+// the sign bit that turns s into z.
 
 constexpr int32_t kPositive = INT32_MIN, kNegative = 0;
 
-// The losses are log(1 + e^z) = max(z, 0) + log(1 + e^-|z|): the first parts are summed, and of the second
-// the arguments (in [1, 2]) are multiplied, so that a logarithm is taken only once in a while.
+// The losses are log(1 + e^z) = max(z, 0) + log(1 + e^-|z|): the first parts are summed, and of the
+// second the arguments (in [1, 2]) are multiplied, so that a logarithm is taken only once in a
+// while.
 struct Loss {
   vfloat sum = vfloat{}, product = vfloat{} + 1.0f;
   int pending = 0;
@@ -460,12 +470,12 @@ struct Loss {
   }
 };
 
-// Turns scores into alpha * (label - sigmoid(score)), times `weight` if that is not null. `count` is padded
-// to whole vectors by scores and labels that contribute nothing.
+// Turns scores into alpha * (label - sigmoid(score)), times `weight` if that is not null. `count`
+// is padded to whole vectors by scores and labels that contribute nothing.
 template <bool kLoss, bool kWeighted>
-VECSMITH_INLINE void gradients(float* score, const int32_t* label, const float* weight, int count,
-                               float alpha, Loss& loss, double& total) {
-  for (int at = 0; at < count; at += kLanes) {
+VECSMITH_INLINE void gradients(float* score, const int32_t* label, const float* weight,
+                               int64_t count, float alpha, Loss& loss, double& total) {
+  for (int64_t at = 0; at < count; at += kLanes) {
     const vint sign = load(label + at);
     const vfloat z = (vfloat)((vint)load_fours(score + at) ^ sign);
     const vfloat t = exp_negative(max(-abs(z), splat(-87.0f)));
@@ -485,7 +495,8 @@ VECSMITH_INLINE void gradients(float* score, const int32_t* label, const float* 
   }
 }
 
-// --- pass 3: update -------------------------------------------------------------------------------
+// --- pass 3: update
+// -------------------------------------------------------------------------------
 
 enum Update {
   kInPlace,    // inputs and outputs are changed where they are
@@ -545,46 +556,52 @@ __attribute__((noinline)) void update_tile(const float* const* x, float* const* 
   int64_t at = 0;
   for (; at + kBlockVectors * kLanes <= full; at += kBlockVectors * kLanes)
     update_block<vfloat, J, kBlockVectors, U, false>(x, dx, o, at, tail, m, g);
-  for (; at < full; at += kLanes)
-    update_block<vfloat, J, 1, U, false>(x, dx, o, at, tail, m, g);
+  for (; at < full; at += kLanes) update_block<vfloat, J, 1, U, false>(x, dx, o, at, tail, m, g);
   if (tail == 4)
     update_block<vquarter, J, 1, U, false>(x, dx, o, at, tail, m, g);
   else if (tail)
     update_block<vfloat, J, 1, U, true>(x, dx, o, at, tail, m, g);
 }
 
-void score_any(int n, const float* const* x, float* const* o, int64_t full, int tail, int m, float* s) {
+void score_any(int n, const float* const* x, float* const* o, int64_t full, int tail, int m,
+               float* s) {
   switch (n) {
-    case 1: return score_tile<1>(x, o, full, tail, m, s);
-    case 2: return score_tile<2>(x, o, full, tail, m, s);
-    case 3: return score_tile<3>(x, o, full, tail, m, s);
-    case 4: return score_tile<4>(x, o, full, tail, m, s);
-    case 5: return score_tile<5>(x, o, full, tail, m, s);
-    default: return score_tile<6>(x, o, full, tail, m, s);
+    case 1:
+      return score_tile<1>(x, o, full, tail, m, s);
+    case 2:
+      return score_tile<2>(x, o, full, tail, m, s);
+    case 3:
+      return score_tile<3>(x, o, full, tail, m, s);
+    case 4:
+      return score_tile<4>(x, o, full, tail, m, s);
+    case 5:
+      return score_tile<5>(x, o, full, tail, m, s);
+    default:
+      return score_tile<6>(x, o, full, tail, m, s);
   }
 }
 
 template <Update U>
-void update_any(int n, const float* const* x, float* const* dx, float* const* o, int64_t full, int tail,
-                int m, const float* g) {
+void update_any(int n, const float* const* x, float* const* dx, float* const* o, int64_t full,
+                int tail, int m, const float* g) {
   switch (n) {
-    case 1: return update_tile<1, U>(x, dx, o, full, tail, m, g);
-    case 2: return update_tile<2, U>(x, dx, o, full, tail, m, g);
-    case 3: return update_tile<3, U>(x, dx, o, full, tail, m, g);
-    case 4: return update_tile<4, U>(x, dx, o, full, tail, m, g);
-    case 5: return update_tile<5, U>(x, dx, o, full, tail, m, g);
-    default: return update_tile<6, U>(x, dx, o, full, tail, m, g);
+    case 1:
+      return update_tile<1, U>(x, dx, o, full, tail, m, g);
+    case 2:
+      return update_tile<2, U>(x, dx, o, full, tail, m, g);
+    case 3:
+      return update_tile<3, U>(x, dx, o, full, tail, m, g);
+    case 4:
+      return update_tile<4, U>(x, dx, o, full, tail, m, g);
+    case 5:
+      return update_tile<5, U>(x, dx, o, full, tail, m, g);
+    default:
+      return update_tile<6, U>(x, dx, o, full, tail, m, g);
   }
 }
 
-// --- a step ---------------------------------------------------------------------------------------
-
-// y (+)= scale * x over a row.
-VECSMITH_INLINE void add_row(float* y, const float* x, float scale, int64_t full, int tail) {
-  for (int64_t at = 0; at < full; at += kLanes) store(y + at, load(y + at) + load(x + at) * scale);
-  if (tail)
-    store_tail(y + full, load_tail(y + full, tail) + load_tail(x + full, tail) * scale, tail);
-}
+// --- a step
+// ---------------------------------------------------------------------------------------
 
 // The columns a phase works on, cut into whole vectors and a tail.
 struct Columns {
@@ -601,8 +618,8 @@ struct Columns {
 VECSMITH_INLINE int tile_count(int n) { return (n + kTile - 1) / kTile; }
 VECSMITH_INLINE int tile_start(int n, int tiles, int tile) { return tile * n / tiles; }
 
-// The rows of a step at the given columns; returns the number of inputs that meet the outputs. CBOW's h is
-// gathered into the scratch.
+// The rows of a step at the given columns; returns the number of inputs that meet the outputs.
+// CBOW's h is gathered into the scratch.
 VECSMITH_INLINE int gather(const SkipgramJob& job, const SkipgramStep& step, Columns columns,
                            SkipgramScratch& scratch) {
   const int table = step.codes ? kTree : kOutput;
@@ -620,8 +637,8 @@ VECSMITH_INLINE int gather(const SkipgramJob& job, const SkipgramStep& step, Col
 }
 
 // h = the mean or sum of the step's input rows, into `hidden`.
-VECSMITH_INLINE void gather_hidden(const SkipgramJob& job, const SkipgramStep& step, Columns columns,
-                                   const SkipgramScratch& scratch, float* hidden) {
+VECSMITH_INLINE void gather_hidden(const SkipgramJob& job, const SkipgramStep& step,
+                                   Columns columns, const SkipgramScratch& scratch, float* hidden) {
   const int m = step.input_count;
   const float scale = job.cbow_mean ? 1.0f / static_cast<float>(m) : 1.0f;
   for (int64_t at = 0; at < columns.full; at += kLanes) {
@@ -631,7 +648,8 @@ VECSMITH_INLINE void gather_hidden(const SkipgramJob& job, const SkipgramStep& s
   }
   if (columns.tail) {
     vfloat sum{};
-    for (int i = 0; i < m; ++i) sum += load_tail(scratch.input_rows[i] + columns.full, columns.tail);
+    for (int i = 0; i < m; ++i)
+      sum += load_tail(scratch.input_rows[i] + columns.full, columns.tail);
     store_tail(hidden + columns.full, sum * scale, columns.tail);
   }
 }
@@ -655,13 +673,14 @@ VECSMITH_INLINE void step_scores(const SkipgramJob& job, const SkipgramStep& ste
   }
 }
 
-// Pass 2 over a group: scores become gradients; kSkipgramPadding floats behind them are overwritten.
+// Pass 2 over a group: scores become gradients; kSkipgramPadding floats behind them are
+// overwritten.
 template <bool kLoss>
 VECSMITH_INLINE void group_gradients(const SkipgramJob& job, const SkipgramStep* group,
                                      SkipgramScratch& scratch, float* scores, Loss& loss) {
   const SkipgramStep& last = group[group->group - 1];
-  const int count = static_cast<int>(last.score_at - group->score_at) +
-                    (job.cbow ? 1 : last.input_count) * last.output_count;
+  const int64_t count =
+      last.score_at + static_cast<int64_t>(job.cbow ? 1 : last.input_count) * last.output_count;
   if (__builtin_expect(group->plain, 1)) {
     // The padding's sigmoid is nothing, whatever its label.
     for (int lane = 0; lane < kLanes; ++lane)
@@ -688,7 +707,8 @@ VECSMITH_INLINE void group_gradients(const SkipgramJob& job, const SkipgramStep*
   store(w, splat(0.0f));
   store(scores + count, splat(-200.0f));
   if (group->group == 1 && !group->input_weight && !group->output_weight)
-    gradients<kLoss, false>(scores, scratch.label, nullptr, count, group->alpha, loss, scratch.loss);
+    gradients<kLoss, false>(scores, scratch.label, nullptr, count, group->alpha, loss,
+                            scratch.loss);
   else
     gradients<kLoss, true>(scores, scratch.label, scratch.weight, count, group->alpha, loss,
                            scratch.loss);
@@ -697,8 +717,7 @@ VECSMITH_INLINE void group_gradients(const SkipgramJob& job, const SkipgramStep*
 // The labels of an ordinary step (one positive, `negative` negatives), for any number of inputs.
 VECSMITH_INLINE void prepare_labels(const SkipgramJob& job, SkipgramScratch& scratch) {
   const int n = job.negative + 1;
-  scratch.common_outputs = tile_count(n) == 1 ? n : 0;
-  if (scratch.common_outputs)
+  if (tile_count(n) == 1)
     for (int64_t at = 0; at < scratch.score_capacity; ++at)
       scratch.common_label[at] = at % n == 0 ? kPositive : kNegative;
 }
@@ -747,12 +766,14 @@ VECSMITH_INLINE void step_update(const SkipgramJob& job, const SkipgramStep& ste
   }
   for (int tile = 0; tile < tiles; ++tile) {
     const int start = tile_start(n, tiles, tile), wide = tile_start(n, tiles, tile + 1) - start;
-    update_any<kAccumulate>(wide, x, dx, scratch.output_rows + start, columns.full, columns.tail, m, g);
+    update_any<kAccumulate>(wide, x, dx, scratch.output_rows + start, columns.full, columns.tail, m,
+                            g);
     g += m * wide;
   }
   const float share = job.cbow && !job.cbow_mean ? 1.0f / static_cast<float>(inputs) : 1.0f;
   for (int i = 0; i < inputs; ++i)
-    add_row(const_cast<float*>(scratch.input_rows[i]), job.cbow ? hidden_update : dx[i], share, columns);
+    add_row(const_cast<float*>(scratch.input_rows[i]), job.cbow ? hidden_update : dx[i], share,
+            columns);
 }
 
 template <bool kLoss>
@@ -780,14 +801,12 @@ void train_range(const SkipgramJob& job, const SkipgramStream* stream, int64_t f
       const SkipgramStep* group = plan.steps + s;
       const int32_t size = group->group;
       for (int32_t i = 0; i < size; ++i)
-        step_scores(job, group[i], columns, scratch,
-                    scratch.score + (group[i].score_at - group->score_at));
+        step_scores(job, group[i], columns, scratch, scratch.score + group[i].score_at);
       // The sigmoids wait for the scores: meanwhile there is time to ask for the rows to come.
       for (int32_t i = 0; i < size; ++i) fetch_ahead(job, plan, &next, s + i + ahead, 0, job.dim);
       group_gradients<kLoss>(job, group, scratch, scratch.score, loss);
       for (int32_t i = 0; i < size; ++i)
-        step_update(job, group[i], columns, size == 1, scratch,
-                    scratch.score + (group[i].score_at - group->score_at));
+        step_update(job, group[i], columns, size == 1, scratch, scratch.score + group[i].score_at);
       s += size;
     }
     scratch.terms += plan.terms;
@@ -796,7 +815,8 @@ void train_range(const SkipgramJob& job, const SkipgramStream* stream, int64_t f
   if (kLoss) loss.flush(scratch.loss);
 }
 
-// --- the pipeline ---------------------------------------------------------------------------------
+// --- the pipeline
+// ---------------------------------------------------------------------------------
 
 VECSMITH_INLINE int64_t read(const SkipgramCounter& counter) {
   return __atomic_load_n(&counter.value, __ATOMIC_ACQUIRE);
@@ -806,18 +826,23 @@ VECSMITH_INLINE void publish(SkipgramCounter& counter, int64_t value) {
   __atomic_store_n(&counter.value, value, __ATOMIC_RELEASE);
 }
 
-// Until the counter has reached `value`. A neighbor who was put to sleep may need our processor.
+// Until the counter has reached `value`. A neighbor who was put to sleep may need our processor: after half a
+// millisecond we sleep too. (Only to yield would leave two workers that share a processor there, taking
+// turns, each too briefly for the system to move one to another processor.)
 void wait_for(const SkipgramCounter& counter, int64_t value) {
   for (int spins = 0; read(counter) < value; ++spins) {
 #if defined(__x86_64__)
     _mm_pause();
 #endif
-    if (spins >= 4096) sched_yield();
+    if (spins >= 16384) {
+      const timespec moment = {0, 20000};
+      nanosleep(&moment, nullptr);
+    }
   }
 }
 
-// One worker's end of a pipeline: the columns of slices [first_slice, last_slice). Every worker plans every
-// step for itself, so that nothing but scores is ever waited for.
+// One worker's end of a pipeline: the columns of slices [first_slice, last_slice). Every worker
+// plans every step for itself, so that nothing but scores is ever waited for.
 template <bool kLoss>
 struct Pipeline {
   const SkipgramJob& job;
@@ -829,7 +854,8 @@ struct Pipeline {
   int64_t known[kSkipgramSlices] = {};  // groups that the others are known to have scored
 
   VECSMITH_METHOD float* scores_of(int64_t group, int slice) const {
-    return shared.scores + ((group & shared.ring_mask) * shared.slices + slice) * shared.score_stride;
+    return shared.scores +
+           ((group & shared.ring_mask) * shared.slices + slice) * shared.score_stride;
   }
 
   // The part of the group's inner products that lies in this worker's columns.
@@ -838,7 +864,7 @@ struct Pipeline {
       const Columns part = Columns::of(shared.column[slice], shared.column[slice + 1]);
       float* scores = scores_of(scratch.scored, slice);
       for (int32_t i = 0; i < group->group; ++i)
-        step_scores(job, group[i], part, scratch, scores + (group[i].score_at - group->score_at));
+        step_scores(job, group[i], part, scratch, scores + group[i].score_at);
     }
     // The lines of later scores come back from those who read them last.
     if (shared.team > 1)
@@ -846,7 +872,8 @@ struct Pipeline {
         for (int line = 0; line < 3; ++line)
           __builtin_prefetch(scores_of(scratch.scored + 3, slice) + 16 * line, 1, 3);
     scratch.groups[scratch.scored & shared.ring_mask] = group;
-    // Not every time: each publication costs a journey of the counter's cache line to the others and back.
+    // Not every time: each publication costs a journey of the counter's cache line to the others
+    // and back.
     if (++scratch.scored % kPublishEvery == 0) publish(shared.scored[worker], scratch.scored);
   }
 
@@ -868,8 +895,8 @@ struct Pipeline {
             __builtin_prefetch(scores_of(scratch.applied + 2, slice) + 16 * line, 0, 3);
     const SkipgramStep* group = scratch.groups[scratch.applied & shared.ring_mask];
     const SkipgramStep& last = group[group->group - 1];
-    const int64_t count = last.score_at - group->score_at +
-                          static_cast<int64_t>(job.cbow ? 1 : last.input_count) * last.output_count;
+    const int64_t count =
+        last.score_at + static_cast<int64_t>(job.cbow ? 1 : last.input_count) * last.output_count;
     for (int64_t at = 0; at < count; at += kLanes) {
       vfloat sum = load(scores_of(scratch.applied, 0) + at);
       for (int slice = 1; slice < shared.slices; ++slice)
@@ -878,8 +905,7 @@ struct Pipeline {
     }
     group_gradients<kLoss>(job, group, scratch, scratch.score, loss);
     for (int32_t i = 0; i < group->group; ++i)
-      step_update(job, group[i], columns, false, scratch,
-                  scratch.score + (group[i].score_at - group->score_at));
+      step_update(job, group[i], columns, false, scratch, scratch.score + group[i].score_at);
     ++scratch.applied;
   }
 
@@ -889,7 +915,8 @@ struct Pipeline {
       // Every block has a group, so `lag` groups behind lie in as many blocks at most.
       SkipgramPlan& plan = scratch.plan[scratch.blocks++ % scratch.plan_count];
       clear(plan);
-      plan_block(job, stream, begin, begin + kSkipgramBlock < last ? begin + kSkipgramBlock : last, plan);
+      plan_block(job, stream, begin, begin + kSkipgramBlock < last ? begin + kSkipgramBlock : last,
+                 plan);
       scratch.terms += plan.terms;
       for (int64_t s = 0; s < plan.step_count; s += plan.steps[s].group) {
         for (int32_t i = 0; i < plan.steps[s].group; ++i)
@@ -907,7 +934,8 @@ struct Pipeline {
 
 }  // namespace
 
-void skipgram_survivors(const SkipgramJob& job, int64_t first, int64_t last, SkipgramStream& stream) {
+void skipgram_survivors(const SkipgramJob& job, int64_t first, int64_t last,
+                        SkipgramStream& stream) {
   const int64_t start = stream.size;
   int64_t size = start;
   constexpr int kChunk = 256;
@@ -918,7 +946,8 @@ void skipgram_survivors(const SkipgramJob& job, int64_t first, int64_t last, Ski
       uint32_t bits[kChunk];
       const uint64_t counter = static_cast<uint64_t>(job.first_position + at);
       for (int i = 0; i < count; ++i)
-        bits[i] = static_cast<uint32_t>(draw(job.key_subsample, counter + static_cast<uint64_t>(i)) >> 40);
+        bits[i] = static_cast<uint32_t>(
+            draw(job.key_subsample, counter + static_cast<uint64_t>(i)) >> 40);
       for (int i = 0; i < count; ++i) {
         const int32_t id = job.tokens[at + i];
         stream.id[size] = id;
@@ -934,8 +963,8 @@ void skipgram_survivors(const SkipgramJob& job, int64_t first, int64_t last, Ski
   }
   // A word alone has no window: dropped, so that every survivor of a stream has a step.
   if (size - start < 2) return;
-  // The distance back to the same word, where some window can hold both. (What stands before the sentence
-  // may be found too: no window reaches it.)
+  // The distance back to the same word, where some window can hold both. (What stands before the
+  // sentence may be found too: no window reaches it.)
   const int reach = job.cbow ? 0 : job.window <= 8 ? 2 * job.window : -1;
   for (int64_t begin = start; begin < size; begin += kChunk) {
     const int count = static_cast<int>(size - begin < kChunk ? size - begin : kChunk);
@@ -954,16 +983,18 @@ void skipgram_survivors(const SkipgramJob& job, int64_t first, int64_t last, Ski
   stream.size = size;
 }
 
-void skipgram_train(const SkipgramJob& job, const SkipgramStream* stream, int64_t first, int64_t last,
-                    SkipgramScratch& scratch) {
+void skipgram_train(const SkipgramJob& job, const SkipgramStream* stream, int64_t first,
+                    int64_t last, SkipgramScratch& scratch) {
+  if (first == last) return;  // the sentences may have no survivors
   if (job.compute_loss)
     train_range<true>(job, stream, first, last, scratch);
   else
     train_range<false>(job, stream, first, last, scratch);
 }
 
-void skipgram_lagged(const SkipgramJob& job, const SkipgramStream* stream, int64_t first, int64_t last,
-                     bool drain, SkipgramScratch& scratch, SkipgramPipeline& pipeline, int worker) {
+void skipgram_lagged(const SkipgramJob& job, const SkipgramStream* stream, int64_t first,
+                     int64_t last, bool drain, SkipgramScratch& scratch, SkipgramPipeline& pipeline,
+                     int worker) {
   prepare_labels(job, scratch);
   const int begin = worker * pipeline.slices / pipeline.team;
   const int end = (worker + 1) * pipeline.slices / pipeline.team;
@@ -971,12 +1002,12 @@ void skipgram_lagged(const SkipgramJob& job, const SkipgramStream* stream, int64
   Loss loss;
   // The last worker has the fewest columns.
   if (job.compute_loss && worker == pipeline.team - 1) {
-    Pipeline<true>{job, scratch, pipeline, worker, begin, end, columns, loss}.run(stream, first, last,
-                                                                                 drain);
+    Pipeline<true>{job, scratch, pipeline, worker, begin, end, columns, loss}.run(stream, first,
+                                                                                  last, drain);
     loss.flush(scratch.loss);
   } else {
-    Pipeline<false>{job, scratch, pipeline, worker, begin, end, columns, loss}.run(stream, first, last,
-                                                                                  drain);
+    Pipeline<false>{job, scratch, pipeline, worker, begin, end, columns, loss}.run(stream, first,
+                                                                                   last, drain);
   }
 }
 
