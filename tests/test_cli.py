@@ -489,3 +489,11 @@ def test_the_installed_command():
     )
     assert result.returncode == 2
     assert result.stderr.startswith("error: Missing argument")
+
+
+def test_an_empty_output_name_is_not_the_current_folder(vecsmith, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = vecsmith("word2vec", text, "-o", "")
+    assert result.code == 2
+    assert "got an empty one" in result.err
+    assert list(tmp_path.iterdir()) == []

@@ -161,7 +161,7 @@ def test_the_native_code_is_free_of_libtorch(path):
 # --- Kernels: no STL, no weak symbols. ------------------------------------------------------------
 
 C_HEADERS = {
-    *("stdint.h", "stddef.h", "string.h", "math.h", "sched.h", "immintrin.h", "arm_neon.h"),
+    *("stdint.h", "stddef.h", "string.h", "math.h", "time.h", "immintrin.h", "arm_neon.h"),
     *("cstdint", "cstddef", "cstring", "cmath"),
 }
 

@@ -83,8 +83,11 @@ def run(text: Path, callbacks=(), chunk: int = CHUNK, save: Path | None = None, 
     return model
 
 
-def start(text: Path, folder: Path, workers: int, deterministic: bool) -> subprocess.Popen:
-    argument = repr((str(text), str(folder), workers, OPTIONS, CHUNK, deterministic))
+def start(
+    text: Path, folder: Path, workers: int, deterministic: bool, **more: object
+) -> subprocess.Popen:
+    options = {**OPTIONS, **more}
+    argument = repr((str(text), str(folder), workers, options, CHUNK, deterministic))
     return subprocess.Popen(
         [sys.executable, "-c", CHILD, argument], stdout=subprocess.PIPE, text=True
     )
@@ -103,12 +106,14 @@ class StopAfter:
 
 
 def test_five_kills_end_in_the_same_bits(text, tmp_path, deterministic):
-    unbroken = run(text, save=tmp_path / "unbroken")
+    # Long enough for five kills before the end.
+    epochs = 25
+    unbroken = run(text, save=tmp_path / "unbroken", epochs=epochs)
     draw = random.Random(11)
     kills, cursors = 0, []
     while True:
         # Another number of workers each time: it must not matter.
-        child = start(text, tmp_path, 1 + kills % 3, True)
+        child = start(text, tmp_path, 1 + kills % 3, True, epochs=epochs)
         assert child.stdout.readline() == "training\n"
         if kills == 5:
             assert child.stdout.readline() == "saved\n"
@@ -476,3 +481,14 @@ def test_checkpoints_follow_the_clock(text, tmp_path, monkeypatch):
     model = run(text, checkpoint=tmp_path / "always", checkpoint_every=0, chunk=5000)
     assert len(set(written)) == len(written) >= 3 * (model.corpus_total_words // 5000)
     assert os.listdir(tmp_path / "always") == [NAME]
+
+
+def test_a_diverged_run_does_not_replace_a_good_checkpoint(tmp_path):
+    checkpoint = Checkpoint(tmp_path)
+    checkpoint.write({"vectors": torch.ones(3, 4)}, {"cursor": 1})
+    before = checkpoint.path.read_bytes()
+    broken = torch.ones(3, 4)
+    broken[1, 2] = float("nan")
+    with pytest.raises(ValueError, match=r"finite tables.*'vectors'.*smaller alpha"):
+        checkpoint.write({"vectors": broken}, {"cursor": 2})
+    assert checkpoint.path.read_bytes() == before

@@ -471,6 +471,13 @@ def test_nan_is_not_saved_nor_loaded(text, tmp_path):
         Word2Vec.load(tmp_path / "model")
 
 
+def test_diverged_training_says_what_helps(text, tmp_path):
+    model = Word2Vec(text, **{**SMALL, "alpha": 1e30})
+    with pytest.raises(ValueError, match="holds nan or inf.*diverged.*smaller alpha"):
+        model.save(tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
 def test_load_refuses_options_of_the_model(text, tmp_path):
     Word2Vec(text, **SMALL).save(tmp_path / "model")
     with pytest.raises(TypeError, match="window"):
@@ -517,6 +524,7 @@ BAD = [
     ({"callbacks": 3}, TypeError, "callbacks"),
     ({"trim_rule": "rule"}, TypeError, "trim_rule to be callable"),
     ({"checkpoint_every": -1}, ValueError, "checkpoint_every"),
+    ({"workers": 4097}, ValueError, "workers <= 4096"),
 ]
 
 

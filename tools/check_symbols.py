@@ -23,7 +23,7 @@ from pathlib import Path
 C_FUNCTIONS = frozenset(
     [
         *("memcpy", "memmove", "memset", "memcmp", "__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"),
-        "sched_yield",  # of a worker that waits for another
+        "nanosleep",  # of a worker that waits for another
         *("exp", "expf", "exp2f", "expm1f", "log", "logf", "log1p", "log1pf", "log2f"),
         *("sqrt", "sqrtf", "pow", "powf", "tanh", "tanhf", "fma", "fmaf"),
         *("floor", "floorf", "ceil", "ceilf", "round", "roundf", "lrint", "lrintf"),

@@ -826,9 +826,9 @@ VECSMITH_INLINE void publish(SkipgramCounter& counter, int64_t value) {
   __atomic_store_n(&counter.value, value, __ATOMIC_RELEASE);
 }
 
-// Until the counter has reached `value`. A neighbor who was put to sleep may need our processor: after half a
-// millisecond we sleep too. (Only to yield would leave two workers that share a processor there, taking
-// turns, each too briefly for the system to move one to another processor.)
+// Until the counter has reached `value`. A neighbor who was put to sleep may need our processor:
+// after half a millisecond we sleep too. (Only to yield would leave two workers that share a
+// processor there, taking turns, each too briefly for the system to move one to another processor.)
 void wait_for(const SkipgramCounter& counter, int64_t value) {
   for (int spins = 0; read(counter) < value; ++spins) {
 #if defined(__x86_64__)

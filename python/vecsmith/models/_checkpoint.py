@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import signal
 import threading
@@ -21,6 +22,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vecsmith.io import load_safetensors, save_safetensors
@@ -152,8 +154,16 @@ class Checkpoint:
     def write(self, tables: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Write tables and state, atomically.
 
-        Raises: OSError (disk full, no permission ...); the checkpoint before it is still there.
+        Raises: OSError (disk full, no permission ...), and ValueError where a table holds nan or
+        infinity: training has diverged. The checkpoint before it is still there.
         """
+        for name, table in tables.items():
+            # A sum in fp64 is finite unless a value is not.
+            if not math.isfinite(table.sum(dtype=torch.float64).item()):
+                raise ValueError(
+                    f"expected finite tables; got nan or inf in {name!r}: training has diverged. "
+                    f"{self.path} was left as it was; start again with a smaller alpha"
+                )
         text = json.dumps(state)
         metadata = {"format": FORMAT, "version": VERSION, "state": text}
         metadata["checksum"] = _checksum_all(text, tables)

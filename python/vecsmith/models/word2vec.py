@@ -187,7 +187,7 @@ class Word2Vec:
         self.sample = check.finite("sample", sample, low=0.0)
         self.seed = check.integer("seed", seed, 0, (1 << 63) - 1)
         self.workers = check.integer(
-            "workers", torch.get_num_threads() if workers is None else workers, 1, 1 << 16
+            "workers", torch.get_num_threads() if workers is None else workers, 1, 1 << 12
         )
         self.sg = check.flag("sg", sg)
         self.hs = check.flag("hs", hs)
@@ -688,7 +688,7 @@ class Word2Vec:
             ValueError: if a vector holds nan or infinity.
             OSError: if the disk is full, or the folder cannot be written.
         """
-        refuse_nonfinite(self._input, self.vocabulary.words, "these vectors")
+        _refuse_diverged(self)
         config = {
             "format": FORMAT,
             "version": VERSION,
@@ -789,6 +789,19 @@ class Word2Vec:
             f"{type(self).__name__}<vocab={len(self.wv)}, vector_size={self.vector_size}, "
             f"alpha={self.alpha}>"
         )
+
+
+def _refuse_diverged(model: Word2Vec) -> None:
+    """Raises ValueError if a vector holds nan or infinity, with what may have led to it."""
+    try:
+        refuse_nonfinite(model._input, model.vocabulary.words, "these vectors")
+    except ValueError as error:
+        if not model.train_count:
+            raise
+        raise ValueError(
+            f"{error}: training may have diverged; what helps is a smaller alpha (now "
+            f"{model.alpha:g}) or fewer negatives (now {model.negative})"
+        ) from None
 
 
 def _call(callbacks: list[Any], name: str, model: Word2Vec) -> None:
