@@ -473,7 +473,7 @@ def test_nan_is_not_saved_nor_loaded(text, tmp_path):
 
 def test_diverged_training_says_what_helps(text, tmp_path):
     model = Word2Vec(text, **{**SMALL, "alpha": 1e30})
-    with pytest.raises(ValueError, match="holds nan or inf.*diverged.*smaller alpha"):
+    with pytest.raises(ValueError, match=r"holds nan or inf.*diverged.*smaller alpha"):
         model.save(tmp_path / "model")
     assert not (tmp_path / "model").exists()
 
