@@ -12,6 +12,7 @@
 
 #define VECSMITH_INLINE static inline __attribute__((always_inline))
 #define VECSMITH_METHOD inline __attribute__((always_inline))
+#define VECSMITH_LAMBDA __attribute__((always_inline))
 
 namespace vecsmith {
 namespace VECSMITH_LEVEL {

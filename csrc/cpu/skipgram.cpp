@@ -17,6 +17,7 @@
 #include <exception>
 #include <memory>
 #include <new>
+#include <thread>
 #include <vector>
 
 #ifdef _OPENMP
@@ -56,18 +57,23 @@ int64_t padded_dim(const SkipgramJob& job) { return (job.dim + 15) / 16 * 16; }
 // The most that a plan of `centers` centers (or pairs) can need.
 struct Bounds {
   int64_t inputs, outputs, steps, ids, weights, bits;
+  int64_t rows;   // output rows of a step
+  int64_t pairs;  // drawn together
   int64_t group;  // scores of a group, padded
 
   Bounds(const SkipgramJob& job, int64_t centers) {
     const bool pairwise = job.tokens && !job.shared_negatives && !job.cbow;
     inputs = job.max_inputs;
     outputs = job.max_outputs;
-    const int64_t pairs = pairwise ? inputs : 1;  // with negatives, of a center
-    steps = centers * (pairs + 1);
-    ids = centers * (2 * inputs + pairs * (static_cast<int64_t>(job.negative) + 1)) +
+    const int64_t own = pairwise ? inputs : 1;  // sets of negatives of a center
+    const int64_t negative = job.negative;
+    steps = centers * (own + 1);
+    ids = centers * (2 * inputs + own * (negative + 1) + (job.path_offsets ? outputs : 0)) +
           kSkipgramPadding;
     weights = ids;
-    bits = std::max<int64_t>(kSkipgramBlock, 2 * pairs) * static_cast<int64_t>(job.negative) + 1;
+    rows = std::max(outputs, pairwise ? 1 + inputs * negative : 0) + kSkipgramPadding;
+    pairs = pairwise ? std::max<int64_t>(kSkipgramPairs, inputs) : 0;
+    bits = std::max<int64_t>(kSkipgramBlock, pairs) * negative + 1;
     group = ((job.cbow ? 1 : inputs) * outputs + 2 * kSkipgramPadding + 15) / 16 * 16;
   }
 };
@@ -83,13 +89,18 @@ class Plan {
     view.ids = ids_.reserve(bounds.ids);
     view.weights = weights_.reserve(bounds.weights);
     view.bits = bits_.reserve(bounds.bits);
+    view.pair_capacity = bounds.pairs;
+    view.pairs.counter = counter_.reserve(bounds.pairs + 1);
+    view.pairs.center = center_.reserve(bounds.pairs + 1);
+    view.pairs.word = word_.reserve(bounds.pairs * job.negative + 1);
+    view.pairs.coincide = coincide_.reserve(bounds.pairs + 1);
   }
 
  private:
   Aligned<SkipgramStep> steps_;
-  Aligned<int32_t> ids_;
+  Aligned<int32_t> ids_, center_, word_, coincide_;
   Aligned<float> weights_;
-  Aligned<uint64_t> bits_;
+  Aligned<uint64_t> bits_, counter_;
 };
 
 // Groups in flight in a pipeline: nobody is further than 2 lag + 2 ahead of another. A power of
@@ -113,9 +124,9 @@ class Worker {
     }
     scratch.groups = groups_.reserve(ring_size(lag));
     const int64_t scores = bounds.group;
-    scratch.input_rows = input_rows_.reserve(bounds.inputs);
+    scratch.input_rows = input_rows_.reserve(bounds.inputs + kSkipgramPadding);
     scratch.input_updates = input_updates_.reserve(bounds.inputs);
-    scratch.output_rows = output_rows_.reserve(bounds.outputs);
+    scratch.output_rows = output_rows_.reserve(bounds.rows);
     scratch.score = score_.reserve(scores);
     scratch.label = label_.reserve(scores);
     scratch.common_label = common_label_.reserve(scores);
@@ -123,6 +134,7 @@ class Worker {
     scratch.weight = weight_.reserve(scores);
     scratch.row = row_.reserve(2 * padded_dim(job));
     scratch.accumulator = accumulator_.reserve((job.cbow ? 1 : bounds.inputs) * padded_dim(job));
+    for (SkipgramHot& hot : scratch.hot) hot = SkipgramHot{};
     scratch.loss = 0;
     scratch.terms = scratch.scored = scratch.applied = scratch.blocks = 0;
   }
@@ -132,8 +144,7 @@ class Worker {
  private:
   std::vector<Plan> plans_;
   Aligned<SkipgramPlan> views_;
-  Aligned<const float*> input_rows_;
-  Aligned<float*> input_updates_, output_rows_;
+  Aligned<float*> input_rows_, input_updates_, output_rows_;
   Aligned<float> score_, weight_, row_, accumulator_;
   Aligned<int32_t> label_, common_label_;
   Aligned<const SkipgramStep*> groups_;
@@ -199,6 +210,119 @@ std::vector<std::unique_ptr<Worker>> make_workers(const SkipgramJob& job, int th
   return workers;
 }
 
+// Rows that several workers change all the time travel from cache to cache with every change. Each
+// worker has copies of the hottest instead, and merges them with the shared rows every so often.
+//
+// A row that changes once in a while is merged by adding up the workers' changes, as they would
+// have come without copies. One that changes very often has settled, in every copy, by the time it
+// is merged: of those the mean is taken, for adding up would overshoot. Between the two it goes by
+// the number of changes.
+class HotRows {
+ public:
+  HotRows(const SkipgramJob& job, int threads) {
+    if (threads < 2 || job.offsets[job.sentences] < kLeastTokens) return;
+    every_ = std::max<int64_t>(kLeastCenters, kCenters * 2 / threads);
+    const int64_t stride = padded_dim(job);
+    const int64_t most = std::min<int64_t>(kMost, kBytes / (8 * stride)) / kStripe * kStripe;
+    const auto settle = [&](int table, int64_t rows, bool front, const std::vector<double>& rate) {
+      Table& t = tables_[table];
+      // As many as change at least twice between two merges, found in stripes.
+      int64_t count = 0;
+      for (; count + kStripe <= std::min(most, rows); count += kStripe) {
+        double sum = 0;
+        for (int64_t r = count; r < count + kStripe; ++r) sum += rate[r];
+        if (sum * every_ < kLeastChanges * kStripe) break;
+      }
+      t.first = front ? 0 : rows - count;
+      t.weight.resize(count);
+      for (int64_t r = 0; r < count; ++r) {
+        const double changes = rate[r] * every_;
+        t.weight[front ? r : count - 1 - r] =
+            static_cast<float>((1 + (threads - 1) / (1 + changes / kSettled)) / threads);
+      }
+      t.locks = std::vector<std::atomic<bool>>(static_cast<std::size_t>(count / kStripe));
+    };
+    // Changes of each row for one center, of the first `most` words or the last `most` nodes.
+    std::vector<double> word(most), node(most), negative(most);
+    double survivors = 0;
+    const int64_t tokens = job.offsets[job.sentences],
+                  step = std::max<int64_t>(1, tokens / kSample);
+    const int64_t nodes = job.vocabulary - 1;
+    for (int64_t i = 0; i < tokens; i += step) {
+      const int32_t id = job.tokens[i];
+      const double kept = job.keep ? std::min(1.0f, job.keep[id]) : 1.0;
+      survivors += kept;
+      if (id < most) word[id] += kept;
+      if (job.path_offsets)
+        for (int64_t at = job.path_offsets[id]; at < job.path_offsets[id + 1]; ++at)
+          if (nodes - 1 - job.path_nodes[at] < most) node[nodes - 1 - job.path_nodes[at]] += kept;
+    }
+    if (survivors <= 0) return;
+    for (double& rate : word) rate /= survivors;
+    for (double& rate : node) rate /= survivors;
+    settle(kInput, job.vocabulary, true, word);
+    if (job.path_offsets) settle(kTree, nodes, false, node);
+    if (!job.negative) return;
+    const bool pairwise = !job.shared_negatives && !job.cbow;
+    const double contexts = job.shrink_windows ? job.window + 1 : 2 * job.window;
+    const double draws = job.negative * (pairwise ? contexts : 1);
+    for (int64_t v = 0; v < job.vocabulary; ++v) {
+      const int32_t own = job.alias[2 * v], other = job.alias[2 * v + 1];
+      if (v < most) negative[v] += own * 0x1p-31;
+      if (other < most) negative[other] += 1 - own * 0x1p-31;
+    }
+    for (int64_t r = 0; r < most; ++r)
+      word[r] += negative[r] * draws / static_cast<double>(job.vocabulary);
+    settle(kOutput, job.vocabulary, true, word);
+  }
+
+  // Centers between two merges; 0: never.
+  int64_t every() const { return every_; }
+
+  // Gives a worker its copies.
+  void hand_out(const SkipgramJob& job, SkipgramScratch& scratch, Aligned<float>* memory) {
+    for (int table = 0; table < 3; ++table) {
+      const int64_t count = static_cast<int64_t>(tables_[table].weight.size());
+      const int64_t stride = padded_dim(job);
+      float* rows = memory[table].reserve(2 * count * stride);
+      std::fill_n(rows, 2 * count * stride, 0.0f);
+      scratch.hot[table] = {tables_[table].first,        count, stride, rows, rows + count * stride,
+                            tables_[table].weight.data()};
+    }
+  }
+
+  void merge(const SkipgramJob& job, int worker, SkipgramScratch& scratch) {
+    const auto merge_rows = VECSMITH_PICK_KERNEL(skipgram_merge);
+    for (int table = 0; table < 3; ++table) {
+      std::vector<std::atomic<bool>>& locks = tables_[table].locks;
+      for (std::size_t k = 0; k < locks.size(); ++k) {
+        const std::size_t stripe = (k + static_cast<std::size_t>(worker) * 7) % locks.size();
+        while (locks[stripe].exchange(true, std::memory_order_acquire)) std::this_thread::yield();
+        const int64_t first = static_cast<int64_t>(stripe) * kStripe;
+        merge_rows(job, table, first, first + kStripe, scratch.hot[table]);
+        locks[stripe].store(false, std::memory_order_release);
+      }
+    }
+  }
+
+ private:
+  static constexpr int64_t kStripe = 16;         // rows under one lock
+  static constexpr int64_t kMost = 1024;         // rows of a table
+  static constexpr int64_t kBytes = 512 * 1024;  // of a table's copies: they must stay in the cache
+  static constexpr int64_t kSample = 4096;       // tokens that the rates are taken from
+  static constexpr int64_t kLeastTokens = 1 << 16;  // fewer are not worth it
+  static constexpr int64_t kCenters = 4096, kLeastCenters = 256;
+  static constexpr double kLeastChanges = 2, kSettled = 16;
+
+  struct Table {
+    int64_t first = 0;
+    std::vector<float> weight;
+    std::vector<std::atomic<bool>> locks;
+  };
+  Table tables_[3];
+  int64_t every_ = 0;
+};
+
 void hogwild(const SkipgramJob& job, int threads, double* result) {
   // Tasks: runs of whole sentences.
   std::vector<int64_t> tasks{0};
@@ -221,9 +345,17 @@ void hogwild(const SkipgramJob& job, int threads, double* result) {
   // rows), and helps the others when it has done.
   std::vector<std::atomic<int64_t>> next(static_cast<std::size_t>(threads));
   for (int t = 0; t < threads; ++t) next[t] = task_count * t / threads;
-  parallel(threads, [&](int worker, int) {
+  HotRows hot(job, threads);
+  std::vector<Aligned<float>> copies(static_cast<std::size_t>(threads) * 3);
+  parallel(threads, [&](int worker, int size) {
     SkipgramScratch& scratch = workers[worker]->scratch;
     SkipgramStream& stream = streams[worker].view;
+    const bool merges = size > 1 && hot.every() > 0;
+    if (merges) {
+      hot.hand_out(job, scratch, &copies[static_cast<std::size_t>(worker) * 3]);
+      hot.merge(job, worker, scratch);
+    }
+    int64_t trained = 0;
     for (int k = 0; k < threads; ++k) {
       const int stretch = (worker + k) % threads;
       const int64_t end = task_count * (stretch + 1) / threads;
@@ -231,9 +363,20 @@ void hogwild(const SkipgramJob& job, int threads, double* result) {
         stream.size = 0;
         for (int64_t s = tasks[task]; s < tasks[task + 1]; ++s)
           survivors(job, job.offsets[s], job.offsets[s + 1], stream);
-        train(job, &stream, 0, stream.size, scratch);
+        for (int64_t first = 0; first < stream.size;) {
+          int64_t last = stream.size;
+          if (merges) last = std::min(last, first + hot.every() - trained);
+          train(job, &stream, first, last, scratch);
+          trained += last - first;
+          first = last;
+          if (merges && trained >= hot.every()) {
+            hot.merge(job, worker, scratch);
+            trained = 0;
+          }
+        }
       }
     }
+    if (merges) hot.merge(job, worker, scratch);
   });
   result[0] = result[1] = 0;
   for (const auto& worker : workers) {

@@ -64,6 +64,16 @@ struct SkipgramStep {
   int32_t next_input;  // a row to fetch ahead of this step
   float alpha;
   bool plain;  // the whole group is steps of one positive and all negatives, without weights
+  bool pairs;  // a group in one step: input i meets outputs[0] and its own K = output_count - 1
+               // negatives, outputs[1 + i K ...], and all of this happens once per i, in order
+};
+
+// Pairs whose negatives are drawn together.
+struct SkipgramPairs {
+  uint64_t* counter;  // of the draw of the first negative of each
+  int32_t* center;
+  int32_t* word;  // [negative, pair_capacity], as drawn
+  int32_t* coincide;
 };
 
 // Planned steps, and the ids they point into.
@@ -71,20 +81,32 @@ struct SkipgramPlan {
   SkipgramStep* steps;
   int32_t* ids;
   float* weights;
-  uint64_t* bits;  // scratch
+  uint64_t* bits;       // scratch
+  SkipgramPairs pairs;  // scratch
+  int64_t pair_capacity;
   int64_t step_count, id_count, weight_count;
   int64_t score_count;  // of the group being planned
   int64_t terms;        // in the loss
 };
 
+// A worker's own copies of the rows that every worker changes all the time: consecutive ones, at
+// the end of the table where the frequent words (or the tree's root) are.
+struct SkipgramHot {
+  int64_t first, count, stride;
+  float* row;           // [count]: what this worker trains
+  float* base;          // [count]: the shared rows as they were when last merged
+  const float* weight;  // [count]: how much of a row's change is handed over
+};
+
 // What one worker owns.
 struct SkipgramScratch {
+  SkipgramHot hot[3];  // of each table; count = 0 if there are none
   SkipgramPlan* plan;  // [plan_count]: blocks in turn
   int64_t plan_count;
-  const float** input_rows;  // [max inputs]
-  float** output_rows;       // [max outputs]
-  float** input_updates;     // [max inputs]
-  float* score;              // of a group, padded
+  float** input_rows;     // [max inputs]
+  float** output_rows;    // [max outputs, of pairs together]
+  float** input_updates;  // [max inputs]: rows of the accumulator
+  float* score;           // of a group, padded
   int32_t* label;
   float* weight;
   int32_t* common_label;  // of plain groups
@@ -100,6 +122,7 @@ struct SkipgramScratch {
 };
 
 constexpr int kSkipgramBlock = 32;    // centers planned at a time
+constexpr int kSkipgramPairs = 64;    // pairs whose negatives are drawn at a time, at least
 constexpr int kSkipgramPadding = 32;  // what may be written behind a group's scores, a plan's ids
 constexpr int kSkipgramSlices = 4;    // at most
 
@@ -134,6 +157,11 @@ VECSMITH_DECLARE_KERNEL(void skipgram_lagged(const SkipgramJob& job, const Skipg
                                              int64_t first, int64_t last, bool drain,
                                              SkipgramScratch& scratch, SkipgramPipeline& pipeline,
                                              int worker))
+
+// Merges the rows [first, last) of the worker's own copies with the shared ones:
+// shared += weight * (own - base); own = base = shared. One worker at a time.
+VECSMITH_DECLARE_KERNEL(void skipgram_merge(const SkipgramJob& job, int table, int64_t first,
+                                            int64_t last, SkipgramHot& hot))
 
 // The driver: the whole call on `threads` workers. result: {loss, terms}.
 void skipgram_run(const SkipgramJob& job, int threads, int64_t lag, double* result);

@@ -42,63 +42,56 @@ struct Columns {
   }
 };
 
+VECSMITH_INLINE int64_t padded_dim(const SkipgramJob& job) { return (job.dim + 15) / 16 * 16; }
+
 // Tiles of outputs, of almost equal width.
 VECSMITH_INLINE int tile_count(int n) { return (n + kTile - 1) / kTile; }
 VECSMITH_INLINE int tile_start(int n, int tiles, int tile) { return tile * n / tiles; }
 
-// The rows of a step at the given columns; returns the number of inputs that meet the outputs.
-// CBOW's h is gathered into the scratch.
-VECSMITH_INLINE int gather(const SkipgramJob& job, const SkipgramStep& step, Columns columns,
-                           SkipgramScratch& scratch) {
+// The rows of a step at the given columns.
+VECSMITH_INLINE void gather(const SkipgramJob& job, const SkipgramStep& step, Columns columns,
+                            SkipgramScratch& scratch) {
   const int table = step.codes ? kTree : kOutput;
-  float* const input = job.table[kInput] + columns.first;
-  float* const output = job.table[table] + columns.first;
-  for (int j = 0; j < step.output_count; ++j)
-    scratch.output_rows[j] = output + step.outputs[j] * job.stride[table];
-  const int m = step.input_count;
-  for (int i = 0; i < m; ++i) {
-    float* row = input + step.inputs[i] * job.stride[kInput];
-    scratch.input_rows[i] = row;
-    scratch.input_updates[i] = row;
-  }
-  return m;
+  rows_of(job, scratch.hot[table], table, step.outputs, output_rows(step), columns.first,
+          scratch.output_rows);
+  rows_of(job, scratch.hot[kInput], kInput, step.inputs, step.input_count, columns.first,
+          scratch.input_rows);
 }
 
-// h = the mean or sum of the step's input rows, into `hidden`.
+// h = the mean or sum of the step's input rows.
 VECSMITH_INLINE void gather_hidden(const SkipgramJob& job, const SkipgramStep& step,
-                                   Columns columns, const SkipgramScratch& scratch, float* hidden) {
-  const int m = step.input_count;
-  const float scale = job.cbow_mean ? 1.0f / static_cast<float>(m) : 1.0f;
-  for (int64_t at = 0; at < columns.full; at += kLanes) {
-    vfloat sum{};
-    for (int i = 0; i < m; ++i) sum += load(scratch.input_rows[i] + at);
-    store(hidden + at, sum * scale);
-  }
-  if (columns.tail) {
-    vfloat sum{};
-    for (int i = 0; i < m; ++i)
-      sum += load_tail(scratch.input_rows[i] + columns.full, columns.tail);
-    store_tail(hidden + columns.full, sum * scale, columns.tail);
-  }
+                                   Columns columns, const SkipgramScratch& scratch) {
+  const float scale = job.cbow_mean ? 1.0f / static_cast<float>(step.input_count) : 1.0f;
+  sum_rows(scratch.input_rows, step.input_count, columns.full, columns.tail, scale, scratch.row);
 }
 
 // Pass 1 over the given columns. The scores of a tile are laid out together.
 VECSMITH_INLINE void step_scores(const SkipgramJob& job, const SkipgramStep& step, Columns columns,
                                  SkipgramScratch& scratch, float* scores) {
-  int m = gather(job, step, columns, scratch);
+  gather(job, step, columns, scratch);
+  const int n = step.output_count;
+  if (step.pairs)
+    return score_any_pairs(n, scratch.input_rows, scratch.output_rows, columns.full, columns.tail,
+                           step.input_count, scores);
   const float* const* x = scratch.input_rows;
   const float* hidden = scratch.row;
+  int m = step.input_count;
   if (job.cbow) {
-    gather_hidden(job, step, columns, scratch, scratch.row);
+    gather_hidden(job, step, columns, scratch);
     x = &hidden;
     m = 1;
   }
-  const int n = step.output_count, tiles = tile_count(n);
+  const int tiles = tile_count(n);
   for (int tile = 0; tile < tiles; ++tile) {
     const int start = tile_start(n, tiles, tile), wide = tile_start(n, tiles, tile + 1) - start;
     score_any(wide, x, scratch.output_rows + start, columns.full, columns.tail, m, scores);
     scores += m * wide;
   }
+}
+
+VECSMITH_INLINE int64_t score_count(const SkipgramJob& job, const SkipgramStep* group) {
+  const SkipgramStep& last = group[group->group - 1];
+  return last.score_at + static_cast<int64_t>(job.cbow ? 1 : last.input_count) * last.output_count;
 }
 
 // Pass 2 over a group: scores become gradients; kSkipgramPadding floats behind them are
@@ -107,8 +100,7 @@ template <bool kLoss>
 VECSMITH_INLINE void group_gradients(const SkipgramJob& job, const SkipgramStep* group,
                                      SkipgramScratch& scratch, float* scores, Loss& loss) {
   const SkipgramStep& last = group[group->group - 1];
-  const int64_t count =
-      last.score_at + static_cast<int64_t>(job.cbow ? 1 : last.input_count) * last.output_count;
+  const int64_t count = score_count(job, group);
   if (__builtin_expect(group->plain, 1)) {
     // The padding's sigmoid is nothing, whatever its label.
     for (int lane = 0; lane < kLanes; ++lane)
@@ -116,30 +108,36 @@ VECSMITH_INLINE void group_gradients(const SkipgramJob& job, const SkipgramStep*
     return gradients<kLoss, false>(scores, scratch.common_label, nullptr, count, group->alpha, loss,
                                    scratch.loss);
   }
+  const bool weighted = group->group > 1 || group->input_weight || group->output_weight;
   int32_t* label = scratch.label;
   float* w = scratch.weight;
   for (const SkipgramStep* step = group; step <= &last; ++step) {
     const int m = job.cbow ? 1 : step->input_count, n = step->output_count, tiles = tile_count(n);
     for (int tile = 0; tile < tiles; ++tile) {
       const int start = tile_start(n, tiles, tile), wide = tile_start(n, tiles, tile + 1) - start;
-      for (int i = 0; i < m; ++i, label += wide, w += wide)
-        for (int j = 0; j < wide; ++j) {
-          const bool positive = step->codes ? step->codes[start + j] == 0 : start + j == 0;
-          label[j] = positive ? kPositive : kNegative;
-          w[j] = (step->input_weight ? step->input_weight[i] : 1.0f) *
-                 (step->output_weight ? step->output_weight[start + j] : 1.0f);
-        }
+      // The labels are the same for every input: written by whole vectors, each over the surplus
+      // of the one before.
+      alignas(64) int32_t pattern[16] = {};
+      for (int j = 0; j < wide; ++j)
+        pattern[j] =
+            (step->codes ? step->codes[start + j] == 0 : start + j == 0) ? kPositive : kNegative;
+      for (int i = 0; i < m; ++i, label += wide) __builtin_memcpy(label, pattern, 32);
+      if (weighted)
+        for (int i = 0; i < m; ++i, w += wide)
+          for (int j = 0; j < wide; ++j)
+            w[j] = (step->input_weight ? step->input_weight[i] : 1.0f) *
+                   (step->output_weight ? step->output_weight[start + j] : 1.0f);
     }
   }
   store(label, vint{} + kNegative);
-  store(w, splat(0.0f));
+  if (weighted) store(w, splat(0.0f));
   store(scores + count, splat(-200.0f));
-  if (group->group == 1 && !group->input_weight && !group->output_weight)
-    gradients<kLoss, false>(scores, scratch.label, nullptr, count, group->alpha, loss,
-                            scratch.loss);
-  else
+  if (weighted)
     gradients<kLoss, true>(scores, scratch.label, scratch.weight, count, group->alpha, loss,
                            scratch.loss);
+  else
+    gradients<kLoss, false>(scores, scratch.label, nullptr, count, group->alpha, loss,
+                            scratch.loss);
 }
 
 // The labels of an ordinary step (one positive, `negative` negatives), for any number of inputs.
@@ -150,58 +148,46 @@ VECSMITH_INLINE void prepare_labels(const SkipgramJob& job, SkipgramScratch& scr
       scratch.common_label[at] = at % n == 0 ? kPositive : kNegative;
 }
 
-// y += scale * x over a row.
-VECSMITH_INLINE void add_row(float* y, const float* x, float scale, Columns columns) {
-  for (int64_t at = 0; at < columns.full; at += kLanes)
-    store(y + at, load(y + at) + load(x + at) * scale);
-  if (columns.tail)
-    store_tail(y + columns.full,
-               load_tail(y + columns.full, columns.tail) +
-                   load_tail(x + columns.full, columns.tail) * scale,
-               columns.tail);
-}
-
-VECSMITH_INLINE void zero_row(float* y, Columns columns) {
-  for (int64_t at = 0; at < columns.full + columns.tail; at += kLanes) store(y + at, vfloat{});
-}
-
 // Pass 3 over the given columns; the rows have been gathered by pass 1 if `gathered`.
 VECSMITH_INLINE void step_update(const SkipgramJob& job, const SkipgramStep& step, Columns columns,
                                  bool gathered, SkipgramScratch& scratch, const float* g) {
   const int n = step.output_count, tiles = tile_count(n), inputs = step.input_count;
   if (!gathered) gather(job, step, columns, scratch);
+  float** const rows = scratch.input_rows;
+  if (step.pairs)
+    return update_any_pairs(n, rows, scratch.output_rows, columns.full, columns.tail, inputs, g);
   if (!job.cbow && tiles == 1)
-    return update_any<kInPlace>(n, scratch.input_rows, scratch.input_updates, scratch.output_rows,
-                                columns.full, columns.tail, inputs, g);
-  const int64_t padded = (job.dim + 15) / 16 * 16;
-  const float* hidden = scratch.row;
+    return update_any<kInPlace>(n, {rows, rows, rows, inputs}, scratch.output_rows, columns.full,
+                                columns.tail, g);
+  const int64_t padded = padded_dim(job);
+  float* hidden = scratch.row;
   float* hidden_update = scratch.row + padded;
-  const float* const* x = scratch.input_rows;
-  float* const* dx = scratch.input_updates;
+  float *const *x = rows, *const *sums = &hidden_update;
   int m = inputs;
   if (job.cbow) {
-    if (!gathered) gather_hidden(job, step, columns, scratch, scratch.row);
-    zero_row(hidden_update, columns);
+    if (!gathered) gather_hidden(job, step, columns, scratch);
     x = &hidden;
-    dx = &hidden_update;
     m = 1;
   } else {
     // An input must not change before the last tile has seen it.
-    for (int i = 0; i < m; ++i) {
-      scratch.input_updates[i] = scratch.accumulator + i * padded;
-      zero_row(scratch.input_updates[i], columns);
-    }
+    for (int i = 0; i < m; ++i) scratch.input_updates[i] = scratch.accumulator + i * padded;
+    sums = scratch.input_updates;
   }
   for (int tile = 0; tile < tiles; ++tile) {
     const int start = tile_start(n, tiles, tile), wide = tile_start(n, tiles, tile + 1) - start;
-    update_any<kAccumulate>(wide, x, dx, scratch.output_rows + start, columns.full, columns.tail, m,
-                            g);
+    float* const* const o = scratch.output_rows + start;
+    const bool last = tile + 1 == tiles;
+    if (job.cbow && tile == 0)
+      update_any<kNothing>(wide, {x, nullptr, sums, m}, o, columns.full, columns.tail, g);
+    else
+      update_any<kFrom>(wide, {x, tile == 0 ? x : sums, last && !job.cbow ? x : sums, m}, o,
+                        columns.full, columns.tail, g);
     g += m * wide;
   }
-  const float share = job.cbow && !job.cbow_mean ? 1.0f / static_cast<float>(inputs) : 1.0f;
-  for (int i = 0; i < inputs; ++i)
-    add_row(const_cast<float*>(scratch.input_rows[i]), job.cbow ? hidden_update : dx[i], share,
-            columns);
+  if (job.cbow) {
+    const float share = job.cbow_mean ? 1.0f : 1.0f / static_cast<float>(inputs);
+    add_to_rows(rows, inputs, columns.full, columns.tail, share, hidden_update);
+  }
 }
 
 template <bool kLoss>
@@ -231,7 +217,8 @@ void train_range(const SkipgramJob& job, const SkipgramStream* stream, int64_t f
       for (int32_t i = 0; i < size; ++i)
         step_scores(job, group[i], columns, scratch, scratch.score + group[i].score_at);
       // The sigmoids wait for the scores: meanwhile there is time to ask for the rows to come.
-      for (int32_t i = 0; i < size; ++i) fetch_ahead(job, plan, &next, s + i + ahead, 0, job.dim);
+      for (int32_t i = 0; i < size; ++i)
+        fetch_ahead(job, scratch, plan, &next, s + i + ahead, 0, job.dim);
       group_gradients<kLoss>(job, group, scratch, scratch.score, loss);
       for (int32_t i = 0; i < size; ++i)
         step_update(job, group[i], columns, size == 1, scratch, scratch.score + group[i].score_at);
@@ -319,9 +306,7 @@ struct Pipeline {
           for (int line = 0; line < 3; ++line)
             __builtin_prefetch(scores_of(scratch.applied + 2, slice) + 16 * line, 0, 3);
     const SkipgramStep* group = scratch.groups[scratch.applied & shared.ring_mask];
-    const SkipgramStep& last = group[group->group - 1];
-    const int64_t count =
-        last.score_at + static_cast<int64_t>(job.cbow ? 1 : last.input_count) * last.output_count;
+    const int64_t count = score_count(job, group);
     for (int64_t at = 0; at < count; at += kLanes) {
       vfloat sum = load(scores_of(scratch.applied, 0) + at);
       for (int slice = 1; slice < shared.slices; ++slice)
@@ -345,7 +330,7 @@ struct Pipeline {
       scratch.terms += plan.terms;
       for (int64_t s = 0; s < plan.step_count; s += plan.steps[s].group) {
         for (int32_t i = 0; i < plan.steps[s].group; ++i)
-          fetch_ahead(job, plan, nullptr, s + i + ahead, columns.first,
+          fetch_ahead(job, scratch, plan, nullptr, s + i + ahead, columns.first,
                       columns.first + columns.full + columns.tail);
         score(plan.steps + s);
         if (scratch.scored - scratch.applied > shared.lag) apply();
@@ -406,6 +391,32 @@ void skipgram_survivors(const SkipgramJob& job, int64_t first, int64_t last,
     }
   }
   stream.size = size;
+}
+
+void skipgram_merge(const SkipgramJob& job, int table, int64_t first, int64_t last,
+                    SkipgramHot& hot) {
+  const Columns columns = Columns::of(0, job.dim);
+  for (int64_t r = first; r < last; ++r) {
+    const int64_t id = hot.first + r;
+    float* const shared = job.table[table] + id * job.stride[table];
+    if (r + 2 < last) fetch_row(shared + 2 * job.stride[table], job.dim);
+    float *const own = hot.row + r * hot.stride, *const base = hot.base + r * hot.stride;
+    const float weight = hot.weight[r];
+    for (int64_t at = 0; at < columns.full; at += kLanes) {
+      const vfloat sum = load(shared + at) + (load(own + at) - load(base + at)) * weight;
+      store(shared + at, sum);
+      store(own + at, sum);
+      store(base + at, sum);
+    }
+    if (const int tail = columns.tail) {
+      const int64_t at = columns.full;
+      const vfloat sum = load_tail(shared + at, tail) +
+                         (load_tail(own + at, tail) - load_tail(base + at, tail)) * weight;
+      store_tail(shared + at, sum, tail);
+      store_tail(own + at, sum, tail);
+      store_tail(base + at, sum, tail);
+    }
+  }
 }
 
 void skipgram_train(const SkipgramJob& job, const SkipgramStream* stream, int64_t first,

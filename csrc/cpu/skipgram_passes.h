@@ -8,6 +8,22 @@ namespace vecsmith {
 namespace VECSMITH_LEVEL {
 namespace {
 
+template <int N>
+struct Number {
+  static constexpr int value = N;
+};
+
+// body(Number<n>) for n in 0..kMost, kMost <= 8.
+template <int kMost, class Body>
+VECSMITH_INLINE void with_number(int64_t n, const Body& body) {
+  if constexpr (kMost == 0)
+    body(Number<0>{});
+  else if (n == kMost)
+    body(Number<kMost>{});
+  else
+    with_number<kMost - 1>(n, body);
+}
+
 constexpr int kBlockVectors = kLanes == 16 ? 2 : 1;  // vectors of each row per update block
 
 template <int I, int J>
@@ -129,14 +145,24 @@ VECSMITH_INLINE void gradients(float* score, const int32_t* label, const float* 
   }
 }
 
+// Where the inputs' updates begin, before g o is added to them.
 enum Update {
-  kInPlace,    // inputs and outputs are changed where they are
-  kAccumulate  // outputs in place; the inputs' updates are added to rows of their own
+  kInPlace,  // at the inputs themselves: from = to = x
+  kFrom,     // at rows of their own
+  kNothing   // at zero
+};
+
+// Pointers to the m inputs of a step, to what their updates are added to and where the sums go.
+struct Inputs {
+  const float* const* x;
+  const float* const* from;
+  float* const* to;
+  int m;
 };
 
 template <class Vec, int J, int V, Update U, bool T>
-VECSMITH_INLINE void update_block(const float* const* x, float* const* dx, float* const* o,
-                                  int64_t at, int tail, int m, const float* g) {
+VECSMITH_INLINE void update_block(const Inputs& in, float* const* o, int64_t at, int tail,
+                                  const float* g) {
   constexpr int kStep = sizeof(Vec) / sizeof(float);
   const auto get = [&](const float* row, int v) {
     if constexpr (T)
@@ -155,12 +181,12 @@ VECSMITH_INLINE void update_block(const float* const* x, float* const* dx, float
   for (int j = 0; j < J; ++j)
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) dv[j][v] = ov[j][v] = get(o[j], v);
-  for (int i = 0; i < m; ++i) {
+  for (int i = 0; i < in.m; ++i) {
     Vec xv[V], nv[V];
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
-      xv[v] = get(x[i], v);
-      nv[v] = U == kInPlace ? xv[v] : get(dx[i], v);
+      xv[v] = get(in.x[i], v);
+      nv[v] = U == kInPlace ? xv[v] : U == kFrom ? get(in.from[i], v) : Vec{};
     }
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j) {
@@ -172,7 +198,7 @@ VECSMITH_INLINE void update_block(const float* const* x, float* const* dx, float
       }
     }
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) put(dx[i], v, nv[v]);
+    for (int v = 0; v < V; ++v) put(in.to[i], v, nv[v]);
   }
 #pragma GCC unroll 8
   for (int j = 0; j < J; ++j)
@@ -180,18 +206,179 @@ VECSMITH_INLINE void update_block(const float* const* x, float* const* dx, float
     for (int v = 0; v < V; ++v) put(o[j], v, dv[j][v]);
 }
 
-// o[j] += sum_i g[i * J + j] x[i];  dx[i] += sum_j g[i * J + j] o[j], from the values before.
+// o[j] += sum_i g[i * J + j] x[i];  to[i] = from[i] + sum_j g[i * J + j] o[j], from the values
+// before.
 template <int J, Update U>
-__attribute__((noinline)) void update_tile(const float* const* x, float* const* dx, float* const* o,
-                                           int64_t full, int tail, int m, const float* g) {
+__attribute__((noinline)) void update_tile(const Inputs& in, float* const* o, int64_t full,
+                                           int tail, const float* g) {
   int64_t at = 0;
   for (; at + kBlockVectors * kLanes <= full; at += kBlockVectors * kLanes)
-    update_block<vfloat, J, kBlockVectors, U, false>(x, dx, o, at, tail, m, g);
-  for (; at < full; at += kLanes) update_block<vfloat, J, 1, U, false>(x, dx, o, at, tail, m, g);
+    update_block<vfloat, J, kBlockVectors, U, false>(in, o, at, tail, g);
+  for (; at < full; at += kLanes) update_block<vfloat, J, 1, U, false>(in, o, at, tail, g);
   if (tail == 4)
-    update_block<vquarter, J, 1, U, false>(x, dx, o, at, tail, m, g);
+    update_block<vquarter, J, 1, U, false>(in, o, at, tail, g);
   else if (tail)
-    update_block<vfloat, J, 1, U, true>(x, dx, o, at, tail, m, g);
+    update_block<vfloat, J, 1, U, true>(in, o, at, tail, g);
+}
+
+// Pairs: input i has the outputs o[0] (the positive, common to all) and o[1 + i K .. 1 + i K + K).
+
+template <int I, int K>
+VECSMITH_INLINE void score_pair_block(const float* const* x, float* const* o, float* const* own,
+                                      int64_t full, int tail, float* out) {
+  constexpr int J = K + 1;
+  vfloat sum[I * J];
+#pragma GCC unroll 12
+  for (int a = 0; a < I * J; ++a) sum[a] = vfloat{};
+  const auto add = [&](const auto& get) VECSMITH_LAMBDA {
+    const vfloat center = get(o[0]);
+#pragma GCC unroll 2
+    for (int i = 0; i < I; ++i) {
+      const vfloat xv = in_register(get(x[i]));
+      sum[i * J] += xv * center;
+#pragma GCC unroll 5
+      for (int k = 0; k < K; ++k) sum[i * J + 1 + k] += xv * get(own[i * K + k]);
+    }
+  };
+  if (tail == 4)
+    add([&](const float* row) VECSMITH_LAMBDA { return widen(load_as<vquarter>(row + full)); });
+  else if (tail)
+    add([&](const float* row) VECSMITH_LAMBDA { return load_tail(row + full, tail); });
+  for (int64_t at = 0; at < full; at += kLanes)
+    add([&](const float* row) VECSMITH_LAMBDA { return load(row + at); });
+  const vfloat zero{};
+#pragma GCC unroll 3
+  for (int a = 0; a < I * J; a += 4)
+    fold4(sum[a], a + 1 < I * J ? sum[a + 1] : zero, a + 2 < I * J ? sum[a + 2] : zero,
+          a + 3 < I * J ? sum[a + 3] : zero, out + a);
+}
+
+// scores[i * (K + 1) + j] of the pairs; writes up to three floats beyond the last.
+template <int K>
+__attribute__((noinline)) void score_pairs(const float* const* x, float* const* o, int64_t full,
+                                           int tail, int m, float* scores) {
+  int i = 0;
+  for (; i + 2 <= m; i += 2)
+    score_pair_block<2, K>(x + i, o, o + 1 + i * K, full, tail, scores + i * (K + 1));
+  if (i < m) score_pair_block<1, K>(x + i, o, o + 1 + i * K, full, tail, scores + i * (K + 1));
+}
+
+template <class Vec, int K, int V, bool T>
+VECSMITH_INLINE void update_pair_block(float* const* x, float* const* o, int64_t at, int tail,
+                                       int m, const float* g) {
+  constexpr int kStep = sizeof(Vec) / sizeof(float);
+  const auto get = [&](const float* row, int v) {
+    if constexpr (T)
+      return load_tail(row + at, tail);
+    else
+      return load_as<Vec>(row + at + v * kStep);
+  };
+  const auto put = [&](float* row, int v, Vec value) {
+    if constexpr (T)
+      store_tail(row + at, value, tail);
+    else
+      store_as<Vec>(row + at + v * kStep, value);
+  };
+  Vec center[V];
+#pragma GCC unroll 2
+  for (int v = 0; v < V; ++v) center[v] = get(o[0], v);
+  float* const* own = o + 1;
+  for (int i = 0; i < m; ++i, own += K, g += K + 1) {
+    const Vec g0 = g[0] - Vec{};
+    Vec xv[V], nv[V];
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) {
+      xv[v] = get(x[i], v);
+      nv[v] = xv[v] + g0 * center[v];
+      center[v] += g0 * xv[v];
+    }
+#pragma GCC unroll 5
+    for (int k = 0; k < K; ++k) {
+      const Vec gk = g[1 + k] - Vec{};
+#pragma GCC unroll 2
+      for (int v = 0; v < V; ++v) {
+        const Vec ov = get(own[k], v);
+        nv[v] += gk * ov;
+        put(own[k], v, ov + gk * xv[v]);
+      }
+    }
+#pragma GCC unroll 2
+    for (int v = 0; v < V; ++v) put(x[i], v, nv[v]);
+  }
+#pragma GCC unroll 2
+  for (int v = 0; v < V; ++v) put(o[0], v, center[v]);
+}
+
+// The updates of the pairs, one after another, over a block of columns at a time. (Columns do not
+// depend on each other.)
+template <int K>
+__attribute__((noinline)) void update_pairs(float* const* x, float* const* o, int64_t full,
+                                            int tail, int m, const float* g) {
+  int64_t at = 0;
+  for (; at + kBlockVectors * kLanes <= full; at += kBlockVectors * kLanes)
+    update_pair_block<vfloat, K, kBlockVectors, false>(x, o, at, tail, m, g);
+  for (; at < full; at += kLanes) update_pair_block<vfloat, K, 1, false>(x, o, at, tail, m, g);
+  if (tail == 4)
+    update_pair_block<vquarter, K, 1, false>(x, o, at, tail, m, g);
+  else if (tail)
+    update_pair_block<vfloat, K, 1, true>(x, o, at, tail, m, g);
+}
+
+// Sums over rows and to rows (CBOW), up to eight vectors of each row at a time.
+
+template <int V>
+VECSMITH_INLINE void sum_block(const float* const* x, int m, int64_t at, float scale, float* out) {
+  vfloat sum[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) sum[v] = load(x[0] + at + v * kLanes);
+  for (int i = 1; i < m; ++i)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sum[v] += load(x[i] + at + v * kLanes);
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) store(out + at + v * kLanes, sum[v] * scale);
+}
+
+template <int V>
+VECSMITH_INLINE void add_block(float* const* x, int m, int64_t at, float scale,
+                               const float* update) {
+  vfloat more[V];
+#pragma GCC unroll 8
+  for (int v = 0; v < V; ++v) more[v] = load(update + at + v * kLanes) * scale;
+  for (int i = 0; i < m; ++i)
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v)
+      store(x[i] + at + v * kLanes, load(x[i] + at + v * kLanes) + more[v]);
+}
+
+// block(at, Number<V>) over `full` columns, up to eight vectors at a time.
+template <class Block>
+VECSMITH_INLINE void in_blocks(int64_t full, const Block& block) {
+  int64_t at = 0;
+  for (; at + 8 * kLanes <= full; at += 8 * kLanes) block(at, Number<8>{});
+  with_number<7>((full - at) / kLanes, [&](auto width) VECSMITH_LAMBDA { block(at, width); });
+}
+
+// out = scale * sum_i x[i]
+__attribute__((noinline)) void sum_rows(const float* const* x, int m, int64_t full, int tail,
+                                        float scale, float* out) {
+  in_blocks(full, [&](int64_t at, auto width) VECSMITH_LAMBDA {
+    if constexpr (width.value > 0) sum_block<width.value>(x, m, at, scale, out);
+  });
+  if (tail == 0) return;
+  vfloat sum = load_tail(x[0] + full, tail);
+  for (int i = 1; i < m; ++i) sum += load_tail(x[i] + full, tail);
+  store_tail(out + full, sum * scale, tail);
+}
+
+// x[i] += scale * update, one after another (a row may come twice)
+__attribute__((noinline)) void add_to_rows(float* const* x, int m, int64_t full, int tail,
+                                           float scale, const float* update) {
+  in_blocks(full, [&](int64_t at, auto width) VECSMITH_LAMBDA {
+    if constexpr (width.value > 0) add_block<width.value>(x, m, at, scale, update);
+  });
+  if (tail == 0) return;
+  const vfloat more = load_tail(update + full, tail) * scale;
+  for (int i = 0; i < m; ++i) store_tail(x[i] + full, load_tail(x[i] + full, tail) + more, tail);
 }
 
 void score_any(int n, const float* const* x, float* const* o, int64_t full, int tail, int m,
@@ -213,21 +400,53 @@ void score_any(int n, const float* const* x, float* const* o, int64_t full, int 
 }
 
 template <Update U>
-void update_any(int n, const float* const* x, float* const* dx, float* const* o, int64_t full,
-                int tail, int m, const float* g) {
+void update_any(int n, const Inputs& in, float* const* o, int64_t full, int tail, const float* g) {
   switch (n) {
     case 1:
-      return update_tile<1, U>(x, dx, o, full, tail, m, g);
+      return update_tile<1, U>(in, o, full, tail, g);
     case 2:
-      return update_tile<2, U>(x, dx, o, full, tail, m, g);
+      return update_tile<2, U>(in, o, full, tail, g);
     case 3:
-      return update_tile<3, U>(x, dx, o, full, tail, m, g);
+      return update_tile<3, U>(in, o, full, tail, g);
     case 4:
-      return update_tile<4, U>(x, dx, o, full, tail, m, g);
+      return update_tile<4, U>(in, o, full, tail, g);
     case 5:
-      return update_tile<5, U>(x, dx, o, full, tail, m, g);
+      return update_tile<5, U>(in, o, full, tail, g);
     default:
-      return update_tile<6, U>(x, dx, o, full, tail, m, g);
+      return update_tile<6, U>(in, o, full, tail, g);
+  }
+}
+
+// n = K + 1 outputs of each pair.
+void score_any_pairs(int n, const float* const* x, float* const* o, int64_t full, int tail, int m,
+                     float* s) {
+  switch (n - 1) {
+    case 1:
+      return score_pairs<1>(x, o, full, tail, m, s);
+    case 2:
+      return score_pairs<2>(x, o, full, tail, m, s);
+    case 3:
+      return score_pairs<3>(x, o, full, tail, m, s);
+    case 4:
+      return score_pairs<4>(x, o, full, tail, m, s);
+    default:
+      return score_pairs<5>(x, o, full, tail, m, s);
+  }
+}
+
+void update_any_pairs(int n, float* const* x, float* const* o, int64_t full, int tail, int m,
+                      const float* g) {
+  switch (n - 1) {
+    case 1:
+      return update_pairs<1>(x, o, full, tail, m, g);
+    case 2:
+      return update_pairs<2>(x, o, full, tail, m, g);
+    case 3:
+      return update_pairs<3>(x, o, full, tail, m, g);
+    case 4:
+      return update_pairs<4>(x, o, full, tail, m, g);
+    default:
+      return update_pairs<5>(x, o, full, tail, m, g);
   }
 }
 

@@ -89,7 +89,6 @@ VECSMITH_INLINE void draw_outputs(const SkipgramJob& job, const uint64_t* bits, 
   }
   plan.id_count += count;
   step.outputs = ids;
-  step.codes = nullptr;
   step.output_count = count;
   step.output_weight = nullptr;
   if (__builtin_expect(same, 0)) merge_outputs(plan, ids, step);
@@ -136,12 +135,21 @@ VECSMITH_INLINE void push(const SkipgramJob& job, SkipgramPlan& plan, SkipgramSt
   plan.steps[plan.step_count++] = step;
 }
 
-// Appends the steps of the centers [first, last) of a stream, last - first <= kSkipgramBlock.
-void plan_centers(const SkipgramJob& job, const SkipgramStream& stream, int64_t first, int64_t last,
-                  SkipgramPlan& plan) {
-  const int count = static_cast<int>(last - first);
-  const int64_t* position = stream.position + first;
-  int32_t reach[kSkipgramBlock];
+// The window of survivor k: the survivors low .. high-1 of its sentence, without k.
+struct Window {
+  int64_t k, low, high;
+
+  VECSMITH_METHOD int32_t contexts() const { return static_cast<int32_t>(high - low - 1); }
+
+  static VECSMITH_METHOD Window of(const SkipgramStream& stream, int64_t k, int64_t reach) {
+    const int64_t least = stream.low[k], most = stream.high[k];
+    return {k, k - reach > least ? k - reach : least, k + reach + 1 < most ? k + reach + 1 : most};
+  }
+};
+
+// The reduced windows of `count` centers.
+VECSMITH_INLINE void draw_reach(const SkipgramJob& job, const int64_t* position, int count,
+                                int32_t* reach) {
   for (int c = 0; c < count; ++c) {
     const uint64_t bits = draw(job.key_window, static_cast<uint64_t>(position[c]));
     reach[c] =
@@ -149,18 +157,59 @@ void plan_centers(const SkipgramJob& job, const SkipgramStream& stream, int64_t 
             ? 1 + static_cast<int32_t>(((bits >> 32) * static_cast<uint64_t>(job.window)) >> 32)
             : job.window;
   }
-  const bool pairwise = !job.shared_negatives && !job.cbow;
-  if (job.negative && !pairwise)
-    for (int64_t k = 0; k < job.negative; ++k) {
-      uint64_t* bits = plan.bits + k * kSkipgramBlock;
-      for (int c = 0; c < count; ++c)
-        bits[c] = draw(job.key_negative,
-                       static_cast<uint64_t>(position[c]) * static_cast<uint64_t>(job.negative) +
-                           static_cast<uint64_t>(k));
-      for (int c = 0; c < count; ++c) fetch_alias(job, bits[c]);
-    }
+}
+
+// A step with the words of a window as inputs, and no outputs yet.
+VECSMITH_INLINE SkipgramStep begin_step(const SkipgramJob& job, const SkipgramStream& stream,
+                                        const Window& w, SkipgramPlan& plan) {
+  SkipgramStep step;
+  int32_t* inputs = plan.ids + plan.id_count;
+  copy_ids(inputs, stream.id + w.low, w.k - w.low);
+  copy_ids(inputs + (w.k - w.low), stream.id + w.k + 1, w.high - w.k - 1);
+  plan.id_count += w.contexts();
+  step.inputs = inputs;
+  step.input_count = w.contexts();
+  step.input_weight = step.output_weight = nullptr;
+  step.codes = nullptr;
+  const int64_t entering = w.k + job.window < stream.size ? w.k + job.window : stream.size - 1;
+  step.next_input = stream.id[entering];
+  step.alpha = rate_at(job, stream.position[w.k]);
+  step.plain = step.pairs = false;
+  return step;
+}
+
+// The step of the center's path through the tree, if it has one (that of a vocabulary of one word
+// is empty). `step` has its inputs.
+VECSMITH_INLINE void plan_path(const SkipgramJob& job, int32_t center, int64_t times,
+                               SkipgramStep step, SkipgramPlan& plan) {
+  const int64_t begin = job.path_offsets[center];
+  step.output_count = static_cast<int32_t>(job.path_offsets[center + 1] - begin);
+  int32_t* outputs = plan.ids + plan.id_count;
+  for (int32_t j = 0; j < step.output_count; ++j) outputs[j] = job.path_nodes[begin + j];
+  plan.id_count += step.output_count;
+  step.outputs = outputs;
+  step.codes = job.path_codes + begin;
+  if (step.output_count) push(job, plan, step, times * step.output_count, 1);
+}
+
+// Appends the steps of the centers [first, last) of a stream, last - first <= kSkipgramBlock: of a
+// window, or of CBOW.
+void plan_windows(const SkipgramJob& job, const SkipgramStream& stream, int64_t first, int64_t last,
+                  SkipgramPlan& plan) {
+  const int count = static_cast<int>(last - first);
+  const int64_t* position = stream.position + first;
+  int32_t reach[kSkipgramBlock];
+  draw_reach(job, position, count, reach);
+  for (int64_t k = 0; k < job.negative; ++k) {
+    uint64_t* bits = plan.bits + k * kSkipgramBlock;
+    for (int c = 0; c < count; ++c)
+      bits[c] = draw(job.key_negative,
+                     static_cast<uint64_t>(position[c]) * static_cast<uint64_t>(job.negative) +
+                         static_cast<uint64_t>(k));
+    for (int c = 0; c < count; ++c) fetch_alias(job, bits[c]);
+  }
   // Drawn for all centers at once; those in which two rows coincide are drawn again with care.
-  const bool plain = job.negative && !pairwise && job.negative < kTile;
+  const bool plain = job.negative && job.negative < kTile;
   int32_t words[kTile][kSkipgramBlock];
   int32_t coincide[kSkipgramBlock] = {};
   if (plain) {
@@ -172,106 +221,131 @@ void plan_centers(const SkipgramJob& job, const SkipgramStream& stream, int64_t 
         for (int c = 0; c < count; ++c) coincide[c] |= words[k + 1][c] == words[earlier][c];
     }
   }
-  const auto low_of = [&](int c) {
-    const int64_t k = first + c, least = stream.low[k];
-    return k - reach[c] > least ? k - reach[c] : least;
-  };
-  const auto high_of = [&](int c) {
-    const int64_t k = first + c, most = stream.high[k];
-    return k + reach[c] + 1 < most ? k + reach[c] + 1 : most;
-  };
-  // The draws of a center's pairs, a center ahead of their use: the alias table's entries arrive
-  // meanwhile.
-  const int64_t half = job.max_inputs * job.negative;
-  const auto draw_pairs = [&](int c) {
-    const uint64_t slots = 2 * static_cast<uint64_t>(job.window) + 1;
-    const int64_t k = first + c, low = low_of(c), high = high_of(c);
-    uint64_t* bits = plan.bits + (c & 1) * half;
-    for (int64_t j = low; j < high; ++j) {
-      if (j == k) continue;
-      const uint64_t slot = static_cast<uint64_t>(j - k + job.window);
-      const uint64_t counter =
-          (static_cast<uint64_t>(position[c]) * slots + slot) * static_cast<uint64_t>(job.negative);
-      for (int32_t n = 0; n < job.negative; ++n)
-        bits[n] = draw(job.key_negative, counter + static_cast<uint64_t>(n));
-      for (int32_t n = 0; n < job.negative; ++n) fetch_alias(job, bits[n]);
-      bits += job.negative;
-    }
-  };
-  if (count && job.negative && pairwise) draw_pairs(0);
   for (int c = 0; c < count; ++c) {
-    const int64_t k = first + c;
-    const int32_t center = stream.id[k];
-    const int64_t low = low_of(c), high = high_of(c);
-    if (job.negative && pairwise && c + 1 < count) draw_pairs(c + 1);
-    const int32_t contexts = static_cast<int32_t>(high - low - 1);
-    if (contexts == 0) continue;
-    const int64_t entering = k + job.window < stream.size ? k + job.window : stream.size - 1;
-    int32_t* inputs = plan.ids + plan.id_count;
-    copy_ids(inputs, stream.id + low, k - low);
-    copy_ids(inputs + (k - low), stream.id + k + 1, high - k - 1);
-    plan.id_count += contexts;
-    SkipgramStep step;
-    step.inputs = inputs;
-    step.input_count = contexts;
-    step.input_weight = step.output_weight = nullptr;
-    step.next_input = stream.id[entering];
-    step.alpha = rate_at(job, position[c]);
-    const int64_t times = job.cbow ? 1 : contexts;
-    if (!job.cbow && (!pairwise || job.path_offsets) && repeats(stream, low, high)) {
-      int32_t* merged = inputs;
-      if (pairwise) {  // which needs its contexts as they are
-        merged = plan.ids + plan.id_count;
-        copy_ids(merged, inputs, contexts);
-        plan.id_count += contexts;
-      }
-      step.inputs = merged;
-      merge_inputs(plan, merged, step);
-    }
-    if (job.path_offsets) {
-      SkipgramStep path = step;
-      path.outputs = job.path_nodes + job.path_offsets[center];
-      path.codes = job.path_codes + job.path_offsets[center];
-      path.output_count =
-          static_cast<int32_t>(job.path_offsets[center + 1] - job.path_offsets[center]);
-      path.plain = false;
-      // (The path of a vocabulary of one word is empty.)
-      if (path.output_count) push(job, plan, path, times * path.output_count, 1);
-    }
+    const Window window = Window::of(stream, first + c, reach[c]);
+    if (window.contexts() == 0) continue;
+    const int32_t center = stream.id[window.k];
+    SkipgramStep step = begin_step(job, stream, window, plan);
+    const int64_t times = job.cbow ? 1 : window.contexts();
+    if (!job.cbow && repeats(stream, window.low, window.high))
+      merge_inputs(plan, const_cast<int32_t*>(step.inputs), step);
+    if (job.path_offsets) plan_path(job, center, times, step, plan);
     if (!job.negative) continue;
-    if (!pairwise) {
-      if (plain && !coincide[c]) {
-        int32_t* outputs = plan.ids + plan.id_count;
-        for (int j = 0; j <= job.negative; ++j) outputs[j] = words[j][c];
-        step.outputs = outputs;
-        step.codes = nullptr;
-        step.output_count = job.negative + 1;
-        step.plain = !step.input_weight;
-        plan.id_count += step.output_count;
-        push(job, plan, step, times * step.output_count, 1);
-      } else {
-        const int64_t before = plan.id_count;
-        draw_outputs(job, plan.bits + c, kSkipgramBlock, center, plan, step);
-        step.plain = false;
-        push(job, plan, step, times * (plan.id_count - before), 1);
-      }
-      continue;
-    }
-    // One group of pairs.
-    const uint64_t* bits = plan.bits + (c & 1) * half;
-    SkipgramStep* const group = plan.steps + plan.step_count;
-    bool all_plain = job.negative < kTile;
-    step.input_count = 1;
-    step.input_weight = nullptr;
-    for (int32_t i = 0; i < contexts; ++i) {
-      step.inputs = inputs + i;
-      step.next_input = inputs[i];
+    if (plain && !coincide[c]) {
+      int32_t* outputs = plan.ids + plan.id_count;
+      for (int j = 0; j <= job.negative; ++j) outputs[j] = words[j][c];
+      step.outputs = outputs;
+      step.output_count = job.negative + 1;
+      step.plain = !step.input_weight;
+      plan.id_count += step.output_count;
+      push(job, plan, step, times * step.output_count, 1);
+    } else {
       const int64_t before = plan.id_count;
-      draw_outputs(job, bits + i * static_cast<int64_t>(job.negative), 1, center, plan, step);
-      all_plain = all_plain && !step.output_weight && step.output_count == job.negative + 1;
-      push(job, plan, step, plan.id_count - before, i == 0 ? contexts : 0);
+      draw_outputs(job, plan.bits + c, kSkipgramBlock, center, plan, step);
+      push(job, plan, step, times * (plan.id_count - before), 1);
     }
-    group->plain = all_plain;
+  }
+}
+
+// Appends the steps of a center's pairs, as one group: one step if nothing coincides in any of
+// them. counter: of the draws of the first negative of each; words: the negatives drawn,
+// words[k * stride + i].
+VECSMITH_INLINE void plan_group(const SkipgramJob& job, int32_t center, SkipgramStep step,
+                                bool simple, const uint64_t* counter, const int32_t* words,
+                                int64_t stride, SkipgramPlan& plan) {
+  const int32_t contexts = step.input_count, negative = job.negative;
+  if (simple) {
+    int32_t* outputs = plan.ids + plan.id_count;
+    step.outputs = outputs;
+    step.output_count = negative + 1;
+    step.plain = step.pairs = true;
+    *outputs++ = center;
+    for (int32_t i = 0; i < contexts; ++i)
+      for (int32_t k = 0; k < negative; ++k) *outputs++ = words[k * stride + i];
+    plan.id_count = outputs - plan.ids;
+    return push(job, plan, step, static_cast<int64_t>(contexts) * (negative + 1), 1);
+  }
+  SkipgramStep* const group = plan.steps + plan.step_count;
+  bool plain = negative < kTile;
+  const int32_t* const inputs = step.inputs;
+  step.input_count = 1;
+  for (int32_t i = 0; i < contexts; ++i) {
+    step.inputs = inputs + i;
+    for (int32_t n = 0; n < negative; ++n)
+      plan.bits[n] = draw(job.key_negative, counter[i] + static_cast<uint64_t>(n));
+    const int64_t before = plan.id_count;
+    draw_outputs(job, plan.bits, 1, center, plan, step);
+    plain = plain && !step.output_weight && step.output_count == negative + 1;
+    push(job, plan, step, plan.id_count - before, i == 0 ? contexts : 0);
+  }
+  group->plain = plain;
+}
+
+// The same of centers whose pairs have negatives of their own.
+void plan_pairwise(const SkipgramJob& job, const SkipgramStream& stream, int64_t first,
+                   int64_t last, SkipgramPlan& plan) {
+  const int count = static_cast<int>(last - first);
+  int32_t reach[kSkipgramBlock];
+  draw_reach(job, stream.position + first, count, reach);
+  const uint64_t slots = 2 * static_cast<uint64_t>(job.window) + 1;
+  const int64_t negative = job.negative, capacity = plan.pair_capacity;
+  const bool plain = negative < kTile;
+  SkipgramPairs& pairs = plan.pairs;
+  for (int begin = 0, end; begin < count; begin = end) {
+    // As many centers as there is room for their pairs, drawn together.
+    int64_t size = 0;
+    for (end = begin; end < count; ++end) {
+      const Window w = Window::of(stream, first + end, reach[end]);
+      if (size + w.contexts() > capacity) break;
+      const uint64_t base =
+          static_cast<uint64_t>(stream.position[w.k]) * slots + static_cast<uint64_t>(job.window);
+      for (int64_t j = w.low; j < w.high; ++j) {
+        pairs.counter[size] =
+            (base + static_cast<uint64_t>(j - w.k)) * static_cast<uint64_t>(negative);
+        pairs.center[size] = stream.id[w.k];
+        size += j != w.k;
+      }
+    }
+    if (plain) {
+      for (int64_t i = 0; i < size; ++i) pairs.coincide[i] = 0;
+      for (int64_t k = 0; k < negative; ++k) {
+        uint64_t* bits = plan.bits + k * capacity;
+        for (int64_t i = 0; i < size; ++i)
+          bits[i] = draw(job.key_negative, pairs.counter[i] + static_cast<uint64_t>(k));
+        for (int64_t i = 0; i < size; ++i) fetch_alias(job, bits[i]);
+      }
+      for (int64_t k = 0; k < negative; ++k) {
+        int32_t* words = pairs.word + k * capacity;
+        const uint64_t* bits = plan.bits + k * capacity;
+        for (int64_t i = 0; i < size; ++i) words[i] = sampled_word(job, bits[i]);
+        for (int64_t i = 0; i < size; ++i) pairs.coincide[i] |= words[i] == pairs.center[i];
+        for (const int32_t* earlier = pairs.word; earlier < words; earlier += capacity)
+          for (int64_t i = 0; i < size; ++i) pairs.coincide[i] |= words[i] == earlier[i];
+      }
+    }
+    int64_t at = 0;
+    for (int c = begin; c < end; ++c) {
+      const Window window = Window::of(stream, first + c, reach[c]);
+      const int32_t contexts = window.contexts();
+      if (contexts == 0) continue;
+      const int32_t center = stream.id[window.k];
+      const SkipgramStep step = begin_step(job, stream, window, plan);
+      if (job.path_offsets) {
+        SkipgramStep path = step;
+        if (repeats(stream, window.low, window.high)) {  // merged in a copy
+          int32_t* merged = plan.ids + plan.id_count;
+          copy_ids(merged, step.inputs, contexts);
+          plan.id_count += contexts;
+          path.inputs = merged;
+          merge_inputs(plan, merged, path);
+        }
+        plan_path(job, center, contexts, path, plan);
+      }
+      int32_t coincide = !plain;
+      for (int64_t i = at; plain && i < at + contexts; ++i) coincide |= pairs.coincide[i];
+      plan_group(job, center, step, !coincide, pairs.counter + at, pairs.word + at, capacity, plan);
+      at += contexts;
+    }
   }
 }
 
@@ -286,6 +360,7 @@ void plan_pairs(const SkipgramJob& job, int64_t first, int64_t last, SkipgramPla
     step.next_input = *ids++ = static_cast<int32_t>(job.centers[p]);
     step.outputs = ids;
     step.codes = nullptr;
+    step.pairs = false;
     step.alpha = static_cast<float>(job.alpha);
     int32_t* const outputs = ids;
     const int32_t positive = static_cast<int32_t>(job.contexts[p]);
@@ -307,10 +382,12 @@ void plan_pairs(const SkipgramJob& job, int64_t first, int64_t last, SkipgramPla
 
 void plan_block(const SkipgramJob& job, const SkipgramStream* stream, int64_t first, int64_t last,
                 SkipgramPlan& plan) {
-  if (stream)
-    plan_centers(job, *stream, first, last, plan);
-  else
+  if (!stream)
     plan_pairs(job, first, last, plan);
+  else if (job.negative && !job.shared_negatives && !job.cbow)
+    plan_pairwise(job, *stream, first, last, plan);
+  else
+    plan_windows(job, *stream, first, last, plan);
 }
 
 VECSMITH_INLINE void clear(SkipgramPlan& plan) {
@@ -322,12 +399,43 @@ VECSMITH_INLINE void fetch_row(const float* row, int64_t columns) {
   for (int64_t byte = 0; byte < columns * 4; byte += 64) __builtin_prefetch(p + byte, 1, 3);
 }
 
-VECSMITH_INLINE void fetch_step(const SkipgramJob& job, const SkipgramStep& step, int64_t first,
-                                int64_t last) {
-  fetch_row(job.table[kInput] + step.next_input * job.stride[kInput] + first, last - first);
+// Pointers to the rows of a table, or to the worker's own copies of them, from column `first` on.
+// Eight at a time: up to seven ids more than asked for are read, and as many pointers written.
+VECSMITH_INLINE void rows_of(const SkipgramJob& job, const SkipgramHot& hot, int table,
+                             const int32_t* ids, int64_t n, int64_t first, float** rows) {
+  const int64_t shared = reinterpret_cast<int64_t>(job.table[table] + first);
+  const int64_t copies = reinterpret_cast<int64_t>(hot.row + first);
+  const int64_t stride = 4 * job.stride[table], copy_stride = 4 * hot.stride;
+  const uint64_t count = static_cast<uint64_t>(hot.count);
+  for (int64_t at = 0; at < n; at += 8) {
+    int64_t address[8];
+    for (int lane = 0; lane < 8; ++lane) {
+      const int64_t id = ids[at + lane], own = id - hot.first;
+      const int64_t mask = -static_cast<int64_t>(static_cast<uint64_t>(own) < count);
+      const int64_t here = shared + id * stride, there = copies + own * copy_stride;
+      address[lane] = here ^ ((here ^ there) & mask);
+    }
+    __builtin_memcpy(rows + at, address, sizeof address);
+  }
+}
+
+VECSMITH_INLINE int64_t output_rows(const SkipgramStep& step) {
+  return step.pairs ? 1 + static_cast<int64_t>(step.input_count) * (step.output_count - 1)
+                    : step.output_count;
+}
+
+VECSMITH_INLINE void fetch_step(const SkipgramJob& job, const SkipgramHot* hot,
+                                const SkipgramStep& step, int64_t first, int64_t last) {
+  float* rows[8];
+  const int32_t input[8] = {step.next_input};
+  rows_of(job, hot[kInput], kInput, input, 1, first, rows);
+  fetch_row(rows[0], last - first);
   const int table = step.codes ? kTree : kOutput;
-  for (int32_t j = 0; j < step.output_count; ++j)
-    fetch_row(job.table[table] + step.outputs[j] * job.stride[table] + first, last - first);
+  const int64_t n = output_rows(step);
+  for (int64_t at = 0; at < n; at += 8) {
+    rows_of(job, hot[table], table, step.outputs + at, 8, first, rows);
+    for (int64_t j = 0; j < 8 && at + j < n; ++j) fetch_row(rows[j], last - first);
+  }
 }
 
 // How many steps ahead rows are fetched: windows are long, pairs are short.
@@ -335,13 +443,13 @@ VECSMITH_INLINE int64_t steps_ahead(const SkipgramJob& job) {
   return job.tokens && (job.shared_negatives || job.cbow) ? 2 : 3;
 }
 
-VECSMITH_INLINE void fetch_ahead(const SkipgramJob& job, const SkipgramPlan& plan,
-                                 const SkipgramPlan* next, int64_t later, int64_t first,
-                                 int64_t last) {
+VECSMITH_INLINE void fetch_ahead(const SkipgramJob& job, const SkipgramScratch& scratch,
+                                 const SkipgramPlan& plan, const SkipgramPlan* next, int64_t later,
+                                 int64_t first, int64_t last) {
   if (later < plan.step_count)
-    fetch_step(job, plan.steps[later], first, last);
+    fetch_step(job, scratch.hot, plan.steps[later], first, last);
   else if (next && later - plan.step_count < next->step_count)
-    fetch_step(job, next->steps[later - plan.step_count], first, last);
+    fetch_step(job, scratch.hot, next->steps[later - plan.step_count], first, last);
 }
 
 }  // namespace
