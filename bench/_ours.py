@@ -129,7 +129,7 @@ class Ours:
             "shared_negatives": get("shared_negatives", "window"),
             "keep": small.keep_probabilities(float(get("sample", 1e-3))),
             "alias": small.alias_table(0.75) if negative else None,
-            "lag": 8 if self.deterministic else 0,
+            "sync_every": 16 if self.deterministic else 0,
             "num_threads": 1,
         }
         if hs:

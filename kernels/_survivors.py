@@ -43,11 +43,12 @@ def stream_key(seed: int, epoch: int, stream: int) -> int:
     return key - (1 << 64) if key >> 63 else key
 
 
-def refuse_lag(lag: int) -> None:
+def refuse_sync(sync_every: int) -> None:
     """Neither GPU backend orders its updates, so neither can promise the same bits."""
-    if lag:
+    if sync_every:
         raise RuntimeError(
-            f"skipgram: expected lag=0 on a GPU; got lag={lag}; deterministic mode runs on the CPU"
+            f"skipgram: expected sync_every=0 on a GPU; got sync_every={sync_every}; "
+            "deterministic mode runs on the CPU"
         )
 
 

@@ -16,8 +16,8 @@ How the work is split
        concurrent programs (Hogwild) lose no update. `programs=1` is one group after another.
     3. "pair": a first walk over the window takes the gradients of all its pairs, which stay in
        registers; a second draws the negatives again and applies the steps one after another.
-    4. `lag` > 0 (deterministic mode) is refused: it orders every update after a fixed one before
-       it, and a GPU's worth of programs would wait for one another.
+    4. `sync_every` > 0 (deterministic mode) is refused: within a shard every update follows a fixed
+       one before it, and a GPU's worth of programs would wait for one another.
 
 What bounds its speed
     Memory. A center with m contexts and n = K + 1 outputs reads m + n rows and adds to m + n rows:
@@ -461,7 +461,7 @@ def skipgram(
     seed: int,
     epoch: int,
     first_position: int,
-    lag: int,
+    sync_every: int,
     compute_loss: bool = True,
     programs: int | None = None,
 ) -> Tensor:
@@ -473,9 +473,9 @@ def skipgram(
     loss and its number of terms; the loss is zero unless ``compute_loss``.
 
     Raises:
-        RuntimeError: ``lag`` > 0 (deterministic mode).
+        RuntimeError: ``sync_every`` > 0 (deterministic mode).
     """
-    _survivors.refuse_lag(lag)
+    _survivors.refuse_sync(sync_every)
     device = tokens.device
     result = torch.zeros(2, dtype=torch.float64, device=device)
     if offsets.numel() < 2:
@@ -548,7 +548,7 @@ def skipgram_pairs(
     negatives: Tensor,
     *,
     alpha: float,
-    lag: int,
+    sync_every: int,
     compute_loss: bool = True,
     programs: int | None = None,
 ) -> Tensor:
@@ -557,7 +557,7 @@ def skipgram_pairs(
     centers, contexts: [N] int64; negatives: [N, K] int64, -1 where there is none. ``programs``, the
     result and what is raised are those of :func:`skipgram`.
     """
-    _survivors.refuse_lag(lag)
+    _survivors.refuse_sync(sync_every)
     device = input_table.device
     count, negative = negatives.shape
     if count == 0:

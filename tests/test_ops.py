@@ -202,7 +202,15 @@ def raw_text_arguments(**fields):
     tables, rest, o = problem(lengths=(9, 4), dim=6, **fields)
     names = (
         *("window", "negative", "cbow", "cbow_mean", "shrink_windows", "shared_negatives", "alpha"),
-        *("min_alpha", "words_before", "words_total", "seed", "epoch", "first_position", "lag"),
+        *(
+            "min_alpha",
+            "words_before",
+            "words_total",
+            "seed",
+            "epoch",
+            "first_position",
+            "sync_every",
+        ),
     )
     o["seed"] = 12345
     return (*tables, *rest, *(o[name] for name in names), True, 1, "")
@@ -211,14 +219,16 @@ def raw_text_arguments(**fields):
 CALLS = {
     "text": (text_call, {}),
     "text-tree": (text_call, {"hs": True}),
-    "text-lag": (text_call, {"lag": 8, "shared_negatives": "pair"}),
+    "text-sync_every": (text_call, {"sync_every": 8, "shared_negatives": "pair"}),
     "text-cbow": (text_call, {"cbow": True}),
     "pairs": (pairs_call, {}),
 }
 calls = pytest.mark.parametrize("name", CALLS)
 
 
-@pytest.mark.parametrize("fields", [{}, {"hs": True}, {"hs": True, "negative": 0}, {"lag": 8}])
+@pytest.mark.parametrize(
+    "fields", [{}, {"hs": True}, {"hs": True, "negative": 0}, {"sync_every": 8}]
+)
 def test_opcheck_of_skipgram(fields):
     result = torch.library.opcheck(
         torch.ops.vecsmith.skipgram.default, raw_text_arguments(**fields)

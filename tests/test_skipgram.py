@@ -6,6 +6,8 @@ reference against an oracle that shares none of its code; and what the operator 
 from __future__ import annotations
 
 import functools
+import itertools
+import math
 import sys
 import threading
 from pathlib import Path
@@ -20,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conftest import assert_close_to_reference
 from test_skipgram_triton import alias_of, copies, pairs_problem, problem
 from vecsmith import ops
+from vecsmith.ops.skipgram import DETERMINISTIC_SYNC
 from vecsmith.reference import skipgram as reference
 
 native_cases = pytest.mark.cases(backend="native", dtype=torch.float32)
@@ -35,7 +38,7 @@ OUTPUTS = {"ns": {}, "hs": {"hs": True, "negative": 0}, "both": {"hs": True}}
 MODES = {f"{i}-{o}": {**INPUTS[i], **OUTPUTS[o]} for i in INPUTS for o in OUTPUTS}
 FAMILIES = ("sg-window-ns", "sg-pair-ns", "cbow-mean-ns", "cbow-sum-both", "sg-window-hs")
 mode_names = pytest.mark.parametrize("mode", MODES)
-lags = pytest.mark.parametrize("lag", [0, 1, 8])
+syncs = pytest.mark.parametrize("sync_every", [0, 1, 8])
 
 
 @pytest.fixture(autouse=True)
@@ -133,13 +136,13 @@ def check_text(*, aligned=True, loss=True, **fields):
 
 
 @native_cases
-@lags
+@syncs
 @mode_names
-def test_every_mode(operator_case, mode, lag):
+def test_every_mode(operator_case, mode, sync_every):
     for shrink in (True, False):
         for sample in (True, False):
             check_text(
-                **MODES[mode], lag=lag, shrink_windows=shrink, sample=sample, dim=20,
+                **MODES[mode], sync_every=sync_every, shrink_windows=shrink, sample=sample, dim=20,
                 aligned=shrink == sample,
             )  # fmt: skip
 
@@ -148,9 +151,9 @@ def test_every_mode(operator_case, mode, lag):
 @pytest.mark.parametrize("dim", [1, 3, 7, 16, 31, 33, 50, 64, 100, 130, 300])
 def test_every_dimension(operator_case, dim):
     for n, mode in enumerate(FAMILIES):
-        for lag in (0, 8):
+        for sync_every in (0, 8):
             check_text(
-                **MODES[mode], dim=dim, lag=lag, aligned=(n + dim + lag // 8) % 2 == 0,
+                **MODES[mode], dim=dim, sync_every=sync_every, aligned=(n + dim + sync_every // 8) % 2 == 0,
                 lengths=(14, 3),
             )  # fmt: skip
 
@@ -161,7 +164,7 @@ def test_every_dimension(operator_case, dim):
 def test_windows_and_negatives(operator_case, window, negative):
     for mode in ("sg-window-ns", "sg-pair-ns", "cbow-mean-ns"):
         check_text(
-            **{**MODES[mode], "negative": negative}, window=window, lag=(0, 3)[negative % 2],
+            **{**MODES[mode], "negative": negative}, window=window, sync_every=(0, 3)[negative % 2],
             lengths=(26,), vocabulary=50, dim=17, shrink_windows=window < 9,
         )  # fmt: skip
 
@@ -171,9 +174,9 @@ def test_windows_and_negatives(operator_case, window, negative):
 @mode_names
 def test_small_vocabularies(operator_case, vocabulary, mode):
     """Words repeat within windows and among negatives; a vocabulary of one has no negatives."""
-    for lag in (0, 8):
+    for sync_every in (0, 8):
         check_text(
-            **MODES[mode], vocabulary=vocabulary, lag=lag, dim=9, window=4, lengths=(12, 1, 0, 5),
+            **MODES[mode], vocabulary=vocabulary, sync_every=sync_every, dim=9, window=4, lengths=(12, 1, 0, 5),
         )  # fmt: skip
 
 
@@ -195,12 +198,12 @@ def test_the_last_redraws(operator_case):
 
 
 @native_cases
-@pytest.mark.parametrize("lag", [0, 8, 100])
-def test_a_sentence_over_several_blocks(operator_case, lag):
+@pytest.mark.parametrize("sync_every", [0, 8, 100])
+def test_a_sentence_over_several_blocks(operator_case, sync_every):
     """Centers are planned 32 at a time; windows reach across."""
     for mode in ("sg-window-ns", "sg-pair-ns", "cbow-sum-both"):
         check_text(
-            **MODES[mode], lag=lag, lengths=(110,), vocabulary=40, alpha=0.025,
+            **MODES[mode], sync_every=sync_every, lengths=(110,), vocabulary=40, alpha=0.025,
         )  # fmt: skip
 
 
@@ -209,9 +212,9 @@ def test_sentences_that_train_nothing(operator_case):
     """None, empty ones, ones of one word, and keep = 0: the tables stay as they are."""
     for lengths, keep in [((), None), ((0, 0), None), ((1, 1, 0, 1), None), ((40,), 0.0)]:
         for mode in FAMILIES:
-            for lag in (0, 8):
+            for sync_every in (0, 8):
                 tables, rest, options = problem(
-                    **MODES[mode], lengths=lengths, sample=keep is not None, lag=lag
+                    **MODES[mode], lengths=lengths, sample=keep is not None, sync_every=sync_every
                 )
                 if keep is not None:
                     rest[2].fill_(keep)
@@ -227,19 +230,25 @@ def test_sentences_that_train_nothing(operator_case):
 @native_cases
 @pytest.mark.parametrize("mode", ["sg-window-ns", "sg-pair-both", "cbow-mean-both"])
 def test_without_the_loss(operator_case, mode):
-    for lag in (0, 8):
-        check_text(**MODES[mode], lag=lag, loss=False)
+    for sync_every in (0, 8):
+        check_text(**MODES[mode], sync_every=sync_every, loss=False)
 
 
 @native_cases
-@pytest.mark.parametrize("lag", [0, 8])
+@pytest.mark.parametrize("sync_every", [0, 8])
 @mode_names
-def test_thousands_of_updates(operator_case, mode, lag):
+def test_thousands_of_updates(operator_case, mode, sync_every):
     """Some 5,000 updates of 40 rows. An update rounds at 2^-24 of its row; what rounding makes of
     one row feeds into the others, for plain torch at fp32 as well: it ends within 15 roundings at
     the scale of the table, the kernels within 22. Allowed: 40, and 1e-4 of the largest change.
     """
-    fields = {**MODES[mode], "lag": lag, "lengths": (150, 1, 97), "vocabulary": 40, "dim": 24}
+    fields = {
+        **MODES[mode],
+        "sync_every": sync_every,
+        "lengths": (150, 1, 97),
+        "vocabulary": 40,
+        "dim": 24,
+    }
     (tables, rest, options), exact, _, expected = solved(tuple(fields.items()))
     ours = copies(tables)
     result = call(ours, rest, options)
@@ -255,11 +264,11 @@ def test_thousands_of_updates(operator_case, mode, lag):
 
 @native_cases
 @pytest.mark.parametrize("mode", ["sg-window-ns", "sg-pair-ns", "cbow-mean-both"])
-@pytest.mark.parametrize("lag", [0, 8])
-def test_a_corpus_of_several_loads(operator_case, mode, lag):
+@pytest.mark.parametrize("sync_every", [0, 8])
+def test_a_corpus_of_several_loads(operator_case, mode, sync_every):
     """Survivors are drawn for a few thousand tokens at a time. Few survive here, so that the
     reference can follow."""
-    fields = {**MODES[mode], "lag": lag, "lengths": (900, 3000, 17000, 1200, 2500)}
+    fields = {**MODES[mode], "sync_every": sync_every, "lengths": (900, 3000, 17000, 1200, 2500)}
     tables, rest, options = problem(**fields, sample=True, vocabulary=60, dim=12)
     rest[2].fill_(0.006)
     exact, plain, ours = copies(tables, torch.float64), copies(tables), copies(tables)
@@ -323,7 +332,7 @@ def test_any_shape(data):
         "dim": draw(st.integers(1, 70)),
         "lengths": tuple(draw(st.lists(st.integers(0, 9), max_size=4))),
         "window": draw(st.integers(1, 6)),
-        "lag": draw(st.sampled_from((0, 1, 2, 7))),
+        "sync_every": draw(st.sampled_from((0, 1, 2, 7))),
         "sample": draw(st.booleans()),
         "shrink_windows": draw(st.booleans()),
         "first_position": draw(st.integers(0, 2**45)),
@@ -347,17 +356,19 @@ def test_any_shape(data):
 
 
 @native_cases
-@lags
-def test_pairs(operator_case, lag):
+@syncs
+def test_pairs(operator_case, sync_every):
     for dim in (1, 7, 16, 33, 100, 130, 300):
         for negative in (0, 1, 5, 6, 12, 20):
             tables, rest = pairs_problem(dim=dim, negative=negative, count=35)
             exact, plain = copies(tables, torch.float64), copies(tables)
-            expected = reference.skipgram_pairs(*exact, *rest, alpha=0.05, lag=lag)
-            reference.skipgram_pairs(*plain, *rest, alpha=0.05, lag=lag)
+            expected = reference.skipgram_pairs(*exact, *rest, alpha=0.05, sync_every=sync_every)
+            reference.skipgram_pairs(*plain, *rest, alpha=0.05, sync_every=sync_every)
             ours = [Guarded(t, (dim + negative) % 2 == 0) for t in tables]
             views = [t.view for t in ours]
-            result = ops.skipgram_pairs(*views, *rest, alpha=0.05, lag=lag, num_threads=1)
+            result = ops.skipgram_pairs(
+                *views, *rest, alpha=0.05, sync_every=sync_every, num_threads=1
+            )
             for name, a, b, c in zip(TABLES, ours, plain, exact, strict=False):
                 what = f"{name}, D={dim}, {negative} negatives"
                 close(a.view, b, c, what=what)
@@ -374,8 +385,8 @@ def test_pairs_of_nothing_and_of_one_row(operator_case):
     assert torch.equal(ours[0], tables[0])
     tables, rest = pairs_problem(vocabulary=1, outputs=1, count=40, negative=3)
     exact, plain, ours = copies(tables, torch.float64), copies(tables), copies(tables)
-    expected = reference.skipgram_pairs(*exact, *rest, alpha=0.05, lag=0)
-    reference.skipgram_pairs(*plain, *rest, alpha=0.05, lag=0)
+    expected = reference.skipgram_pairs(*exact, *rest, alpha=0.05, sync_every=0)
+    reference.skipgram_pairs(*plain, *rest, alpha=0.05, sync_every=0)
     result = ops.skipgram_pairs(*ours, *rest, alpha=0.05, num_threads=1)
     assert result[1] == expected[1] == 40
     for a, b, c in zip(ours, plain, exact, strict=True):
@@ -404,7 +415,7 @@ def test_each_backend(operator_case):
                     close(a, b, c)
     tables, rest = pairs_problem(count=9)
     exact = copies(tables, torch.float64)
-    expected = reference.skipgram_pairs(*exact, *rest, alpha=0.05, lag=0)
+    expected = reference.skipgram_pairs(*exact, *rest, alpha=0.05, sync_every=0)
     ours = copies(tables, operator_case.dtype, operator_case.device)
     moved = [t.to(operator_case.device) for t in rest]
     result = ops.skipgram_pairs(*ours, *moved, alpha=0.05, backend=operator_case.backend).cpu()
@@ -420,10 +431,15 @@ def zipf_problem(tokens=20000, vocabulary=300, dim=24, **fields):
 
 
 @native_cases
-@pytest.mark.parametrize("lag", [1, 8, 512])
+@pytest.mark.parametrize("sync_every", [1, 40, 512])
 @mode_names
-def test_the_same_bits_for_any_number_of_threads(operator_case, mode, lag):
-    fields = {**MODES[mode], "lengths": (700, 3, 0, 500), "vocabulary": 60, "lag": lag}
+def test_the_same_bits_for_any_number_of_threads(operator_case, mode, sync_every):
+    fields = {
+        **MODES[mode],
+        "lengths": (700, 3, 0, 500),
+        "vocabulary": 60,
+        "sync_every": sync_every,
+    }
     for dim in (20, 300):
         tables, rest, options = problem(**fields, dim=dim)
         answers = []
@@ -442,21 +458,21 @@ def test_the_same_bits_for_any_number_of_threads_over_pairs(operator_case):
         answers = []
         for threads in (1, 2, 3, 5):
             ours = copies(tables)
-            result = ops.skipgram_pairs(*ours, *rest, lag=8, num_threads=threads)
+            result = ops.skipgram_pairs(*ours, *rest, sync_every=8, num_threads=threads)
             answers.append([result, *ours])
         for other in answers[1:]:
             assert all(torch.equal(a, b) for a, b in zip(answers[0], other, strict=True))
 
 
-def test_deterministic_mode_picks_the_lag():
+def test_deterministic_mode_syncs():
     tables, rest, options = problem(lengths=(60, 40))
-    del options["lag"]
+    del options["sync_every"]
     pair_tables, pairs = pairs_problem()
 
-    def trained(lag):
+    def trained(sync_every):
         ours, pair_ours = copies(tables), copies(pair_tables)
-        call(ours, rest, options, lag=lag)
-        ops.skipgram_pairs(*pair_ours, *pairs, lag=lag, num_threads=1)
+        call(ours, rest, options, sync_every=sync_every)
+        ops.skipgram_pairs(*pair_ours, *pairs, sync_every=sync_every, num_threads=1)
         return [*ours[:2], *pair_ours]
 
     usual = trained(None)
@@ -465,8 +481,8 @@ def test_deterministic_mode_picks_the_lag():
         deterministic, forced = trained(None), trained(0)
     finally:
         torch.use_deterministic_algorithms(False)
-    for lag, ours in ((0, usual), (8, deterministic), (0, forced)):
-        assert all(torch.equal(a, b) for a, b in zip(trained(lag), ours, strict=True))
+    for sync_every, ours in ((0, usual), (DETERMINISTIC_SYNC, deterministic), (0, forced)):
+        assert all(torch.equal(a, b) for a, b in zip(trained(sync_every), ours, strict=True))
     assert not torch.equal(usual[0], deterministic[0])
 
 
@@ -614,7 +630,7 @@ def oracle(tables, rest, o):
     tables = [None if t is None else t.double().clone() for t in tables]
     tokens, offsets, keep, alias, path_offsets, path_nodes, path_codes = rest
     vocabulary = tables[0].shape[0]
-    loss, terms, waiting = 0.0, 0, []
+    loss, terms, shared = 0.0, 0, tables
 
     def score(rows, which, words):
         x = tables[0][rows].clone().requires_grad_()
@@ -645,13 +661,13 @@ def oracle(tables, rest, o):
         for word, d in zip(words, dy, strict=True):
             tables[which][word] += d
 
-    def push(group):
-        waiting.append([look(*step) for step in group])
-        if len(waiting) > o["lag"]:
-            for step in waiting.pop(0):
+    def train(center):
+        for group in center:
+            for step in [look(*step) for step in group]:
                 apply(*step)
 
     seed = o["seed"] & M64
+    centers = []  # (token at which the sentence starts, groups)
     for s in range(len(offsets) - 1):
         alive = []
         for i in range(int(offsets[s]), int(offsets[s + 1])):
@@ -670,11 +686,15 @@ def oracle(tables, rest, o):
             progress = (o["words_before"] + p) / o["words_total"]
             rate = o["alpha"] + (o["min_alpha"] - o["alpha"]) * progress
             rate = max(rate, min(o["alpha"], o["min_alpha"]))
+            groups = []
+            centers.append((int(offsets[s]) - int(offsets[0]), groups))
             if tables[2] is not None:
                 path = range(int(path_offsets[center]), int(path_offsets[center + 1]))
                 nodes = [int(path_nodes[n]) for n in path]
                 if nodes:
-                    push([(contexts, 2, nodes, [1.0 - int(path_codes[n]) for n in path], rate)])
+                    groups.append(
+                        [(contexts, 2, nodes, [1.0 - int(path_codes[n]) for n in path], rate)]
+                    )
             if not o["negative"]:
                 continue
             sets = [(contexts, p)]
@@ -696,18 +716,44 @@ def oracle(tables, rest, o):
                         bits = splitmix((bits + GOLDEN) & M64)
                 labels = [1.0] + [0.0] * (len(words) - 1)
                 group.append((rows, 1, words, labels, rate))
-            push(group)
-    for group in waiting:
-        for step in group:
-            apply(*step)
-    return tables, torch.tensor([loss, terms], dtype=torch.float64)
+            groups.append(group)
+    every = o["sync_every"]
+    if not every:
+        for _, groups in centers:
+            train(groups)
+        return tables, torch.tensor([loss, terms], dtype=torch.float64)
+    starts = [(int(offsets[-1]) - int(offsets[0])) * s // 4 for s in range(4)] + [math.inf]
+    shards = [
+        [groups for start, groups in centers if a <= start < b]
+        for a, b in itertools.pairwise(starts)
+    ]
+    for first in range(0, max(map(len, shards)), every):
+        own, met = [], []
+        for shard in shards:
+            tables = [None if t is None else t.clone() for t in shared]
+            met.append(set())
+            for groups in shard[first : first + every]:
+                train(groups)
+                for rows, which, words, *_ in itertools.chain.from_iterable(groups):
+                    met[-1] |= {(0, row) for row in rows} | {(which, word) for word in words}
+            own.append(tables)
+        for t, row in set().union(*met):
+            having = [o for o, m in zip(own, met, strict=True) if (t, row) in m]
+            change = sum(o[t][row] - shared[t][row] for o in having)
+            shared[t][row] += 2 / (1 + len(having)) * change
+    return shared, torch.tensor([loss, terms], dtype=torch.float64)
 
 
-@lags
+@syncs
 @mode_names
-def test_the_reference_is_what_autograd_says(mode, lag):
+def test_the_reference_is_what_autograd_says(mode, sync_every):
     tables, rest, options = problem(
-        **MODES[mode], lag=lag, vocabulary=6, dim=3, lengths=(7, 1, 5), first_position=2**40
+        **MODES[mode],
+        sync_every=sync_every,
+        vocabulary=6,
+        dim=3,
+        lengths=(7, 1, 5),
+        first_position=2**40,
     )
     expected, result = oracle(tables, rest, options)
     ours = copies(tables, torch.float64)
@@ -841,8 +887,8 @@ BAD_TEXT = {
     "epoch-negative": (replaced(epoch=-1), ValueError, "epoch in"),
     "first-position-negative": (replaced(first_position=-1), ValueError, "first_position in"),
     "seed-float": (replaced(seed=1.5), TypeError, "seed to be an int; got float"),
-    "lag-negative": (replaced(lag=-1), ValueError, r"lag in 0\.\.512; got -1"),
-    "lag-large": (replaced(lag=513), ValueError, r"lag in 0\.\.512; got 513"),
+    "sync_every-negative": (replaced(sync_every=-1), ValueError, r"sync_every in 0\.\.65536; got -1"),
+    "sync_every-large": (replaced(sync_every=65537), ValueError, r"sync_every in 0\.\.65536; got 65537"),
     "threads-0": (replaced(num_threads=0), ValueError, r"num_threads in 1\.\.4096; got 0"),
     "threads-float": (replaced(num_threads=1.0), TypeError, "num_threads to be an int"),
     "backend-unknown": (replaced(backend="cpu"), ValueError, "backend to be one of 'native', 'cuda', 'triton', 'reference'; got 'cpu'"),
@@ -865,7 +911,7 @@ BAD_PAIRS = {
     "negatives-too-large": (put("negatives", (7, 1), 31), IndexError, r"negatives in -1\.\.30; got 31"),
     "negatives-too-small": (put("negatives", (7, 1), -2), IndexError, r"negatives in -1\.\.30; got -2"),
     "alpha-nan": (replaced(alpha=float("nan")), ValueError, "alpha to be finite"),
-    "lag-large": (replaced(lag=513), ValueError, r"lag in 0\.\.512; got 513"),
+    "sync_every-large": (replaced(sync_every=65537), ValueError, r"sync_every in 0\.\.65536; got 65537"),
     "threads-0": (replaced(num_threads=0), ValueError, "num_threads in"),
     "backend-unknown": (replaced(backend="gpu"), ValueError, "got 'gpu'"),
     "backend-unavailable": (replaced(backend="triton"), ops.BackendUnavailable, "triton: it takes cuda tensors"),

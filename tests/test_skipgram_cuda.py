@@ -23,7 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from test_skipgram_triton import (
-    LAG_REFUSED,
+    SYNC_REFUSED,
     check_pairs,
     check_text,
     copies,
@@ -249,7 +249,7 @@ def test_somebody_else_at_the_same_rows(emulated, form):
         train = partial(text_operator(emulated, 1), *tables, *rest, **options)
     else:
         tables, rest = pairs_problem()
-        train = partial(pairs_operator(emulated, 1), *tables, *rest, alpha=0.0, lag=0)
+        train = partial(pairs_operator(emulated, 1), *tables, *rest, alpha=0.0, sync_every=0)
     before = tables[0].clone()
     train()
     barriers = library.emulation_barriers() - began
@@ -288,7 +288,7 @@ def test_nothing_to_do(emulated):
         assert torch.equal(ours[0], tables[0])
         assert torch.equal(ours[1], tables[1])
     tables, rest = pairs_problem(count=0)
-    assert pairs_operator(emulated)(*tables, *rest, alpha=0.1, lag=0).tolist() == [0, 0]
+    assert pairs_operator(emulated)(*tables, *rest, alpha=0.1, sync_every=0).tolist() == [0, 0]
 
 
 def test_no_loss(emulated):
@@ -301,12 +301,12 @@ def test_no_loss(emulated):
 
 
 def test_deterministic_mode_is_refused(emulated):
-    tables, rest, options = problem(lag=8)
-    with pytest.raises(RuntimeError, match=LAG_REFUSED.format(8)):
+    tables, rest, options = problem(sync_every=8)
+    with pytest.raises(RuntimeError, match=SYNC_REFUSED.format(8)):
         text_operator(emulated)(*tables, *rest, **options)
     tables, rest = pairs_problem()
-    with pytest.raises(RuntimeError, match=LAG_REFUSED.format(4)):
-        pairs_operator(emulated)(*tables, *rest, alpha=0.1, lag=4)
+    with pytest.raises(RuntimeError, match=SYNC_REFUSED.format(4)):
+        pairs_operator(emulated)(*tables, *rest, alpha=0.1, sync_every=4)
 
 
 BAD = {
@@ -331,7 +331,7 @@ def test_module_refuses_what_does_not_add_up(emulated):
     tables, rest = pairs_problem()
     broken = tables[0].as_strided(tables[0].shape, (3, 1))
     with pytest.raises(ValueError, match="expected a row stride of input_table of at least 16"):
-        pairs_operator(emulated)(broken, tables[1], *rest, alpha=0.1, lag=0)
+        pairs_operator(emulated)(broken, tables[1], *rest, alpha=0.1, sync_every=0)
 
 
 def test_device_count(emulated):

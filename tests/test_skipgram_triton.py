@@ -21,7 +21,9 @@ import torch
 
 from vecsmith.reference import skipgram as reference
 
-LAG_REFUSED = "expected lag=0 on a GPU; got lag={}; deterministic mode runs on the CPU"
+SYNC_REFUSED = (
+    "expected sync_every=0 on a GPU; got sync_every={}; deterministic mode runs on the CPU"
+)
 
 
 def random_tables(vocabulary: int, dim: int, *, tree: bool, strided: bool, generator):
@@ -79,7 +81,7 @@ def problem(
     shared_negatives="window",
     sample=True,
     strided=False,
-    lag=0,
+    sync_every=0,
     first_position=0,
     skip=0,
     alpha=0.05,
@@ -122,7 +124,7 @@ def problem(
         "seed": seed * 0x9E3779B97F4A7C15 % 2**63,
         "epoch": 3,
         "first_position": first_position,
-        "lag": lag,
+        "sync_every": sync_every,
     }
     return tables, rest, options
 
@@ -185,12 +187,12 @@ def pairs_problem(
 def check_pairs(device="cpu", operator=None, call=None, **settings) -> None:
     tables, rest = pairs_problem(**settings)
     exact = copies(tables, torch.float64)
-    expected = reference.skipgram_pairs(*exact, *rest, alpha=0.05, lag=0)
+    expected = reference.skipgram_pairs(*exact, *rest, alpha=0.05, sync_every=0)
     if operator is None:
         from vecsmith.kernels.skipgram import skipgram_pairs as operator
     ours = copies(tables, device=device)
     moved = [t.to(device) for t in rest]
-    result = operator(*ours, *moved, alpha=0.05, lag=0, **(call or {}))
+    result = operator(*ours, *moved, alpha=0.05, sync_every=0, **(call or {}))
     for name, a, b, start in zip(("input", "output"), ours, exact, tables, strict=True):
         same(a, b, start, name)
     torch.testing.assert_close(result.cpu(), expected, rtol=2e-6, atol=1e-5)
@@ -254,18 +256,18 @@ def check_draws(device="cpu") -> None:
         assert 0 < int(expected.sum()) < expected.numel()
 
 
-def check_lag(device="cpu") -> None:
+def check_sync_every(device="cpu") -> None:
     """Deterministic mode is refused in one sentence, and nothing is changed."""
     from vecsmith.kernels.skipgram import skipgram, skipgram_pairs
 
-    tables, rest, options = problem(lag=8)
+    tables, rest, options = problem(sync_every=8)
     ours = copies(tables, device=device)
-    with pytest.raises(RuntimeError, match=LAG_REFUSED.format(8)):
+    with pytest.raises(RuntimeError, match=SYNC_REFUSED.format(8)):
         skipgram(*ours, *[None if t is None else t.to(device) for t in rest], **options)
     assert torch.equal(ours[0].cpu(), tables[0])
     tables, rest = pairs_problem()
-    with pytest.raises(RuntimeError, match=LAG_REFUSED.format(1)):
-        skipgram_pairs(*tables, *rest, alpha=0.1, lag=1)
+    with pytest.raises(RuntimeError, match=SYNC_REFUSED.format(1)):
+        skipgram_pairs(*tables, *rest, alpha=0.1, sync_every=1)
 
 
 def check_nothing(device="cpu") -> None:
@@ -283,7 +285,7 @@ def check_nothing(device="cpu") -> None:
         assert torch.equal(ours[1].cpu(), tables[1])
     tables, rest = pairs_problem(count=0)
     ours = copies(tables, device=device)
-    result = skipgram_pairs(*ours, *[t.to(device) for t in rest], alpha=0.1, lag=0)
+    result = skipgram_pairs(*ours, *[t.to(device) for t in rest], alpha=0.1, sync_every=0)
     assert result.tolist() == [0.0, 0.0]
     assert torch.equal(ours[0].cpu(), tables[0])
 
@@ -304,7 +306,7 @@ def check_no_loss(device="cpu") -> None:
 # Every mode with every other setting at least once, rather than the full product.
 CASES = {
     "draws": check_draws,
-    "lag": check_lag,
+    "sync_every": check_sync_every,
     "nothing-to-do": check_nothing,
     "no-loss": check_no_loss,
     "sg-ns-window-d1": partial(check_text, dim=1),

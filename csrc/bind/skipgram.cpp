@@ -93,7 +93,7 @@ void bind_skipgram(py::module_& m) {
          uint64_t result, int64_t window, int64_t negative, bool cbow, bool cbow_mean,
          bool shrink_windows, bool shared_negatives, double alpha, double min_alpha,
          int64_t words_before, int64_t words_total, int64_t seed, int64_t epoch,
-         int64_t first_position, int64_t lag, bool compute_loss, int num_threads) {
+         int64_t first_position, int64_t sync_every, bool compute_loss, int num_threads) {
         SkipgramJob job{};
         for (int t = 0; t < 3; ++t) {
           job.table[t] = pointer<float>(address[t]);
@@ -128,21 +128,21 @@ void bind_skipgram(py::module_& m) {
         job.compute_loss = compute_loss;
         py::gil_scoped_release release;
         check_job(job, token_count, path_size);
-        skipgram_run(job, num_threads, lag, pointer<double>(result));
+        skipgram_run(job, num_threads, sync_every, pointer<double>(result));
       },
       py::arg("address"), py::arg("stride"), py::arg("vocabulary"), py::arg("dim"),
       py::arg("token_count"), py::arg("sentences"), py::arg("path_size"), py::arg("result"),
       py::kw_only(), py::arg("window"), py::arg("negative"), py::arg("cbow"), py::arg("cbow_mean"),
       py::arg("shrink_windows"), py::arg("shared_negatives"), py::arg("alpha"),
       py::arg("min_alpha"), py::arg("words_before"), py::arg("words_total"), py::arg("seed"),
-      py::arg("epoch"), py::arg("first_position"), py::arg("lag"), py::arg("compute_loss"),
+      py::arg("epoch"), py::arg("first_position"), py::arg("sync_every"), py::arg("compute_loss"),
       py::arg("num_threads"));
 
   m.def(
       "skipgram_pairs",
       [](const std::array<uint64_t, 5>& address, const std::array<int64_t, 2>& stride,
          int64_t input_rows, int64_t output_rows, int64_t dim, int64_t pairs, int64_t negative,
-         uint64_t result, double alpha, int64_t lag, bool compute_loss, int num_threads) {
+         uint64_t result, double alpha, int64_t sync_every, bool compute_loss, int num_threads) {
         SkipgramJob job{};
         job.table[kInput] = pointer<float>(address[0]);
         job.table[kOutput] = pointer<float>(address[1]);
@@ -165,11 +165,11 @@ void bind_skipgram(py::module_& m) {
         check_range("centers", job.centers, pairs, 0, input_rows - 1);
         check_range("contexts", job.contexts, pairs, 0, output_rows - 1);
         check_range("negatives", job.negatives, pairs * negative, -1, output_rows - 1);
-        skipgram_pairs_run(job, pairs, num_threads, lag, pointer<double>(result));
+        skipgram_pairs_run(job, pairs, num_threads, sync_every, pointer<double>(result));
       },
       py::arg("address"), py::arg("stride"), py::arg("input_rows"), py::arg("output_rows"),
       py::arg("dim"), py::arg("pairs"), py::arg("negative"), py::arg("result"), py::kw_only(),
-      py::arg("alpha"), py::arg("lag"), py::arg("compute_loss"), py::arg("num_threads"));
+      py::arg("alpha"), py::arg("sync_every"), py::arg("compute_loss"), py::arg("num_threads"));
 }
 
 }  // namespace vecsmith

@@ -3,16 +3,16 @@
 // One step after another (Hogwild): tasks of whole sentences, about 4,096 tokens each, are taken
 // from an atomic counter; every worker draws, plans and trains on its own.
 //
-// With a lag (the same bits for any number of workers): every worker runs through the same steps,
-// but owns *columns* of the tables, so that no row ever travels between their caches. What travels
-// are scores: each worker sums the part of the inner products that lies in its columns, `lag`
-// groups of steps ahead of the updates, so that the others' parts have arrived when they are needed
-// and nobody waits. The columns are cut into a number of slices that depends on the dimension
-// alone, and so does the order of every sum.
+// In shards (the same bits for any number of workers): the call's text is cut into four shards, and
+// each trains on its own for some hundreds of centers. Then what they did is merged. Since all
+// draws are known beforehand, so are the rows that each shard is going to touch: those that no
+// other touches are trained where they are, and of the others each shard has a copy.
 #include "cpu/skipgram.h"
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <chrono>
 #include <cstdlib>
 #include <exception>
 #include <memory>
@@ -29,8 +29,6 @@ namespace {
 
 constexpr int64_t kTaskTokens = 4096;
 constexpr int64_t kTaskPairs = 2048;
-constexpr int64_t kStreamTokens =
-    16384;  // a pipeline draws survivors for about this many at a time
 
 template <class T>
 struct Aligned {
@@ -103,26 +101,17 @@ class Plan {
   Aligned<uint64_t> bits_, counter_;
 };
 
-// Groups in flight in a pipeline: nobody is further than 2 lag + 2 ahead of another. A power of
-// two.
-int64_t ring_size(int64_t lag) {
-  int64_t size = 4;
-  while (size < 2 * lag + 6) size *= 2;
-  return size;
-}
-
 // The memory behind one worker's SkipgramScratch.
 class Worker {
  public:
-  Worker(const SkipgramJob& job, int64_t lag) : plans_(static_cast<std::size_t>(lag + 3)) {
+  Worker(const SkipgramJob& job, int64_t plans) : plans_(static_cast<std::size_t>(plans)) {
     const Bounds bounds(job, kSkipgramBlock);
-    scratch.plan_count = static_cast<int64_t>(plans_.size());
-    scratch.plan = views_.reserve(scratch.plan_count);
+    scratch.planned = 0;
+    scratch.plan = views_.reserve(plans);
     for (std::size_t b = 0; b < plans_.size(); ++b) {
       plans_[b].reserve(job, kSkipgramBlock);
       scratch.plan[b] = plans_[b].view;
     }
-    scratch.groups = groups_.reserve(ring_size(lag));
     const int64_t scores = bounds.group;
     scratch.input_rows = input_rows_.reserve(bounds.inputs + kSkipgramPadding);
     scratch.input_updates = input_updates_.reserve(bounds.inputs);
@@ -136,7 +125,7 @@ class Worker {
     scratch.accumulator = accumulator_.reserve((job.cbow ? 1 : bounds.inputs) * padded_dim(job));
     for (SkipgramHot& hot : scratch.hot) hot = SkipgramHot{};
     scratch.loss = 0;
-    scratch.terms = scratch.scored = scratch.applied = scratch.blocks = 0;
+    scratch.terms = 0;
   }
 
   SkipgramScratch scratch;
@@ -147,7 +136,6 @@ class Worker {
   Aligned<float*> input_rows_, input_updates_, output_rows_;
   Aligned<float> score_, weight_, row_, accumulator_;
   Aligned<int32_t> label_, common_label_;
-  Aligned<const SkipgramStep*> groups_;
 };
 
 // A growing stream of survivors.
@@ -171,6 +159,20 @@ class Stream {
     view.position = position_.data();
     view.low = low_.data();
     view.high = high_.data();
+  }
+
+  // Drops the survivors before the sentence of survivor k (all, if k is the end); returns how many.
+  int64_t keep_from(int64_t k) {
+    const int64_t from = k < view.size ? view.low[k] : view.size, left = view.size - from;
+    std::copy_n(view.id + from, left, view.id);
+    std::copy_n(view.position + from, left, view.position);
+    std::copy_n(view.repeat + from, left, view.repeat);
+    for (int64_t i = 0; i < left; ++i) {
+      view.low[i] = static_cast<int32_t>(view.low[from + i] - from);
+      view.high[i] = static_cast<int32_t>(view.high[from + i] - from);
+    }
+    view.size = left;
+    return from;
   }
 
  private:
@@ -202,12 +204,19 @@ void parallel(int threads, const Body& body) {
 #endif
 }
 
-std::vector<std::unique_ptr<Worker>> make_workers(const SkipgramJob& job, int threads,
-                                                  int64_t lag) {
+std::vector<std::unique_ptr<Worker>> make_workers(const SkipgramJob& job, int count,
+                                                  int64_t plans) {
   // Before the parallel part: where others wait for a worker, it must not throw.
   std::vector<std::unique_ptr<Worker>> workers;
-  for (int t = 0; t < threads; ++t) workers.push_back(std::make_unique<Worker>(job, lag));
+  for (int t = 0; t < count; ++t) workers.push_back(std::make_unique<Worker>(job, plans));
   return workers;
+}
+
+// How much of what `copies` of a row have changed is added to it, when each has been changed so
+// often (see the reference).
+float merge_weight(int copies, double changes) {
+  constexpr double kSettled = 16;
+  return static_cast<float>((1 + (copies - 1) / (1 + changes / kSettled)) / copies);
 }
 
 // Rows that several workers change all the time travel from cache to cache with every change. Each
@@ -237,8 +246,7 @@ class HotRows {
       t.weight.resize(count);
       for (int64_t r = 0; r < count; ++r) {
         const double changes = rate[r] * every_;
-        t.weight[front ? r : count - 1 - r] =
-            static_cast<float>((1 + (threads - 1) / (1 + changes / kSettled)) / threads);
+        t.weight[front ? r : count - 1 - r] = merge_weight(threads, changes);
       }
       t.locks = std::vector<std::atomic<bool>>(static_cast<std::size_t>(count / kStripe));
     };
@@ -312,7 +320,7 @@ class HotRows {
   static constexpr int64_t kSample = 4096;       // tokens that the rates are taken from
   static constexpr int64_t kLeastTokens = 1 << 16;  // fewer are not worth it
   static constexpr int64_t kCenters = 4096, kLeastCenters = 256;
-  static constexpr double kLeastChanges = 2, kSettled = 16;
+  static constexpr double kLeastChanges = 2;
 
   struct Table {
     int64_t first = 0;
@@ -336,7 +344,7 @@ void hogwild(const SkipgramJob& job, int threads, double* result) {
   }
   const int64_t task_count = static_cast<int64_t>(tasks.size()) - 1;
   threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, task_count)));
-  const auto workers = make_workers(job, threads, 0);
+  const auto workers = make_workers(job, threads, 2);
   std::vector<Stream> streams(static_cast<std::size_t>(threads));
   for (Stream& stream : streams) stream.reserve(longest);
   const auto survivors = VECSMITH_PICK_KERNEL(skipgram_survivors);
@@ -385,84 +393,242 @@ void hogwild(const SkipgramJob& job, int threads, double* result) {
   }
 }
 
-// The memory behind a SkipgramPipeline.
-class Pipeline {
+// Where workers wait for each other.
+class Barrier {
  public:
-  SkipgramPipeline view{};
+  explicit Barrier(int size) : size_(size) {}
 
-  Pipeline(const SkipgramJob& job, int64_t lag) {
-    view.lag = lag;
-    const int64_t lines = (job.dim + 15) / 16;
-    view.slices =
-        static_cast<int32_t>(std::min<int64_t>(lines, job.dim < 512 ? 2 : kSkipgramSlices));
-    for (int64_t k = 0; k <= view.slices; ++k)
-      view.column[k] = k < view.slices ? lines * k / view.slices * 16 : job.dim;
-    view.ring_mask = ring_size(lag) - 1;
-    view.score_stride = Bounds(job, 1).group;
-    view.scores = scores_.reserve(ring_size(lag) * view.slices * view.score_stride);
-  }
-
-  // The workers of a team of `threads` that have columns to work on.
-  int32_t team(int threads) const {
-    int32_t team = 1;
-    while (2 * team <= threads && 2 * team <= view.slices) team *= 2;
-    return team;
+  void wait() {
+    const int turn = turn_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+      arrived_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      return;
+    }
+    // A neighbor who was put to sleep may need our processor: after a while we sleep too.
+    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins)
+      if (spins >= kSpins) std::this_thread::sleep_for(std::chrono::microseconds(20));
   }
 
  private:
-  Aligned<float> scores_;
+  static constexpr int kSpins = 1 << 16;
+  const int size_;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> turn_{0};
 };
 
-// Runs body(worker, scratch) on the workers of a pipeline.
+constexpr int kShards = 4;
+
+// A set of rows.
+class RowSet {
+ public:
+  explicit RowSet(int64_t rows) : bits_(static_cast<std::size_t>((rows + 63) / 64)) {}
+
+  int64_t words() const { return static_cast<int64_t>(bits_.size()); }
+  uint64_t& word(int64_t w) { return bits_[static_cast<std::size_t>(w)]; }
+  uint64_t word(int64_t w) const { return bits_[static_cast<std::size_t>(w)]; }
+  void add(int64_t row) { word(row / 64) |= uint64_t{1} << (row % 64); }
+  bool has(int64_t row) const { return word(row / 64) >> (row % 64) & 1; }
+  void clear() { std::fill(bits_.begin(), bits_.end(), 0); }
+
+ private:
+  std::vector<uint64_t> bits_;
+};
+
 template <class Body>
-void pipelined(const SkipgramJob& job, int threads, Pipeline& pipeline, double* result,
-               const Body& body) {
+void each_bit(uint64_t bits, const Body& body) {
+  for (; bits; bits &= bits - 1) body(__builtin_ctzll(bits));
+}
+
+// A part of a call's text (or pairs), and the rows that it touches in a round.
+class Shard {
+ public:
+  // The sentences (or pairs) [first, last); rows[t]: of table t; `sync` centers in a round.
+  Shard(const SkipgramJob& job, int64_t first, int64_t last, int64_t longest, int64_t sync,
+        const std::array<int64_t, 3>& rows)
+      : worker_(job, (sync + kSkipgramBlock - 1) / kSkipgramBlock),
+        sync_(sync),
+        next_(first),
+        last_(last),
+        first_copy_(job.vocabulary),
+        tables_{Table(rows[0]), Table(rows[1]), Table(rows[2])} {
+    if (job.tokens) stream_.reserve(2 * longest + sync);
+    const Bounds bounds(job, 1);
+    const int64_t most[3] = {sync * bounds.inputs, sync * bounds.rows,
+                             job.path_offsets ? sync * bounds.outputs : 0};
+    for (int t = 0; t < 3; ++t) {
+      float* copies = tables_[t].memory.reserve(std::min(most[t], rows[t]) * padded_dim(job) + 1);
+      worker_.scratch.hot[t] = {first_copy_, 0, padded_dim(job), copies, nullptr, nullptr};
+    }
+  }
+
+  // Draws and plans the next round, and notes what it touches.
+  void plan(const SkipgramJob& job) {
+    SkipgramScratch& scratch = worker_.scratch;
+    const auto plan_kernel = VECSMITH_PICK_KERNEL(skipgram_plan);
+    if (job.tokens) {
+      refill(job);
+      const int64_t end = std::min(stream_.view.size, cursor_ + sync_);
+      plan_kernel(job, &stream_.view, cursor_, end, scratch);
+      cursor_ = end;
+    } else {
+      const int64_t end = std::min(last_, next_ + sync_);
+      plan_kernel(job, nullptr, next_, end, scratch);
+      next_ = end;
+    }
+    for (Table& table : tables_) table.touched.clear();
+    each_step([&](const SkipgramStep& step, int table, int64_t outputs) {
+      for (int32_t i = 0; i < step.input_count; ++i) tables_[kInput].touched.add(step.inputs[i]);
+      for (int64_t j = 0; j < outputs; ++j) tables_[table].touched.add(step.outputs[j]);
+    });
+  }
+
+  // Whether there was anything to plan.
+  bool active() const { return worker_.scratch.planned > 0; }
+
+  // Gives the shard copies of the rows that others touch too, and lets its steps find them.
+  void resolve(const SkipgramJob& job, const std::vector<std::unique_ptr<Shard>>& shards) {
+    for (int t = 0; t < 3; ++t) {
+      Table& table = tables_[t];
+      SkipgramHot& hot = worker_.scratch.hot[t];
+      hot.count = 0;
+      for (int64_t w = 0; w < table.touched.words(); ++w) {
+        uint64_t others = 0;
+        for (const auto& other : shards)
+          if (other.get() != this) others |= other->tables_[t].touched.word(w);
+        const uint64_t shared = table.shared.word(w) = table.touched.word(w) & others;
+        each_bit(shared, [&](int bit) {
+          const int64_t row = 64 * w + bit;
+          table.copy[static_cast<std::size_t>(row)] = static_cast<int32_t>(hot.count);
+          std::copy_n(job.table[t] + row * job.stride[t], job.dim,
+                      hot.row + hot.count++ * hot.stride);
+        });
+      }
+    }
+    each_step([&](const SkipgramStep& step, int table, int64_t outputs) {
+      redirect(tables_[kInput], const_cast<int32_t*>(step.inputs), step.input_count);
+      redirect(tables_[table], const_cast<int32_t*>(step.outputs), outputs);
+    });
+  }
+
+  void train(const SkipgramJob& job) {
+    VECSMITH_PICK_KERNEL(skipgram_train_planned)(job, worker_.scratch);
+  }
+
+  // Merges every fourth 64 of the rows that several shards have changed.
+  static void merge(const SkipgramJob& job, int part,
+                    const std::vector<std::unique_ptr<Shard>>& shards) {
+    const auto combine = VECSMITH_PICK_KERNEL(skipgram_combine);
+    for (int t = 0; t < 3; ++t)
+      for (int64_t w = part; w < shards[0]->tables_[t].shared.words(); w += kShards) {
+        uint64_t rows = 0;
+        for (const auto& shard : shards) rows |= shard->tables_[t].shared.word(w);
+        each_bit(rows, [&](int bit) {
+          const float* copies[kShards];
+          int count = 0;
+          for (const auto& shard : shards)
+            if (shard->tables_[t].shared.has(64 * w + bit)) {
+              const SkipgramHot& hot = shard->worker_.scratch.hot[t];
+              copies[count++] =
+                  hot.row +
+                  shard->tables_[t].copy[static_cast<std::size_t>(64 * w + bit)] * hot.stride;
+            }
+          combine(job, t, 64 * w + bit, copies, count, 2.0f / static_cast<float>(1 + count));
+        });
+      }
+  }
+
+  double loss() const { return worker_.scratch.loss; }
+  int64_t terms() const { return worker_.scratch.terms; }
+
+ private:
+  struct Table {
+    explicit Table(int64_t rows)
+        : touched(rows), shared(rows), copy(static_cast<std::size_t>(rows)) {}
+
+    RowSet touched, shared;     // by this shard; by others too
+    std::vector<int32_t> copy;  // where the shard's copy of a shared row is
+    Aligned<float> memory;
+  };
+
+  void redirect(const Table& table, int32_t* ids, int64_t count) const {
+    // (Two steps may have the same inputs: those have been seen to.)
+    for (int64_t i = 0; i < count; ++i)
+      if (ids[i] < first_copy_ && table.shared.has(ids[i]))
+        ids[i] = static_cast<int32_t>(first_copy_ + table.copy[static_cast<std::size_t>(ids[i])]);
+  }
+
+  template <class Body>
+  void each_step(const Body& body) {
+    for (int64_t b = 0; b < worker_.scratch.planned; ++b) {
+      const SkipgramPlan& plan = worker_.scratch.plan[b];
+      for (int64_t s = 0; s < plan.step_count; ++s) {
+        const SkipgramStep& step = plan.steps[s];
+        body(step, step.codes ? kTree : kOutput,
+             step.pairs ? 1 + static_cast<int64_t>(step.input_count) * (step.output_count - 1)
+                        : step.output_count);
+      }
+    }
+  }
+
+  // Survivors for another round, as far as there are any.
+  void refill(const SkipgramJob& job) {
+    const auto survivors = VECSMITH_PICK_KERNEL(skipgram_survivors);
+    if (stream_.view.size - cursor_ >= sync_ || next_ == last_) return;
+    cursor_ -= stream_.keep_from(cursor_);
+    while (stream_.view.size - cursor_ < sync_ && next_ < last_) {
+      survivors(job, job.offsets[next_], job.offsets[next_ + 1], stream_.view);
+      ++next_;
+    }
+  }
+
+  Worker worker_;
+  Stream stream_;
+  const int64_t sync_;
+  int64_t next_, last_;  // sentences or pairs
+  const int64_t first_copy_;
+  int64_t cursor_ = 0;  // in the stream
+  Table tables_[3];
+};
+
+// bounds[s] .. bounds[s+1]: the sentences or pairs of shard s.
+void in_shards(const SkipgramJob& job, const std::array<int64_t, kShards + 1>& bounds,
+               int64_t longest, int threads, int64_t sync, const std::array<int64_t, 3>& rows,
+               double* result) {
 #ifdef _OPENMP
   threads = std::min(threads, omp_get_num_procs());
 #endif
-  threads = pipeline.team(threads);
-  const auto workers = make_workers(job, threads, pipeline.view.lag);
-  parallel(threads, [&](int worker, int size) {
-    // The system may have given fewer than asked for: every one of them finds the same team.
-    const int32_t team = pipeline.team(size);
-    if (worker == 0) pipeline.view.team = team;
+  threads = std::max(1, std::min(threads, kShards));
+  std::vector<std::unique_ptr<Shard>> shards;
+  for (int s = 0; s < kShards; ++s)
+    shards.push_back(std::make_unique<Shard>(job, bounds[s], bounds[s + 1], longest, sync, rows));
+  std::unique_ptr<Barrier> barrier;
+  parallel(threads, [&](int worker, int team) {
+  // The system may have given fewer than asked for.
 #ifdef _OPENMP
-#pragma omp barrier
+#pragma omp single
 #endif
-    if (worker < team) body(worker, workers[static_cast<std::size_t>(worker)]->scratch);
-  });
-  const SkipgramScratch& last = workers[static_cast<std::size_t>(pipeline.view.team - 1)]->scratch;
-  result[0] = last.loss;
-  result[1] = static_cast<double>(last.terms);
-}
-
-void lagged(const SkipgramJob& job, int threads, int64_t lag, double* result) {
-  Pipeline pipeline(job, lag);
-  // Every worker draws the survivors for itself: it is cheap, and saves waiting.
-  std::vector<int64_t> loads{0};
-  int64_t longest = 0;
-  while (loads.back() < job.sentences) {
-    int64_t s = loads.back();
-    const int64_t start = job.offsets[s];
-    do ++s;
-    while (s < job.sentences && job.offsets[s + 1] - start <= kStreamTokens);
-    longest = std::max(longest, job.offsets[s] - start);
-    loads.push_back(s);
-  }
-  std::vector<Stream> streams(static_cast<std::size_t>(pipeline.team(threads)));
-  for (Stream& stream : streams) stream.reserve(longest);
-  const auto survivors = VECSMITH_PICK_KERNEL(skipgram_survivors);
-  const auto train = VECSMITH_PICK_KERNEL(skipgram_lagged);
-  pipelined(job, threads, pipeline, result, [&](int worker, SkipgramScratch& scratch) {
-    SkipgramStream& stream = streams[static_cast<std::size_t>(worker)].view;
-    for (std::size_t load = 0; load + 1 < loads.size(); ++load) {
-      stream.size = 0;
-      for (int64_t s = loads[load]; s < loads[load + 1]; ++s)
-        survivors(job, job.offsets[s], job.offsets[s + 1], stream);
-      train(job, &stream, 0, stream.size, false, scratch, pipeline.view, worker);
+    barrier = std::make_unique<Barrier>(team);
+    const auto each = [&](const auto& body) {
+      for (int s = worker; s < kShards; s += team) body(s);
+      barrier->wait();
+    };
+    for (;;) {
+      each([&](int s) { shards[s]->plan(job); });
+      if (std::none_of(shards.begin(), shards.end(), [](const auto& s) { return s->active(); }))
+        break;
+      each([&](int s) {
+        shards[s]->resolve(job, shards);
+        shards[s]->train(job);
+      });
+      each([&](int s) { Shard::merge(job, s, shards); });
     }
-    train(job, &stream, 0, 0, true, scratch, pipeline.view, worker);
   });
+  result[0] = result[1] = 0;
+  for (const auto& shard : shards) {
+    result[0] += shard->loss();
+    result[1] += static_cast<double>(shard->terms());
+  }
 }
 
 }  // namespace
@@ -477,7 +643,7 @@ uint64_t skipgram_key(uint64_t seed, uint64_t epoch, uint64_t stream) {
   return mix(mix(mix(seed + kGolden) + epoch + kGolden) + stream + kGolden);
 }
 
-void skipgram_run(const SkipgramJob& given, int threads, int64_t lag, double* result) {
+void skipgram_run(const SkipgramJob& given, int threads, int64_t sync, double* result) {
   SkipgramJob job = given;
   // A window may be said to be far larger than any sentence.
   int64_t longest = 0;
@@ -488,27 +654,35 @@ void skipgram_run(const SkipgramJob& given, int threads, int64_t lag, double* re
   job.max_outputs = static_cast<int64_t>(job.negative) + 1;
   for (int64_t v = 0; job.path_offsets && v < job.vocabulary; ++v)
     job.max_outputs = std::max(job.max_outputs, job.path_offsets[v + 1] - job.path_offsets[v]);
-  if (lag == 0)
-    hogwild(job, threads, result);
-  else
-    lagged(job, threads, lag, result);
+  if (sync == 0) return hogwild(job, threads, result);
+  // Shards of whole sentences, of about as many tokens each.
+  std::array<int64_t, kShards + 1> bounds{};
+  for (int s = 1; s <= kShards; ++s) {
+    const int64_t start =
+        job.offsets[0] + (job.offsets[job.sentences] - job.offsets[0]) * s / kShards;
+    bounds[s] = s == kShards ? job.sentences
+                             : std::lower_bound(job.offsets, job.offsets + job.sentences, start) -
+                                   job.offsets;
+  }
+  in_shards(job, bounds, longest, threads, sync,
+            {job.vocabulary, job.table[kOutput] ? job.vocabulary : 0,
+             job.table[kTree] ? job.vocabulary - 1 : 0},
+            result);
 }
 
-void skipgram_pairs_run(const SkipgramJob& given, int64_t pairs, int threads, int64_t lag,
+void skipgram_pairs_run(const SkipgramJob& given, int64_t pairs, int threads, int64_t sync,
                         double* result) {
   SkipgramJob job = given;
   job.max_inputs = 1;
   job.max_outputs = static_cast<int64_t>(job.negative) + 1;
-  if (lag > 0) {
-    Pipeline pipeline(job, lag);
-    const auto train = VECSMITH_PICK_KERNEL(skipgram_lagged);
-    return pipelined(job, threads, pipeline, result, [&](int worker, SkipgramScratch& scratch) {
-      train(job, nullptr, 0, pairs, true, scratch, pipeline.view, worker);
-    });
+  if (sync > 0) {
+    std::array<int64_t, kShards + 1> bounds{};
+    for (int s = 1; s <= kShards; ++s) bounds[s] = pairs * s / kShards;
+    return in_shards(job, bounds, 0, threads, sync, {job.vocabulary, job.vocabulary, 0}, result);
   }
   const int64_t tasks = (pairs + kTaskPairs - 1) / kTaskPairs;
   threads = static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, tasks)));
-  const auto workers = make_workers(job, threads, 0);
+  const auto workers = make_workers(job, threads, 2);
   const auto train = VECSMITH_PICK_KERNEL(skipgram_train);
   std::atomic<int64_t> next{0};
   parallel(threads, [&](int worker, int) {

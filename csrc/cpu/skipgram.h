@@ -100,9 +100,9 @@ struct SkipgramHot {
 
 // What one worker owns.
 struct SkipgramScratch {
-  SkipgramHot hot[3];  // of each table; count = 0 if there are none
-  SkipgramPlan* plan;  // [plan_count]: blocks in turn
-  int64_t plan_count;
+  SkipgramHot hot[3];     // of each table; count = 0 if there are none
+  SkipgramPlan* plan;     // [plan_count]: blocks in turn
+  int64_t planned;        // of them, those that skipgram_plan filled
   float** input_rows;     // [max inputs]
   float** output_rows;    // [max outputs, of pairs together]
   float** input_updates;  // [max inputs]: rows of the accumulator
@@ -115,31 +115,11 @@ struct SkipgramScratch {
   float* accumulator;  // [max inputs, padded dim]: updates over several tiles
   double loss;
   int64_t terms;
-
-  // In a pipeline:
-  const SkipgramStep** groups;  // [ring]: those scored and not yet applied
-  int64_t scored, applied, blocks;
 };
 
 constexpr int kSkipgramBlock = 32;    // centers planned at a time
 constexpr int kSkipgramPairs = 64;    // pairs whose negatives are drawn at a time, at least
 constexpr int kSkipgramPadding = 32;  // what may be written behind a group's scores, a plan's ids
-constexpr int kSkipgramSlices = 4;    // at most
-
-struct alignas(64) SkipgramCounter {
-  int64_t value;
-};
-
-// Several workers, each on columns of its own, training the same steps (see skipgram_lagged).
-struct SkipgramPipeline {
-  int64_t lag;
-  int32_t team, slices;
-  int64_t column[kSkipgramSlices + 1];  // where the slices begin
-  int64_t ring_mask;
-  float* scores;  // [ring, slices, score_stride]
-  int64_t score_stride;
-  SkipgramCounter scored[kSkipgramSlices];  // groups, by each worker
-};
 
 // Appends the survivors of tokens[first, last) (one sentence) to the stream; adds their number to
 // its size.
@@ -151,21 +131,26 @@ VECSMITH_DECLARE_KERNEL(void skipgram_survivors(const SkipgramJob& job, int64_t 
 VECSMITH_DECLARE_KERNEL(void skipgram_train(const SkipgramJob& job, const SkipgramStream* stream,
                                             int64_t first, int64_t last, SkipgramScratch& scratch))
 
-// The same with a lag, by the workers of a pipeline together: each calls this with the same
-// centers. The last `lag` groups stay behind until more centers come, or until `drain`.
-VECSMITH_DECLARE_KERNEL(void skipgram_lagged(const SkipgramJob& job, const SkipgramStream* stream,
-                                             int64_t first, int64_t last, bool drain,
-                                             SkipgramScratch& scratch, SkipgramPipeline& pipeline,
-                                             int worker))
+// Plans the centers [first, last) without training them, and trains what was planned. In between
+// the ids may be changed: hot[t].first + k is row k of the copies of table t.
+VECSMITH_DECLARE_KERNEL(void skipgram_plan(const SkipgramJob& job, const SkipgramStream* stream,
+                                           int64_t first, int64_t last, SkipgramScratch& scratch))
+VECSMITH_DECLARE_KERNEL(void skipgram_train_planned(const SkipgramJob& job,
+                                                    SkipgramScratch& scratch))
+
+// row += weight * sum_c (copies[c] - row)
+VECSMITH_DECLARE_KERNEL(void skipgram_combine(const SkipgramJob& job, int table, int64_t id,
+                                              const float* const* copies, int count, float weight))
 
 // Merges the rows [first, last) of the worker's own copies with the shared ones:
 // shared += weight * (own - base); own = base = shared. One worker at a time.
 VECSMITH_DECLARE_KERNEL(void skipgram_merge(const SkipgramJob& job, int table, int64_t first,
                                             int64_t last, SkipgramHot& hot))
 
-// The driver: the whole call on `threads` workers. result: {loss, terms}.
-void skipgram_run(const SkipgramJob& job, int threads, int64_t lag, double* result);
-void skipgram_pairs_run(const SkipgramJob& job, int64_t pairs, int threads, int64_t lag,
+// The driver: the whole call on `threads` workers. sync: centers (or pairs) of each shard between
+// two merges; 0: no shards, no locks. result: {loss, terms}.
+void skipgram_run(const SkipgramJob& job, int threads, int64_t sync, double* result);
+void skipgram_pairs_run(const SkipgramJob& job, int64_t pairs, int threads, int64_t sync,
                         double* result);
 
 uint64_t skipgram_key(uint64_t seed, uint64_t epoch, uint64_t stream);

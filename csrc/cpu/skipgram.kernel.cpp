@@ -12,14 +12,11 @@
 //               while each input row is read, updated and written once.
 //
 // Steps are *planned* (skipgram_plan.h) in blocks of centers one block ahead of training, so that
-// the rows of the steps to come are fetched while a step runs. Scores and updates can be confined
-// to a range of columns: so a pipeline of workers, each owning columns, trains the same steps.
+// the rows of the steps to come are fetched while a step runs.
 //
 // What bounds it: 3 m n D multiply-adds a step (10,800 at D = 100) and, once D is a few hundred or
 // the tables outgrow the cache, m/6 + n rows read and written. No STL here: see simd.h.
 #include "cpu/skipgram.h"
-
-#include <time.h>
 
 #include "cpu/simd.h"
 #include "cpu/skipgram_passes.h"
@@ -28,8 +25,6 @@
 namespace vecsmith {
 namespace VECSMITH_LEVEL {
 namespace {
-
-constexpr int64_t kPublishEvery = 2;
 
 // The columns a phase works on, cut into whole vectors and a tail.
 struct Columns {
@@ -190,11 +185,31 @@ VECSMITH_INLINE void step_update(const SkipgramJob& job, const SkipgramStep& ste
   }
 }
 
+// Trains the steps of a plan; `next` is the plan that follows it, or null.
+template <bool kLoss>
+VECSMITH_INLINE void train_plan(const SkipgramJob& job, const SkipgramPlan& plan,
+                                const SkipgramPlan* next, SkipgramScratch& scratch, Loss& loss) {
+  const Columns columns = Columns::of(0, job.dim);
+  const int64_t ahead = steps_ahead(job);
+  for (int64_t s = 0; s < plan.step_count;) {
+    const SkipgramStep* group = plan.steps + s;
+    const int32_t size = group->group;
+    for (int32_t i = 0; i < size; ++i)
+      step_scores(job, group[i], columns, scratch, scratch.score + group[i].score_at);
+    // The sigmoids wait for the scores: meanwhile there is time to ask for the rows to come.
+    for (int32_t i = 0; i < size; ++i)
+      fetch_ahead(job, scratch, plan, next, s + i + ahead, 0, job.dim);
+    group_gradients<kLoss>(job, group, scratch, scratch.score, loss);
+    for (int32_t i = 0; i < size; ++i)
+      step_update(job, group[i], columns, size == 1, scratch, scratch.score + group[i].score_at);
+    s += size;
+  }
+  scratch.terms += plan.terms;
+}
+
 template <bool kLoss>
 void train_range(const SkipgramJob& job, const SkipgramStream* stream, int64_t first, int64_t last,
                  SkipgramScratch& scratch) {
-  const Columns columns = Columns::of(0, job.dim);
-  const int64_t ahead = steps_ahead(job);
   prepare_labels(job, scratch);
   Loss loss;
   const auto end_of = [&](int64_t from) {
@@ -205,142 +220,26 @@ void train_range(const SkipgramJob& job, const SkipgramStream* stream, int64_t f
   clear(scratch.plan[0]);
   plan_block(job, stream, first, planned, scratch.plan[0]);
   while (begin < last) {
-    const SkipgramPlan& plan = scratch.plan[now];
     SkipgramPlan& next = scratch.plan[1 - now];
     begin = planned;
     planned = end_of(begin);
     clear(next);
     if (begin < last) plan_block(job, stream, begin, planned, next);
-    for (int64_t s = 0; s < plan.step_count;) {
-      const SkipgramStep* group = plan.steps + s;
-      const int32_t size = group->group;
-      for (int32_t i = 0; i < size; ++i)
-        step_scores(job, group[i], columns, scratch, scratch.score + group[i].score_at);
-      // The sigmoids wait for the scores: meanwhile there is time to ask for the rows to come.
-      for (int32_t i = 0; i < size; ++i)
-        fetch_ahead(job, scratch, plan, &next, s + i + ahead, 0, job.dim);
-      group_gradients<kLoss>(job, group, scratch, scratch.score, loss);
-      for (int32_t i = 0; i < size; ++i)
-        step_update(job, group[i], columns, size == 1, scratch, scratch.score + group[i].score_at);
-      s += size;
-    }
-    scratch.terms += plan.terms;
+    train_plan<kLoss>(job, scratch.plan[now], &next, scratch, loss);
     now = 1 - now;
   }
   if (kLoss) loss.flush(scratch.loss);
 }
 
-VECSMITH_INLINE int64_t read(const SkipgramCounter& counter) {
-  return __atomic_load_n(&counter.value, __ATOMIC_ACQUIRE);
-}
-
-VECSMITH_INLINE void publish(SkipgramCounter& counter, int64_t value) {
-  __atomic_store_n(&counter.value, value, __ATOMIC_RELEASE);
-}
-
-// Until the counter has reached `value`. A neighbor who was put to sleep may need our processor:
-// after half a millisecond we sleep too. (Only to yield would leave two workers that share a
-// processor there, taking turns, each too briefly for the system to move one to another processor.)
-void wait_for(const SkipgramCounter& counter, int64_t value) {
-  for (int spins = 0; read(counter) < value; ++spins) {
-#if defined(__x86_64__)
-    _mm_pause();
-#endif
-    if (spins >= 16384) {
-      const timespec moment = {0, 20000};
-      nanosleep(&moment, nullptr);
-    }
-  }
-}
-
-// One worker's end of a pipeline: the columns of slices [first_slice, last_slice). Every worker
-// plans every step for itself, so that nothing but scores is ever waited for.
 template <bool kLoss>
-struct Pipeline {
-  const SkipgramJob& job;
-  SkipgramScratch& scratch;
-  SkipgramPipeline& shared;
-  const int worker, first_slice, last_slice;
-  const Columns columns;
-  Loss& loss;
-  int64_t known[kSkipgramSlices] = {};  // groups that the others are known to have scored
-
-  VECSMITH_METHOD float* scores_of(int64_t group, int slice) const {
-    return shared.scores +
-           ((group & shared.ring_mask) * shared.slices + slice) * shared.score_stride;
-  }
-
-  // The part of the group's inner products that lies in this worker's columns.
-  VECSMITH_METHOD void score(const SkipgramStep* group) {
-    for (int slice = first_slice; slice < last_slice; ++slice) {
-      const Columns part = Columns::of(shared.column[slice], shared.column[slice + 1]);
-      float* scores = scores_of(scratch.scored, slice);
-      for (int32_t i = 0; i < group->group; ++i)
-        step_scores(job, group[i], part, scratch, scores + group[i].score_at);
-    }
-    // The lines of later scores come back from those who read them last.
-    if (shared.team > 1)
-      for (int slice = first_slice; slice < last_slice; ++slice)
-        for (int line = 0; line < 3; ++line)
-          __builtin_prefetch(scores_of(scratch.scored + 3, slice) + 16 * line, 1, 3);
-    scratch.groups[scratch.scored & shared.ring_mask] = group;
-    // Not every time: each publication costs a journey of the counter's cache line to the others
-    // and back.
-    if (++scratch.scored % kPublishEvery == 0) publish(shared.scored[worker], scratch.scored);
-  }
-
-  // Applies the oldest group to this worker's columns.
-  VECSMITH_METHOD void apply() {
-    for (int other = 0; other < shared.team; ++other)
-      if (other != worker && known[other] <= scratch.applied + 3 &&
-          (known[other] = read(shared.scored[other])) <= scratch.applied) {
-        publish(shared.scored[worker], scratch.scored);  // they may be waiting for us
-        wait_for(shared.scored[other], scratch.applied + 1);
-        known[other] = read(shared.scored[other]);
-      }
-    // The others' scores of a group a little later travel meanwhile.
-    for (int other = 0; other < shared.team; ++other)
-      if (other != worker && known[other] > scratch.applied + 2)
-        for (int slice = other * shared.slices / shared.team;
-             slice < (other + 1) * shared.slices / shared.team; ++slice)
-          for (int line = 0; line < 3; ++line)
-            __builtin_prefetch(scores_of(scratch.applied + 2, slice) + 16 * line, 0, 3);
-    const SkipgramStep* group = scratch.groups[scratch.applied & shared.ring_mask];
-    const int64_t count = score_count(job, group);
-    for (int64_t at = 0; at < count; at += kLanes) {
-      vfloat sum = load(scores_of(scratch.applied, 0) + at);
-      for (int slice = 1; slice < shared.slices; ++slice)
-        sum += load(scores_of(scratch.applied, slice) + at);
-      store(scratch.score + at, sum);
-    }
-    group_gradients<kLoss>(job, group, scratch, scratch.score, loss);
-    for (int32_t i = 0; i < group->group; ++i)
-      step_update(job, group[i], columns, false, scratch, scratch.score + group[i].score_at);
-    ++scratch.applied;
-  }
-
-  void run(const SkipgramStream* stream, int64_t first, int64_t last, bool drain) {
-    const int64_t ahead = steps_ahead(job) + 1;
-    for (int64_t begin = first; begin < last; begin += kSkipgramBlock) {
-      // Every block has a group, so `lag` groups behind lie in as many blocks at most.
-      SkipgramPlan& plan = scratch.plan[scratch.blocks++ % scratch.plan_count];
-      clear(plan);
-      plan_block(job, stream, begin, begin + kSkipgramBlock < last ? begin + kSkipgramBlock : last,
-                 plan);
-      scratch.terms += plan.terms;
-      for (int64_t s = 0; s < plan.step_count; s += plan.steps[s].group) {
-        for (int32_t i = 0; i < plan.steps[s].group; ++i)
-          fetch_ahead(job, scratch, plan, nullptr, s + i + ahead, columns.first,
-                      columns.first + columns.full + columns.tail);
-        score(plan.steps + s);
-        if (scratch.scored - scratch.applied > shared.lag) apply();
-      }
-    }
-    if (drain)
-      while (scratch.applied < scratch.scored) apply();
-    publish(shared.scored[worker], scratch.scored);
-  }
-};
+void train_plans(const SkipgramJob& job, SkipgramScratch& scratch) {
+  prepare_labels(job, scratch);
+  Loss loss;
+  for (int64_t b = 0; b < scratch.planned; ++b)
+    train_plan<kLoss>(job, scratch.plan[b],
+                      b + 1 < scratch.planned ? scratch.plan + b + 1 : nullptr, scratch, loss);
+  if (kLoss) loss.flush(scratch.loss);
+}
 
 }  // namespace
 
@@ -428,22 +327,37 @@ void skipgram_train(const SkipgramJob& job, const SkipgramStream* stream, int64_
     train_range<false>(job, stream, first, last, scratch);
 }
 
-void skipgram_lagged(const SkipgramJob& job, const SkipgramStream* stream, int64_t first,
-                     int64_t last, bool drain, SkipgramScratch& scratch, SkipgramPipeline& pipeline,
-                     int worker) {
-  prepare_labels(job, scratch);
-  const int begin = worker * pipeline.slices / pipeline.team;
-  const int end = (worker + 1) * pipeline.slices / pipeline.team;
-  const Columns columns = Columns::of(pipeline.column[begin], pipeline.column[end]);
-  Loss loss;
-  // The last worker has the fewest columns.
-  if (job.compute_loss && worker == pipeline.team - 1) {
-    Pipeline<true>{job, scratch, pipeline, worker, begin, end, columns, loss}.run(stream, first,
-                                                                                  last, drain);
-    loss.flush(scratch.loss);
-  } else {
-    Pipeline<false>{job, scratch, pipeline, worker, begin, end, columns, loss}.run(stream, first,
-                                                                                   last, drain);
+void skipgram_plan(const SkipgramJob& job, const SkipgramStream* stream, int64_t first,
+                   int64_t last, SkipgramScratch& scratch) {
+  scratch.planned = 0;
+  for (int64_t begin = first; begin < last; begin += kSkipgramBlock) {
+    SkipgramPlan& plan = scratch.plan[scratch.planned++];
+    clear(plan);
+    plan_block(job, stream, begin, begin + kSkipgramBlock < last ? begin + kSkipgramBlock : last,
+               plan);
+  }
+}
+
+void skipgram_train_planned(const SkipgramJob& job, SkipgramScratch& scratch) {
+  if (job.compute_loss)
+    train_plans<true>(job, scratch);
+  else
+    train_plans<false>(job, scratch);
+}
+
+void skipgram_combine(const SkipgramJob& job, int table, int64_t id, const float* const* copies,
+                      int count, float weight) {
+  float* const row = job.table[table] + id * job.stride[table];
+  for (int64_t at = 0; at < job.dim; at += kLanes) {
+    const int tail = static_cast<int>(job.dim - at < kLanes ? job.dim - at : 0);
+    const vfloat before = tail ? load_tail(row + at, tail) : load(row + at);
+    vfloat change{};
+    for (int c = 0; c < count; ++c)  // (copies are padded to whole vectors)
+      change += load(copies[c] + at) - before;
+    if (tail)
+      store_tail(row + at, before + change * weight, tail);
+    else
+      store(row + at, before + change * weight);
   }
 }
 

@@ -1,5 +1,5 @@
 // The skip-gram kernels: whatever the settings, every level of this machine stays inside its tables
-// and arrays, gives finite results that agree with the portable level's, and with a lag gives the
+// and arrays, gives finite results that agree with the portable level's, and in shards gives the
 // same bits for any number of workers.
 #ifdef _OPENMP
 #include <omp.h>
@@ -129,16 +129,16 @@ bool same_bits(const Outcome& a, const Outcome& b) {
 
 // One call, on copies of the tables.
 Outcome train(SkipgramJob job, const std::vector<float> (&tables)[3], int64_t pairs, int threads,
-              int64_t lag) {
+              int64_t sync) {
   Outcome out;
   for (int t = 0; t < 3; ++t) {
     out.tables.emplace_back(tables[t]);
     if (job.table[t]) job.table[t] = out.tables.back().data();
   }
   if (job.tokens)
-    vecsmith::skipgram_run(job, threads, lag, out.result);
+    vecsmith::skipgram_run(job, threads, sync, out.result);
   else
-    vecsmith::skipgram_pairs_run(job, pairs, threads, lag, out.result);
+    vecsmith::skipgram_pairs_run(job, pairs, threads, sync, out.result);
   for (int t = 0; t < 3; ++t)
     if (job.table[t]) check_table(out.tables[static_cast<size_t>(t)], job.dim, job.stride[t]);
   FUZZ_CHECK(std::isfinite(out.result[0]) && out.result[0] >= 0 && out.result[1] >= 0);
@@ -147,17 +147,17 @@ Outcome train(SkipgramJob job, const std::vector<float> (&tables)[3], int64_t pa
 }
 
 void check_levels(const SkipgramJob& job, const std::vector<float> (&tables)[3], int64_t pairs,
-                  int threads, int64_t lag) {
+                  int threads, int64_t sync) {
   double base[2] = {};
   for (const Isa level : {Isa::base, Isa::avx2, Isa::avx512, Isa::amx}) {
     if (!vecsmith::isa_supported(level)) continue;
     vecsmith::set_isa_level(vecsmith::isa_name(level));
-    const Outcome out = train(job, tables, pairs, threads, lag);
-    if (lag > 0) FUZZ_CHECK(same_bits(out, train(job, tables, pairs, threads == 1 ? 2 : 1, lag)));
+    const Outcome out = train(job, tables, pairs, threads, sync);
+    if (sync > 0) FUZZ_CHECK(same_bits(out, train(job, tables, pairs, threads == 1 ? 2 : 1, sync)));
     if (level == Isa::base) std::copy_n(out.result, 2, base);
     FUZZ_CHECK(out.result[1] == base[1]);
     // Races of workers on one machine's rows are part of the bargain; else only roundings differ.
-    if (lag > 0 || threads == 1)
+    if (sync > 0 || threads == 1)
       FUZZ_CHECK(std::abs(out.result[0] - base[0]) <= 1e-3 * base[0] + 1e-3);
   }
 }
@@ -202,7 +202,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const bool keep = flag();
   const bool alone = number(0, 7) == 0;
   const auto threads = static_cast<int>(number(1, 4));
-  const int64_t lag = flag() ? 0 : number(1, 20);
+  const int64_t sync = flag() ? 0 : number(1, 20);
   std::vector<float> tables[3];
   for (int t = 0; t < 3; ++t) {
     job.stride[t] = job.dim + (flag() ? number(0, 20) : 0);
@@ -283,6 +283,6 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
 #else
   (void)alone;
 #endif
-  check_levels(job, tables, pairs, threads, lag);
+  check_levels(job, tables, pairs, threads, sync);
   return 0;
 }

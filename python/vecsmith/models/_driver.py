@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from vecsmith.data import Corpus
 
 # Positions of the corpus per call: small enough to answer Ctrl-C within a second, large enough that
-# a call costs nothing. Part of what deterministic mode computes (its lag is emptied at the end of a
+# a call costs nothing. Part of what deterministic mode computes (its shards are those of a
 # call), so it depends on nothing but the kind of device.
 CHUNK_POSITIONS = {"cpu": 1 << 18, "cuda": 1 << 22}
 # A checkpoint at the end of an epoch is left out where the one before it is younger than this.

@@ -74,7 +74,7 @@ def skipgram(
     seed: int,
     epoch: int,
     first_position: int,
-    lag: int,
+    sync_every: int,
     compute_loss: bool = True,
     blocks: int | None = None,
     module: Any = None,
@@ -86,9 +86,9 @@ def skipgram(
     what stands in for ``vecsmith._cuda``. Returns float64 [2] on the tables' device: loss, terms.
 
     Raises:
-        RuntimeError: ``lag`` > 0 (deterministic mode), or CUDA reports an error.
+        RuntimeError: ``sync_every`` > 0 (deterministic mode), or CUDA reports an error.
     """
-    _survivors.refuse_lag(lag)
+    _survivors.refuse_sync(sync_every)
     module = module or _module()
     device = input_table.device
     nothing = torch.zeros(2, dtype=torch.float64, device=device)
@@ -165,7 +165,7 @@ def skipgram_pairs(
     negatives: Tensor,
     *,
     alpha: float,
-    lag: int,
+    sync_every: int,
     compute_loss: bool = True,
     blocks: int | None = None,
     module: Any = None,
@@ -174,7 +174,7 @@ def skipgram_pairs(
 
     ``blocks``, ``module``, the result and what is raised are those of :func:`skipgram`.
     """
-    _survivors.refuse_lag(lag)
+    _survivors.refuse_sync(sync_every)
     module = module or _module()
     device = input_table.device
     if centers.numel() == 0:

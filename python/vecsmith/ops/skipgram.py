@@ -28,8 +28,8 @@ OPERATOR = register(
 # How many groups of steps the scores run ahead of the updates in deterministic mode: long enough
 # for them to travel between two processors, short enough that no row sees many stale gradients.
 # Part of the result: never derived from the machine.
-DETERMINISTIC_LAG = 8
-MAX_LAG = 512
+DETERMINISTIC_SYNC = 1024
+MAX_SYNC = 65536
 
 _LIBRARY = torch.library.Library("vecsmith", "FRAGMENT")
 _LIBRARY.define(
@@ -37,12 +37,12 @@ _LIBRARY.define(
     "Tensor tokens, Tensor offsets, Tensor? keep, Tensor? alias, Tensor? path_offsets, "
     "Tensor? path_nodes, Tensor? path_codes, int window, int negative, bool cbow, bool cbow_mean, "
     "bool shrink_windows, str shared_negatives, float alpha, float min_alpha, int words_before, "
-    "int words_total, int seed, int epoch, int first_position, int lag, "
+    "int words_total, int seed, int epoch, int first_position, int sync_every, "
     "bool compute_loss, int num_threads, str backend) -> Tensor"
 )
 _LIBRARY.define(
     "skipgram_pairs(Tensor(a!) input_table, Tensor(b!) output_table, Tensor centers, "
-    "Tensor contexts, Tensor negatives, float alpha, int lag, bool compute_loss, "
+    "Tensor contexts, Tensor negatives, float alpha, int sync_every, bool compute_loss, "
     "int num_threads, str backend) -> Tensor"
 )
 
@@ -72,7 +72,7 @@ def skipgram(
     seed: int = 1,
     epoch: int = 0,
     first_position: int = 0,
-    lag: int | None = None,
+    sync_every: int | None = None,
     compute_loss: bool = True,
     num_threads: int | None = None,
     backend: str | None = None,
@@ -112,10 +112,10 @@ def skipgram(
         words_total: words of the whole training (default: words_before + first_position + N).
         seed, epoch: key the random draws, with a token's position.
         first_position: the position of tokens[0].
-        lag: 0: one step after another (lock-free over several workers). n > 0: the scores of a
-            window are taken n windows before its update is applied, and the same seed gives the
-            same bits for any number of workers (of which two can be used, four from D = 512 on).
-            None: 0, or 8 under ``torch.use_deterministic_algorithms(True)``.
+        sync_every: 0: one step after another (lock-free over several workers). n > 0: four shards
+            of the call's sentences are trained apart and merged every n centers of each (local
+            SGD), so that the same seed gives the same bits for any number of workers (of which four
+            can be used). None: 0, or 1,024 under ``torch.use_deterministic_algorithms(True)``.
         compute_loss: False leaves the loss at 0 and saves a few percent.
         num_threads: workers (default ``torch.get_num_threads()``).
         backend: "native", "cuda", "triton" or "reference" to force one.
@@ -183,7 +183,7 @@ def skipgram(
     if words_total is None:
         words_total = max(1, words_before + first_position + tokens.numel())
     check.integer(name, "words_total", words_total, low=1)
-    lag = _lag(name, lag)
+    sync_every = _sync_every(name, sync_every)
     check.distinct(name, input_table=input_table, output_table=output_table, tree_table=tree_table)
     return torch.ops.vecsmith.skipgram(
         input_table.detach(),
@@ -209,7 +209,7 @@ def skipgram(
         check.seed(name, seed),
         epoch,
         first_position,
-        lag,
+        sync_every,
         bool(compute_loss),
         check.threads(name, num_threads),
         backend or "",
@@ -224,7 +224,7 @@ def skipgram_pairs(
     negatives: Tensor,
     *,
     alpha: float = 0.025,
-    lag: int | None = None,
+    sync_every: int | None = None,
     compute_loss: bool = True,
     num_threads: int | None = None,
     backend: str | None = None,
@@ -244,7 +244,7 @@ def skipgram_pairs(
         contexts: [N] int64 in 0..W-1.
         negatives: [N, K] int64 in -1..W-1.
         alpha: the learning rate.
-        lag: as in :func:`skipgram`, in pairs.
+        sync_every: as in :func:`skipgram`, in pairs.
         compute_loss, num_threads, backend: as in :func:`skipgram`.
 
     Returns:
@@ -261,7 +261,7 @@ def skipgram_pairs(
     check.tensor(name, "contexts", contexts, torch.int64, (pairs,), input_table)
     check.tensor(name, "negatives", negatives, torch.int64, (pairs, None), input_table)
     check.rate(name, "alpha", alpha)
-    lag = _lag(name, lag)
+    sync_every = _sync_every(name, sync_every)
     check.distinct(name, input_table=input_table, output_table=output_table)
     return torch.ops.vecsmith.skipgram_pairs(
         input_table.detach(),
@@ -270,18 +270,18 @@ def skipgram_pairs(
         contexts,
         negatives,
         float(alpha),
-        lag,
+        sync_every,
         bool(compute_loss),
         check.threads(name, num_threads),
         backend or "",
     )
 
 
-def _lag(name: str, lag: int | None) -> int:
-    if lag is None:
-        return DETERMINISTIC_LAG if torch.are_deterministic_algorithms_enabled() else 0
-    check.integer(name, "lag", lag, low=0, high=MAX_LAG)
-    return lag
+def _sync_every(name: str, sync_every: int | None) -> int:
+    if sync_every is None:
+        return DETERMINISTIC_SYNC if torch.are_deterministic_algorithms_enabled() else 0
+    check.integer(name, "sync_every", sync_every, low=0, high=MAX_SYNC)
+    return sync_every
 
 
 # --- the registered operators ---------------------------------------------------------------------
@@ -315,7 +315,7 @@ def _skipgram_impl(
     seed,
     epoch,
     first_position,
-    lag,
+    sync_every,
     compute_loss,
     num_threads,
     backend,
@@ -338,14 +338,14 @@ def _skipgram_impl(
         "seed": seed,
         "epoch": epoch,
         "first_position": first_position,
-        "lag": lag,
+        "sync_every": sync_every,
     }
     chosen = choose(
         OPERATOR,
         input_table.device.type,
         input_table.dtype,
         backend or None,
-        deterministic=lag > 0,
+        deterministic=sync_every > 0,
     )
     if chosen == "native":
         result = torch.zeros(2, dtype=torch.float64)
@@ -413,7 +413,7 @@ def _pairs_impl(
     contexts,
     negatives,
     alpha,
-    lag,
+    sync_every,
     compute_loss,
     num_threads,
     backend,
@@ -424,9 +424,9 @@ def _pairs_impl(
         input_table.device.type,
         input_table.dtype,
         backend or None,
-        deterministic=lag > 0,
+        deterministic=sync_every > 0,
     )
-    settings = {"alpha": alpha, "lag": lag}
+    settings = {"alpha": alpha, "sync_every": sync_every}
     if chosen == "native":
         result = torch.zeros(2, dtype=torch.float64)
         native().skipgram_pairs(

@@ -28,11 +28,19 @@ One *step* has inputs h_1..h_m and outputs o_1..o_n with labels y_j:
 As in word2vec.c, the *context* words are the inputs and the *center* is the positive output. With
 both negative sampling and hierarchical softmax, the tree's step comes first.
 
-``lag`` = 0: one group after another (a step that is in no group is one of its own).
-``lag`` = n > 0: the g_ij of a group are taken when the updates of all groups but the n before it
-have been applied; these follow in order, each at the values that it finds, and the last n are
-applied at the end of the call. This is what deterministic mode trains, with a small n: scores
-travel between workers in the meantime, and any number of them gives the same bits.
+``sync_every`` = 0: one group after another (a step that is in no group is one of its own).
+``sync_every`` = n > 0: local SGD (Stich 2019), which is what deterministic mode trains. The
+sentences of the call are cut into four shards: shard s begins with the first sentence that starts
+at or after token s/4 of the call. Round by round, each shard trains its next n centers one group
+after another, from the tables as they were at the beginning of the round. Then every row r is
+merged from the values r_s of the A shards whose steps it was part of:
+
+    r += 2 / (1 + A) * sum_s (r_s - r)
+
+That is the whole change of a row that only one shard met, and something between the sum of the
+changes and their mean where several did. (Changes that all lead to the same optimum overshoot it
+when they are added up, but by less than what was missing as long as the factor is below 2 / A.)
+Shards do not depend on how many workers train them.
 
 Positions, windows, sub-sampling, rate
 --------------------------------------
@@ -64,7 +72,8 @@ drawn again with bits <- mix(bits + G), up to 32 times; then the slot stays empt
 
 from __future__ import annotations
 
-from collections import deque
+import itertools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -73,6 +82,7 @@ from torch import Tensor
 GOLDEN = 0x9E3779B97F4A7C15
 STREAM_SUBSAMPLE, STREAM_WINDOW, STREAM_NEGATIVE = 0, 1, 2
 REDRAWS = 32
+SHARDS = 4
 
 
 def _signed(value: int) -> int:
@@ -154,32 +164,45 @@ def negatives_for(
 
 
 class _Step(NamedTuple):
-    """One step: rows of the input table against rows of ``table``."""
+    """One step: rows of the input table against rows of another."""
 
     rows: Tensor  # [m] of the input table
-    table: Tensor
-    words: Tensor  # [n] of the table
+    table: int  # the index of the other among the trainer's tables
+    words: Tensor  # [n] of it
     labels: Tensor  # [n]
     alpha: float
 
 
-class _Trainer:
-    """Runs groups of steps, each ``lag`` groups after its gradients were taken."""
+_Group = list[_Step]  # steps whose gradients are taken together
+_INPUT, _OUTPUT, _TREE = range(3)
 
-    def __init__(self, input_table: Tensor, cbow: bool, cbow_mean: bool, lag: int) -> None:
-        self.input_table, self.cbow, self.cbow_mean, self.lag = input_table, cbow, cbow_mean, lag
-        self.waiting: deque[list[tuple[_Step, Tensor]]] = deque()
+
+class _Trainer:
+    """Trains tables [input, output, tree] in place, group by group."""
+
+    def __init__(self, tables: list[Tensor | None], cbow: bool = False, cbow_mean: bool = False):
+        self.tables, self.cbow, self.cbow_mean = tables, cbow, cbow_mean
         self.loss, self.terms = 0.0, 0
 
+    def _rows(self, table: int, rows: Tensor) -> Tensor:
+        values = self.tables[table]
+        assert values is not None  # for the type checker
+        return values[rows]
+
+    def _add(self, table: int, rows: Tensor, update: Tensor) -> None:
+        values = self.tables[table]
+        assert values is not None
+        values.index_add_(0, rows, update)
+
     def _inputs(self, step: _Step) -> Tensor:
-        x = self.input_table[step.rows]
+        x = self._rows(_INPUT, step.rows)
         if not self.cbow:
             return x
         return x.mean(0, keepdim=True) if self.cbow_mean else x.sum(0, keepdim=True)
 
     def _gradient(self, step: _Step) -> Tensor:
         """g [m, n]; its loss is counted."""
-        score = self._inputs(step) @ step.table[step.words].T
+        score = self._inputs(step) @ self._rows(step.table, step.words).T
         labels = step.labels.to(score.dtype)
         sign = (2 * labels - 1).double()
         self.loss += float(torch.nn.functional.softplus(-sign * score.double()).sum())
@@ -187,27 +210,115 @@ class _Trainer:
         return step.alpha * (labels - torch.sigmoid(score))
 
     def _update(self, step: _Step, gradient: Tensor) -> None:
-        h, o = self._inputs(step), step.table[step.words]
+        h, o = self._inputs(step), self._rows(step.table, step.words)
         dh = gradient @ o
         if self.cbow:
             m = step.rows.numel()
             dh = (dh if self.cbow_mean else dh / m).expand(m, -1)
-        self.input_table.index_add_(0, step.rows, dh)
-        step.table.index_add_(0, step.words, gradient.T @ h)
+        self._add(_INPUT, step.rows, dh)
+        self._add(step.table, step.words, gradient.T @ h)
 
-    def add(self, group: list[_Step]) -> None:
-        self.waiting.append([(step, self._gradient(step)) for step in group])
-        if len(self.waiting) > self.lag:
-            self._apply()
-
-    def _apply(self) -> None:
-        for step, gradient in self.waiting.popleft():
+    def train(self, group: _Group) -> None:
+        gradients = [self._gradient(step) for step in group]
+        for step, gradient in zip(group, gradients, strict=True):
             self._update(step, gradient)
 
-    def finish(self) -> Tensor:
-        while self.waiting:
-            self._apply()
+    def result(self) -> Tensor:
         return torch.tensor([self.loss, self.terms], dtype=torch.float64)
+
+
+def _train_shards(trainer: _Trainer, shards: list[Iterator[list[_Group]]], sync_every: int) -> None:
+    """Local SGD. shards: of each, an iterator over the groups of its centers."""
+    shared = trainer.tables
+    while True:
+        rounds = [list(itertools.islice(shard, sync_every)) for shard in shards]
+        if not any(rounds):
+            return
+        own, touched = [], []
+        for centers in rounds:
+            trainer.tables = [None if t is None else t.clone() for t in shared]
+            met = [torch.zeros(0 if t is None else t.shape[0], dtype=torch.bool) for t in shared]
+            for group in itertools.chain.from_iterable(centers):
+                trainer.train(group)
+                for step in group:
+                    met[_INPUT][step.rows.cpu()] = True
+                    met[step.table][step.words.cpu()] = True
+            own.append(trainer.tables)
+            touched.append(met)
+        trainer.tables = shared
+        for t, table in enumerate(shared):
+            if table is None:
+                continue
+            shards_met = torch.stack([met[t] for met in touched]).to(table.device)
+            change = sum(tables[t] - table for tables in own)
+            factor = 2 / (1 + shards_met.sum(0).to(table.dtype))
+            table += factor[:, None] * change
+
+
+def _text_centers(
+    sentences: range,
+    tokens: Tensor,
+    offsets: Tensor,
+    keep: Tensor | None,
+    alias: Tensor | None,
+    paths: tuple[Tensor, Tensor, Tensor] | None,
+    rate: Callable[[int], float],
+    *,
+    window: int,
+    negative: int,
+    shrink_windows: bool,
+    pairwise: bool,
+    seed: int,
+    epoch: int,
+    first_position: int,
+) -> Iterator[list[_Group]]:
+    """The groups of each center of the sentences that has a window."""
+    for s in sentences:
+        first, last = int(offsets[s]), int(offsets[s + 1])
+        positions = first_position + torch.arange(first, last, device=tokens.device)
+        sentence = tokens[first:last]
+        survives = keep_mask(sentence, positions, keep, seed, epoch)
+        sentence, positions = sentence[survives].long(), positions[survives]
+        reach = window_sizes(positions, window, shrink_windows, seed, epoch).tolist()
+        for k in range(sentence.numel()):
+            p, r = int(positions[k]), reach[k]
+            around = [j for j in range(max(0, k - r), min(sentence.numel(), k + r + 1)) if j != k]
+            if not around:
+                continue
+            contexts, center = sentence[around], sentence[k]
+            groups: list[_Group] = []
+            if paths is not None:
+                path_offsets, path_nodes, path_codes = paths
+                path = slice(int(path_offsets[center]), int(path_offsets[center + 1]))
+                nodes, labels = path_nodes[path].long(), 1 - path_codes[path].float()
+                if nodes.numel():
+                    groups.append([_Step(contexts, _TREE, nodes, labels, rate(p))])
+            if negative:
+                assert alias is not None  # for the type checker
+                at = torch.tensor([p], device=tokens.device)
+                if pairwise:
+                    slots = torch.tensor(around, device=tokens.device) - k + window
+                    at = at * (2 * window + 1) + slots
+                positive = center.expand(at.numel())
+                drawn = negatives_for(positive, at, negative, alias, seed, epoch)
+                groups.append(
+                    [
+                        _with_negatives(
+                            contexts[i : i + 1] if pairwise else contexts, center, row, rate(p)
+                        )
+                        for i, row in enumerate(drawn)
+                    ]
+                )
+            yield groups
+
+
+def _with_negatives(rows: Tensor, positive: Tensor, negatives: Tensor, alpha: float) -> _Step:
+    """The step of a positive and those of its negatives that are there and differ from it."""
+    negatives = negatives[(negatives >= 0) & (negatives != positive)]
+    words = torch.cat([positive[None], negatives])
+    labels = torch.zeros(words.numel(), device=words.device)
+    labels[0] = 1
+    return _Step(rows, _OUTPUT, words, labels, alpha)
 
 
 def skipgram(
@@ -235,7 +346,7 @@ def skipgram(
     seed: int,
     epoch: int,
     first_position: int,
-    lag: int,
+    sync_every: int,
 ) -> Tensor:
     """Train on a chunk of corpus, in place; see the module docstring for every formula.
 
@@ -247,49 +358,45 @@ def skipgram(
 
     Returns float64 [2]: the summed loss and the number of (input, output) terms in it.
     """
-    trainer = _Trainer(input_table, cbow, cbow_mean, lag)
-    for s in range(offsets.numel() - 1):
-        first, last = int(offsets[s]), int(offsets[s + 1])
-        positions = first_position + torch.arange(first, last, device=tokens.device)
-        sentence = tokens[first:last]
-        survives = keep_mask(sentence, positions, keep, seed, epoch)
-        sentence, positions = sentence[survives].long(), positions[survives]
-        reach = window_sizes(positions, window, shrink_windows, seed, epoch).tolist()
-        for k in range(sentence.numel()):
-            p, r = int(positions[k]), reach[k]
-            around = [j for j in range(max(0, k - r), min(sentence.numel(), k + r + 1)) if j != k]
-            if not around:
-                continue
-            contexts, center = sentence[around], sentence[k]
-            rate = alpha + (min_alpha - alpha) * ((words_before + p) / words_total)
-            rate = max(rate, min(alpha, min_alpha))
-            if tree_table is not None:
-                assert path_offsets is not None  # for the type checker
-                assert path_nodes is not None
-                assert path_codes is not None
-                path = slice(int(path_offsets[center]), int(path_offsets[center + 1]))
-                nodes, labels = path_nodes[path].long(), 1 - path_codes[path].float()
-                if nodes.numel():
-                    trainer.add([_Step(contexts, tree_table, nodes, labels, rate)])
-            if not negative:
-                continue
-            assert output_table is not None
-            assert alias is not None
-            pairwise = shared_negatives == "pair" and not cbow
-            at = torch.tensor([p], device=tokens.device)
-            if pairwise:
-                slots = torch.tensor(around, device=tokens.device) - k + window
-                at = at * (2 * window + 1) + slots
-            positive = center.expand(at.numel())
-            group = []
-            for i, drawn in enumerate(negatives_for(positive, at, negative, alias, seed, epoch)):
-                words = torch.cat([center[None], drawn[drawn >= 0]])
-                labels = torch.zeros(words.numel(), device=tokens.device)
-                labels[0] = 1
-                rows = contexts[i : i + 1] if pairwise else contexts
-                group.append(_Step(rows, output_table, words, labels, rate))
-            trainer.add(group)
-    return trainer.finish()
+
+    def rate(p: int) -> float:
+        falling = alpha + (min_alpha - alpha) * ((words_before + p) / words_total)
+        return max(falling, min(alpha, min_alpha))
+
+    paths = None
+    if tree_table is not None:
+        assert path_offsets is not None  # for the type checker
+        assert path_nodes is not None
+        assert path_codes is not None
+        paths = (path_offsets, path_nodes, path_codes)
+
+    def centers(sentences: range) -> Iterator[list[_Group]]:
+        return _text_centers(
+            *(sentences, tokens, offsets, keep, alias, paths, rate),
+            window=window,
+            negative=negative,
+            shrink_windows=shrink_windows,
+            pairwise=shared_negatives == "pair" and not cbow,
+            seed=seed,
+            epoch=epoch,
+            first_position=first_position,
+        )
+
+    trainer = _Trainer([input_table, output_table, tree_table], cbow, cbow_mean)
+    count = offsets.numel() - 1
+    if sync_every:
+        start, size = int(offsets[0]), int(offsets[-1] - offsets[0])
+        first = [
+            int(torch.searchsorted(offsets[:-1], start + size * s // SHARDS))
+            for s in range(1, SHARDS)
+        ]
+        bounds = [0, *first, count]
+        shards = [centers(range(a, b)) for a, b in itertools.pairwise(bounds)]
+        _train_shards(trainer, shards, sync_every)
+    else:
+        for group in itertools.chain.from_iterable(centers(range(count))):
+            trainer.train(group)
+    return trainer.result()
 
 
 def skipgram_pairs(
@@ -300,20 +407,27 @@ def skipgram_pairs(
     negatives: Tensor,
     *,
     alpha: float,
-    lag: int,
+    sync_every: int,
 ) -> Tensor:
     """The explicit form: one step per pair, in order, each with h = input_table[centers[i]], the
     positive output contexts[i] and the negative outputs negatives[i] (those that are -1 or equal
-    the positive are left out). Each pair is a group of its own; ``lag`` as in the module docstring.
+    the positive are left out). Each pair is a group of its own; ``sync_every`` as in the module
+    docstring, in pairs.
 
     centers, contexts: [N] int64; negatives: [N, K] int64. Returns float64 [2]: loss, terms.
     """
-    trainer = _Trainer(input_table, False, False, lag)
-    for i in range(centers.numel()):
-        drawn = negatives[i]
-        drawn = drawn[(drawn >= 0) & (drawn != contexts[i])]
-        words = torch.cat([contexts[i : i + 1], drawn])
-        labels = torch.zeros(words.numel(), device=input_table.device)
-        labels[0] = 1
-        trainer.add([_Step(centers[i : i + 1], output_table, words, labels, alpha)])
-    return trainer.finish()
+
+    def groups(pairs: range) -> Iterator[list[_Group]]:
+        for i in pairs:
+            yield [[_with_negatives(centers[i : i + 1], contexts[i], negatives[i], alpha)]]
+
+    trainer = _Trainer([input_table, output_table, None])
+    count = centers.numel()
+    if sync_every:
+        bounds = [count * s // SHARDS for s in range(SHARDS + 1)]
+        shards = [groups(range(a, b)) for a, b in itertools.pairwise(bounds)]
+        _train_shards(trainer, shards, sync_every)
+    else:
+        for group in itertools.chain.from_iterable(groups(range(count))):
+            trainer.train(group)
+    return trainer.result()
