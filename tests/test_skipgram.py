@@ -5,6 +5,7 @@ reference against an oracle that shares none of its code; and what the operator 
 # ruff: noqa: E501  (the tables of bad input: one line a case)
 from __future__ import annotations
 
+import collections
 import functools
 import itertools
 import math
@@ -731,16 +732,18 @@ def oracle(tables, rest, o):
         own, met = [], []
         for shard in shards:
             tables = [None if t is None else t.clone() for t in shared]
-            met.append(set())
+            met.append(collections.Counter())
             for groups in shard[first : first + every]:
                 train(groups)
                 for rows, which, words, *_ in itertools.chain.from_iterable(groups):
-                    met[-1] |= {(0, row) for row in rows} | {(which, word) for word in words}
+                    met[-1].update((0, row) for row in (rows if o["cbow"] else set(rows)))
+                    met[-1].update((which, word) for word in set(words))
             own.append(tables)
         for t, row in set().union(*met):
-            having = [o for o, m in zip(own, met, strict=True) if (t, row) in m]
-            change = sum(o[t][row] - shared[t][row] for o in having)
-            shared[t][row] += 2 / (1 + len(having)) * change
+            having = [tables for tables, m in zip(own, met, strict=True) if (t, row) in m]
+            often = sum(m[t, row] for m in met) / len(having)
+            weight = (1 + (len(having) - 1) / (1 + often / 64)) / len(having)
+            shared[t][row] += weight * sum(tables[t][row] - shared[t][row] for tables in having)
     return shared, torch.tensor([loss, terms], dtype=torch.float64)
 
 

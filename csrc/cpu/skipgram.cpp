@@ -215,7 +215,7 @@ std::vector<std::unique_ptr<Worker>> make_workers(const SkipgramJob& job, int co
 // How much of what `copies` of a row have changed is added to it, when each has been changed so
 // often (see the reference).
 float merge_weight(int copies, double changes) {
-  constexpr double kSettled = 16;
+  constexpr double kSettled = 64;
   return static_cast<float>((1 + (copies - 1) / (1 + changes / kSettled)) / copies);
 }
 
@@ -457,7 +457,9 @@ class Shard {
     const int64_t most[3] = {sync * bounds.inputs, sync * bounds.rows,
                              job.path_offsets ? sync * bounds.outputs : 0};
     for (int t = 0; t < 3; ++t) {
-      float* copies = tables_[t].memory.reserve(std::min(most[t], rows[t]) * padded_dim(job) + 1);
+      const int64_t limit = std::min(most[t], rows[t]);
+      tables_[t].changes.resize(static_cast<std::size_t>(limit));
+      float* copies = tables_[t].memory.reserve(limit * padded_dim(job) + 1);
       worker_.scratch.hot[t] = {first_copy_, 0, padded_dim(job), copies, nullptr, nullptr};
     }
   }
@@ -505,9 +507,14 @@ class Shard {
         });
       }
     }
+    for (int t = 0; t < 3; ++t)
+      std::fill_n(tables_[t].changes.begin(), worker_.scratch.hot[t].count, 0);
     each_step([&](const SkipgramStep& step, int table, int64_t outputs) {
       redirect(tables_[kInput], const_cast<int32_t*>(step.inputs), step.input_count);
-      redirect(tables_[table], const_cast<int32_t*>(step.outputs), outputs);
+      // (All pairs of a center change its row.)
+      redirect(tables_[table], const_cast<int32_t*>(step.outputs), 1,
+               step.pairs ? step.input_count : 1);
+      redirect(tables_[table], const_cast<int32_t*>(step.outputs + 1), outputs - 1);
     });
   }
 
@@ -526,14 +533,16 @@ class Shard {
         each_bit(rows, [&](int bit) {
           const float* copies[kShards];
           int count = 0;
-          for (const auto& shard : shards)
-            if (shard->tables_[t].shared.has(64 * w + bit)) {
-              const SkipgramHot& hot = shard->worker_.scratch.hot[t];
-              copies[count++] =
-                  hot.row +
-                  shard->tables_[t].copy[static_cast<std::size_t>(64 * w + bit)] * hot.stride;
-            }
-          combine(job, t, 64 * w + bit, copies, count, 2.0f / static_cast<float>(1 + count));
+          double changes = 0;
+          for (const auto& shard : shards) {
+            const Table& table = shard->tables_[t];
+            if (!table.shared.has(64 * w + bit)) continue;
+            const SkipgramHot& hot = shard->worker_.scratch.hot[t];
+            const std::size_t copy = static_cast<std::size_t>(table.copy[64 * w + bit]);
+            copies[count++] = hot.row + static_cast<int64_t>(copy) * hot.stride;
+            changes += table.changes[copy];
+          }
+          combine(job, t, 64 * w + bit, copies, count, merge_weight(count, changes / count));
         });
       }
   }
@@ -546,16 +555,21 @@ class Shard {
     explicit Table(int64_t rows)
         : touched(rows), shared(rows), copy(static_cast<std::size_t>(rows)) {}
 
-    RowSet touched, shared;     // by this shard; by others too
-    std::vector<int32_t> copy;  // where the shard's copy of a shared row is
+    RowSet touched, shared;        // by this shard; by others too
+    std::vector<int32_t> copy;     // where the shard's copy of a shared row is
+    std::vector<int32_t> changes;  // how often steps change each copy
     Aligned<float> memory;
   };
 
-  void redirect(const Table& table, int32_t* ids, int64_t count) const {
-    // (Two steps may have the same inputs: those have been seen to.)
-    for (int64_t i = 0; i < count; ++i)
-      if (ids[i] < first_copy_ && table.shared.has(ids[i]))
+  void redirect(Table& table, int32_t* ids, int64_t count, int32_t times = 1) const {
+    for (int64_t i = 0; i < count; ++i) {
+      // (Two steps may have the same inputs: some have been seen to.)
+      if (ids[i] < first_copy_) {
+        if (!table.shared.has(ids[i])) continue;
         ids[i] = static_cast<int32_t>(first_copy_ + table.copy[static_cast<std::size_t>(ids[i])]);
+      }
+      table.changes[static_cast<std::size_t>(ids[i] - first_copy_)] += times;
+    }
   }
 
   template <class Body>

@@ -35,12 +35,14 @@ at or after token s/4 of the call. Round by round, each shard trains its next n 
 after another, from the tables as they were at the beginning of the round. Then every row r is
 merged from the values r_s of the A shards whose steps it was part of:
 
-    r += 2 / (1 + A) * sum_s (r_s - r)
+    r += w sum_s (r_s - r),   w = (1 + (A - 1) / (1 + n / 64)) / A
 
-That is the whole change of a row that only one shard met, and something between the sum of the
-changes and their mean where several did. (Changes that all lead to the same optimum overshoot it
-when they are added up, but by less than what was missing as long as the factor is below 2 / A.)
-Shards do not depend on how many workers train them.
+with n the number of times that a step of one of the A shards met r, on average. That is the whole
+change of a row that only one shard met. Where several did, it is the sum of their changes for rows
+that changed little (as lock-free workers would have changed them), and comes close to their mean
+for those that changed often: changes that all led to the same optimum overshoot it when they are
+added up. Within a step a row counts once, except among the inputs of CBOW; all four shards are there
+for any number of workers.
 
 Positions, windows, sub-sampling, rate
 --------------------------------------
@@ -83,6 +85,7 @@ GOLDEN = 0x9E3779B97F4A7C15
 STREAM_SUBSAMPLE, STREAM_WINDOW, STREAM_NEGATIVE = 0, 1, 2
 REDRAWS = 32
 SHARDS = 4
+SETTLED = 64  # changes of a row in a round, between few and many
 
 
 def _signed(value: int) -> int:
@@ -234,25 +237,29 @@ def _train_shards(trainer: _Trainer, shards: list[Iterator[list[_Group]]], sync_
         rounds = [list(itertools.islice(shard, sync_every)) for shard in shards]
         if not any(rounds):
             return
-        own, touched = [], []
+        own, met = [], []
         for centers in rounds:
             trainer.tables = [None if t is None else t.clone() for t in shared]
-            met = [torch.zeros(0 if t is None else t.shape[0], dtype=torch.bool) for t in shared]
+            times = [
+                torch.zeros(0 if t is None else t.shape[0], dtype=torch.float64) for t in shared
+            ]
             for group in itertools.chain.from_iterable(centers):
                 trainer.train(group)
                 for step in group:
-                    met[_INPUT][step.rows.cpu()] = True
-                    met[step.table][step.words.cpu()] = True
+                    inputs = step.rows if trainer.cbow else step.rows.unique()
+                    for t, rows in ((_INPUT, inputs), (step.table, step.words.unique())):
+                        times[t].index_add_(0, rows.cpu(), torch.ones(rows.numel()).double())
             own.append(trainer.tables)
-            touched.append(met)
+            met.append(times)
         trainer.tables = shared
         for t, table in enumerate(shared):
             if table is None:
                 continue
-            shards_met = torch.stack([met[t] for met in touched]).to(table.device)
+            times = torch.stack([counts[t] for counts in met])
+            meeting = (times > 0).sum(0).clamp(min=1)
+            weight = (1 + (meeting - 1) / (1 + times.sum(0) / meeting / SETTLED)) / meeting
             change = sum(tables[t] - table for tables in own)
-            factor = 2 / (1 + shards_met.sum(0).to(table.dtype))
-            table += factor[:, None] * change
+            table += weight.to(table)[:, None] * change
 
 
 def _text_centers(
