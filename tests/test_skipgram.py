@@ -465,6 +465,38 @@ def test_the_same_bits_for_any_number_of_threads_over_pairs(operator_case):
             assert all(torch.equal(a, b) for a, b in zip(answers[0], other, strict=True))
 
 
+@pytest.mark.parametrize("mode", ["sg-window-ns", "sg-pair-ns", "sg-window-hs", "cbow-mean-both"])
+@native_cases
+def test_several_workers_learn_what_one_does(operator_case, mode):
+    """Lock-free workers with copies of the hot rows (there must be enough text for that), and
+    shards, against one worker: they are slower to start, the loss ends at the same value, and no
+    row is left behind."""
+    fields = {**MODES[mode], "vocabulary": 300, "dim": 20, "lengths": (500,) * 200}
+    tables, rest, options = problem(**fields)  # frequent words are the first
+
+    def losses(threads, sync_every):
+        ours = copies(tables)
+        found = []
+        for epoch in range(3):
+            result = call(
+                *(ours, rest, {**options, "epoch": epoch, "sync_every": sync_every}),
+                num_threads=threads,
+            )
+            found.append(float(result[0] / result[1]))
+        for table, start in zip(ours, tables, strict=True):
+            if table is not None:
+                assert bool(table.isfinite().all())
+                assert bool((table != start).any(1).all())
+        return found
+
+    one = losses(1, 0)
+    assert one[2] < one[0]
+    for threads, sync_every in ((2, 0), (4, 0), (2, 256)):
+        several = losses(threads, sync_every)
+        assert several[0] == pytest.approx(one[0], rel=0.35)
+        assert several[2] == pytest.approx(one[2], rel=0.02)
+
+
 def test_deterministic_mode_syncs():
     tables, rest, options = problem(lengths=(60, 40))
     del options["sync_every"]
