@@ -318,7 +318,8 @@ class HotRows {
   static constexpr int64_t kMost = 1024;         // rows of a table
   static constexpr int64_t kBytes = 512 * 1024;  // of a table's copies: they must stay in the cache
   static constexpr int64_t kSample = 4096;       // tokens that the rates are taken from
-  static constexpr int64_t kLeastTokens = 1 << 16;  // fewer are not worth it
+  static constexpr int64_t kLeastTokens =
+      200000;  // in fewer, the start of training would be slowed
   static constexpr int64_t kCenters = 4096, kLeastCenters = 256;
   static constexpr double kLeastChanges = 2;
 
