@@ -82,10 +82,14 @@ def trainers(
     corpus = build_corpus(path)
     settings = {**COMMON, "vector_size": dim}
 
-    def ours(shared: str) -> Callable[[int], tuple[list[str], np.ndarray]]:
+    def ours(
+        shared: str, deterministic: bool = False
+    ) -> Callable[[int], tuple[list[str], np.ndarray]]:
         def train(seed: int) -> tuple[list[str], np.ndarray]:
             more = {**settings, "shared_negatives": shared, "seed": seed}
-            return Ours(corpus, threads, epochs, settings=more).vectors()
+            return Ours(
+                corpus, threads, epochs, deterministic=deterministic, settings=more
+            ).vectors()
 
         return train
 
@@ -94,7 +98,11 @@ def trainers(
         peer.run()
         return peer.vectors()
 
-    found = {"vecsmith": ours("window"), "vecsmith, pair": ours("pair")}
+    found = {
+        "vecsmith": ours("window"),
+        "vecsmith, pair": ours("pair"),
+        "vecsmith, deterministic": ours("window", deterministic=True),
+    }
     if _peers.have_gensim():
         found["gensim"] = gensim
     program = _peers.pword2vec_program()
@@ -115,7 +123,9 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     options.add_argument("--epochs", type=int, default=5)
     options.add_argument("--dim", type=int, default=100)
     options.add_argument(
-        "--programs", nargs="+", help="only these (vecsmith, 'vecsmith, pair', gensim, pWord2Vec)"
+        "--programs",
+        nargs="+",
+        help="only these: 'vecsmith', 'vecsmith, pair', 'vecsmith, deterministic', 'gensim', ...",
     )
     return options.parse_args(arguments)
 

@@ -397,7 +397,7 @@ void hogwild(const SkipgramJob& job, int threads, double* result) {
 // Where workers wait for each other.
 class Barrier {
  public:
-  explicit Barrier(int size) : size_(size) {}
+  void set_size(int size) { size_ = size; }
 
   void wait() {
     const int turn = turn_.load(std::memory_order_relaxed);
@@ -413,7 +413,7 @@ class Barrier {
 
  private:
   static constexpr int kSpins = 1 << 16;
-  const int size_;
+  int size_ = 1;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> turn_{0};
 };
@@ -617,16 +617,16 @@ void in_shards(const SkipgramJob& job, const std::array<int64_t, kShards + 1>& b
   std::vector<std::unique_ptr<Shard>> shards;
   for (int s = 0; s < kShards; ++s)
     shards.push_back(std::make_unique<Shard>(job, bounds[s], bounds[s + 1], longest, sync, rows));
-  std::unique_ptr<Barrier> barrier;
+  Barrier barrier;
   parallel(threads, [&](int worker, int team) {
   // The system may have given fewer than asked for.
 #ifdef _OPENMP
 #pragma omp single
 #endif
-    barrier = std::make_unique<Barrier>(team);
+    barrier.set_size(team);
     const auto each = [&](const auto& body) {
       for (int s = worker; s < kShards; s += team) body(s);
-      barrier->wait();
+      barrier.wait();
     };
     for (;;) {
       each([&](int s) { shards[s]->plan(job); });

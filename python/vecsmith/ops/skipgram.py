@@ -25,9 +25,9 @@ OPERATOR = register(
     )
 )
 
-# How many groups of steps the scores run ahead of the updates in deterministic mode: long enough
-# for them to travel between two processors, short enough that no row sees many stale gradients.
-# Part of the result: never derived from the machine.
+# Centers of each shard between two merges in deterministic mode: many enough that merging costs
+# little, few enough that the shards do not grow apart. Part of the result: never derived from the
+# machine.
 DETERMINISTIC_SYNC = 1024
 MAX_SYNC = 65536
 

@@ -41,8 +41,8 @@ with n the number of times that a step of one of the A shards met r, on average.
 change of a row that only one shard met. Where several did, it is the sum of their changes for rows
 that changed little (as lock-free workers would have changed them), and comes close to their mean
 for those that changed often: changes that all led to the same optimum overshoot it when they are
-added up. Within a step a row counts once, except among the inputs of CBOW; all four shards are there
-for any number of workers.
+added up. Within a step a row counts once, except among the inputs of CBOW. All four shards are
+there for any number of workers.
 
 Positions, windows, sub-sampling, rate
 --------------------------------------
