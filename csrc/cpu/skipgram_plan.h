@@ -438,9 +438,10 @@ VECSMITH_INLINE void fetch_step(const SkipgramJob& job, const SkipgramHot* hot,
   }
 }
 
-// How many steps ahead rows are fetched: windows are long, pairs are short.
+// How many steps ahead rows are fetched: one center's pairs are many rows, one given pair is few.
 VECSMITH_INLINE int64_t steps_ahead(const SkipgramJob& job) {
-  return job.tokens && (job.shared_negatives || job.cbow) ? 2 : 3;
+  if (!job.tokens) return 3;
+  return job.shared_negatives || job.cbow ? 2 : 1;
 }
 
 VECSMITH_INLINE void fetch_ahead(const SkipgramJob& job, const SkipgramScratch& scratch,

@@ -41,7 +41,7 @@ flags+=("-fsanitize=$sanitize")
 
 corpus_sources=(csrc/io/{corpus,remap,word_table,utf8,file,sampling_tables}.cpp)
 word2vec_format_sources=(csrc/io/word2vec_format.cpp)
-skipgram_sources=(csrc/cpu/{skipgram,isa}.cpp)
+skipgram_sources=(csrc/cpu/{skipgram,skipgram_hogwild,skipgram_shards,isa}.cpp)
 targets=(corpus word2vec_format skipgram)
 
 # The kernels, once per ISA level, as CMakeLists.txt has them. (Which levels run is decided there and
