@@ -224,8 +224,10 @@ def test_sentences_that_train_nothing(operator_case):
                 for a, b in zip(ours, tables, strict=True):
                     assert a is None or torch.equal(a, b)
     tables, rest, options = problem(lengths=())
-    empty = (rest[0][:0], torch.zeros(1, dtype=torch.int64), *rest[2:])
-    assert call(tables, empty, options).tolist() == [0.0, 0.0]
+    for sentences in (0, 1, 3):
+        empty = (rest[0][:0], torch.zeros(sentences + 1, dtype=torch.int64), *rest[2:])
+        for sync_every in (0, 8):
+            assert call(tables, empty, {**options, "sync_every": sync_every}).tolist() == [0, 0]
 
 
 @native_cases

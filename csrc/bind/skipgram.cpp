@@ -54,8 +54,8 @@ void check_offsets(const char* name, const int64_t* offsets, int64_t count, int6
 void check_job(const SkipgramJob& job, int64_t token_count, int64_t path_size) {
   check_offsets("offsets", job.offsets, job.sentences, token_count);
   for (int64_t s = 0; s < job.sentences; ++s)
-    if (job.offsets[s + 1] - job.offsets[s] > (int64_t{1} << 30))
-      throw py::value_error("skipgram: expected sentences of at most 2^30 tokens");
+    if (job.offsets[s + 1] - job.offsets[s] > (int64_t{1} << 29))
+      throw py::value_error("skipgram: expected sentences of at most 2^29 tokens");
   const int64_t first = job.offsets[0], last = job.offsets[job.sentences];
   if (last > first) check_range("tokens", job.tokens + first, last - first, 0, job.vocabulary - 1);
   if (job.alias) {

@@ -89,22 +89,22 @@ struct SkipgramPlan {
   int64_t terms;        // in the loss
 };
 
-// A worker's own copies of the rows that every worker changes all the time: consecutive ones, at
-// the end of the table where the frequent words (or the tree's root) are.
+// A worker's own copies of rows that others change too: ids first .. first + count - 1 mean these.
+// Lock-free workers have copies of consecutive rows, at the end of the table where the frequent
+// words (or the tree's root) are; the ids of a shard's copies stand behind those of the table.
 struct SkipgramHot {
   int64_t first, count, stride;
-  float* row;           // [count]: what this worker trains
-  float* base;          // [count]: the shared rows as they were when last merged
-  const float* weight;  // [count]: how much of a row's change is handed over
+  float* row;   // [count]: what this worker trains
+  float* base;  // [count]: the shared rows as they were when last merged (lock-free workers)
 };
 
 // What one worker owns.
 struct SkipgramScratch {
   SkipgramHot hot[3];     // of each table; count = 0 if there are none
-  SkipgramPlan* plan;     // [plan_count]: blocks in turn
+  SkipgramPlan* plan;     // blocks in turn
   int64_t planned;        // of them, those that skipgram_plan filled
-  float** input_rows;     // [max inputs]
-  float** output_rows;    // [max outputs, of pairs together]
+  float** input_rows;     // [max inputs], and room behind it
+  float** output_rows;    // [max outputs, of pairs together], likewise
   float** input_updates;  // [max inputs]: rows of the accumulator
   float* score;           // of a group, padded
   int32_t* label;
@@ -143,9 +143,10 @@ VECSMITH_DECLARE_KERNEL(void skipgram_combine(const SkipgramJob& job, int table,
                                               const float* const* copies, int count, float weight))
 
 // Merges the rows [first, last) of the worker's own copies with the shared ones:
-// shared += weight * (own - base); own = base = shared. One worker at a time.
+// shared += weight * (own - base); own = base = shared, weight[0] for the first. One worker at a
+// time.
 VECSMITH_DECLARE_KERNEL(void skipgram_merge(const SkipgramJob& job, int table, int64_t first,
-                                            int64_t last, SkipgramHot& hot))
+                                            int64_t last, const float* weight, SkipgramHot& hot))
 
 // The driver: the whole call on `threads` workers. sync: centers (or pairs) of each shard between
 // two merges; 0: no shards, no locks. result: {loss, terms}.

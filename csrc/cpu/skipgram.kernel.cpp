@@ -26,15 +26,13 @@ namespace vecsmith {
 namespace VECSMITH_LEVEL {
 namespace {
 
-// The columns a phase works on, cut into whole vectors and a tail.
+// A row's columns: whole vectors and a tail.
 struct Columns {
-  int64_t first, full;
+  int64_t full;
   int tail;
 
-  static VECSMITH_METHOD Columns of(int64_t first, int64_t last) {
-    const int64_t full = (last - first) / kLanes * kLanes;
-    return {first, full, static_cast<int>(last - first - full)};
-  }
+  explicit VECSMITH_METHOD Columns(int64_t dim)
+      : full(dim / kLanes * kLanes), tail(static_cast<int>(dim - full)) {}
 };
 
 VECSMITH_INLINE int64_t padded_dim(const SkipgramJob& job) { return (job.dim + 15) / 16 * 16; }
@@ -43,14 +41,12 @@ VECSMITH_INLINE int64_t padded_dim(const SkipgramJob& job) { return (job.dim + 1
 VECSMITH_INLINE int tile_count(int n) { return (n + kTile - 1) / kTile; }
 VECSMITH_INLINE int tile_start(int n, int tiles, int tile) { return tile * n / tiles; }
 
-// The rows of a step at the given columns.
-VECSMITH_INLINE void gather(const SkipgramJob& job, const SkipgramStep& step, Columns columns,
+// The rows of a step.
+VECSMITH_INLINE void gather(const SkipgramJob& job, const SkipgramStep& step,
                             SkipgramScratch& scratch) {
   const int table = step.codes ? kTree : kOutput;
-  rows_of(job, scratch.hot[table], table, step.outputs, output_rows(step), columns.first,
-          scratch.output_rows);
-  rows_of(job, scratch.hot[kInput], kInput, step.inputs, step.input_count, columns.first,
-          scratch.input_rows);
+  rows_of(job, scratch.hot[table], table, step.outputs, output_rows(step), scratch.output_rows);
+  rows_of(job, scratch.hot[kInput], kInput, step.inputs, step.input_count, scratch.input_rows);
 }
 
 // h = the mean or sum of the step's input rows.
@@ -60,10 +56,10 @@ VECSMITH_INLINE void gather_hidden(const SkipgramJob& job, const SkipgramStep& s
   sum_rows(scratch.input_rows, step.input_count, columns.full, columns.tail, scale, scratch.row);
 }
 
-// Pass 1 over the given columns. The scores of a tile are laid out together.
+// Pass 1. The scores of a tile are laid out together.
 VECSMITH_INLINE void step_scores(const SkipgramJob& job, const SkipgramStep& step, Columns columns,
                                  SkipgramScratch& scratch, float* scores) {
-  gather(job, step, columns, scratch);
+  gather(job, step, scratch);
   const int n = step.output_count;
   if (step.pairs)
     return score_any_pairs(n, scratch.input_rows, scratch.output_rows, columns.full, columns.tail,
@@ -143,11 +139,11 @@ VECSMITH_INLINE void prepare_labels(const SkipgramJob& job, SkipgramScratch& scr
       scratch.common_label[at] = at % n == 0 ? kPositive : kNegative;
 }
 
-// Pass 3 over the given columns; the rows have been gathered by pass 1 if `gathered`.
+// Pass 3; the rows have been gathered by pass 1 if `gathered`, as CBOW's always have been.
 VECSMITH_INLINE void step_update(const SkipgramJob& job, const SkipgramStep& step, Columns columns,
                                  bool gathered, SkipgramScratch& scratch, const float* g) {
   const int n = step.output_count, tiles = tile_count(n), inputs = step.input_count;
-  if (!gathered) gather(job, step, columns, scratch);
+  if (!gathered) gather(job, step, scratch);
   float** const rows = scratch.input_rows;
   if (step.pairs)
     return update_any_pairs(n, rows, scratch.output_rows, columns.full, columns.tail, inputs, g);
@@ -160,7 +156,6 @@ VECSMITH_INLINE void step_update(const SkipgramJob& job, const SkipgramStep& ste
   float *const *x = rows, *const *sums = &hidden_update;
   int m = inputs;
   if (job.cbow) {
-    if (!gathered) gather_hidden(job, step, columns, scratch);
     x = &hidden;
     m = 1;
   } else {
@@ -189,7 +184,7 @@ VECSMITH_INLINE void step_update(const SkipgramJob& job, const SkipgramStep& ste
 template <bool kLoss>
 VECSMITH_INLINE void train_plan(const SkipgramJob& job, const SkipgramPlan& plan,
                                 const SkipgramPlan* next, SkipgramScratch& scratch, Loss& loss) {
-  const Columns columns = Columns::of(0, job.dim);
+  const Columns columns(job.dim);
   const int64_t ahead = steps_ahead(job);
   for (int64_t s = 0; s < plan.step_count;) {
     const SkipgramStep* group = plan.steps + s;
@@ -197,8 +192,7 @@ VECSMITH_INLINE void train_plan(const SkipgramJob& job, const SkipgramPlan& plan
     for (int32_t i = 0; i < size; ++i)
       step_scores(job, group[i], columns, scratch, scratch.score + group[i].score_at);
     // The sigmoids wait for the scores: meanwhile there is time to ask for the rows to come.
-    for (int32_t i = 0; i < size; ++i)
-      fetch_ahead(job, scratch, plan, next, s + i + ahead, 0, job.dim);
+    for (int32_t i = 0; i < size; ++i) fetch_ahead(job, scratch, plan, next, s + i + ahead);
     group_gradients<kLoss>(job, group, scratch, scratch.score, loss);
     for (int32_t i = 0; i < size; ++i)
       step_update(job, group[i], columns, size == 1, scratch, scratch.score + group[i].score_at);
@@ -293,14 +287,14 @@ void skipgram_survivors(const SkipgramJob& job, int64_t first, int64_t last,
 }
 
 void skipgram_merge(const SkipgramJob& job, int table, int64_t first, int64_t last,
-                    SkipgramHot& hot) {
-  const Columns columns = Columns::of(0, job.dim);
+                    const float* weights, SkipgramHot& hot) {
+  const Columns columns(job.dim);
   for (int64_t r = first; r < last; ++r) {
     const int64_t id = hot.first + r;
     float* const shared = job.table[table] + id * job.stride[table];
     if (r + 2 < last) fetch_row(shared + 2 * job.stride[table], job.dim);
     float *const own = hot.row + r * hot.stride, *const base = hot.base + r * hot.stride;
-    const float weight = hot.weight[r];
+    const float weight = weights[r - first];
     for (int64_t at = 0; at < columns.full; at += kLanes) {
       const vfloat sum = load(shared + at) + (load(own + at) - load(base + at)) * weight;
       store(shared + at, sum);

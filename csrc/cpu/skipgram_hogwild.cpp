@@ -44,11 +44,8 @@ class HotRows {
         if (sum * every_ < kLeastChanges * kStripe) break;
       }
       t.first = front ? 0 : rows - count;
-      t.weight.resize(count);
-      for (int64_t r = 0; r < count; ++r) {
-        const double changes = rate[r] * every_;
-        t.weight[front ? r : count - 1 - r] = merge_weight(threads, changes);
-      }
+      t.rate.resize(count);
+      for (int64_t r = 0; r < count; ++r) t.rate[front ? r : count - 1 - r] = rate[r];
       t.locks = std::vector<std::atomic<bool>>(static_cast<std::size_t>(count / kStripe));
     };
     // Changes of each row for one center, of the first `most` words or the last `most` nodes.
@@ -91,16 +88,17 @@ class HotRows {
   // Gives a worker its copies.
   void hand_out(const SkipgramJob& job, SkipgramScratch& scratch, Aligned<float>* memory) {
     for (int table = 0; table < 3; ++table) {
-      const int64_t count = static_cast<int64_t>(tables_[table].weight.size());
+      const int64_t count = static_cast<int64_t>(tables_[table].rate.size());
       const int64_t stride = padded_dim(job);
       float* rows = memory[table].reserve(2 * count * stride);
       std::fill_n(rows, 2 * count * stride, 0.0f);
-      scratch.hot[table] = {tables_[table].first,        count, stride, rows, rows + count * stride,
-                            tables_[table].weight.data()};
+      scratch.hot[table] = {tables_[table].first, count, stride, rows, rows + count * stride};
     }
   }
 
-  void merge(const SkipgramJob& job, int worker, SkipgramScratch& scratch) {
+  // What a worker changed in `trained` centers while `active` workers (with it) were training.
+  void merge(const SkipgramJob& job, int worker, int64_t trained, int active,
+             SkipgramScratch& scratch) {
     const auto merge_rows = VECSMITH_PICK_KERNEL(skipgram_merge);
     for (int table = 0; table < 3; ++table) {
       std::vector<std::atomic<bool>>& locks = tables_[table].locks;
@@ -108,7 +106,10 @@ class HotRows {
         const std::size_t stripe = (k + static_cast<std::size_t>(worker) * 7) % locks.size();
         while (locks[stripe].exchange(true, std::memory_order_acquire)) std::this_thread::yield();
         const int64_t first = static_cast<int64_t>(stripe) * kStripe;
-        merge_rows(job, table, first, first + kStripe, scratch.hot[table]);
+        float weight[kStripe];
+        for (int64_t r = 0; r < kStripe; ++r)
+          weight[r] = merge_weight(active, tables_[table].rate[first + r] * trained);
+        merge_rows(job, table, first, first + kStripe, weight, scratch.hot[table]);
         locks[stripe].store(false, std::memory_order_release);
       }
     }
@@ -125,7 +126,7 @@ class HotRows {
 
   struct Table {
     int64_t first = 0;
-    std::vector<float> weight;
+    std::vector<double> rate;  // changes for one center
     std::vector<std::atomic<bool>> locks;
   };
   Table tables_[3];
@@ -158,15 +159,20 @@ void skipgram_hogwild(const SkipgramJob& job, int threads, double* result) {
   for (int t = 0; t < threads; ++t) next[t] = task_count * t / threads;
   HotRows hot(job, threads);
   std::vector<Aligned<float>> copies(static_cast<std::size_t>(threads) * 3);
+  std::atomic<int> done{0};
   parallel(threads, [&](int worker, int size) {
     SkipgramScratch& scratch = workers[worker]->scratch;
     SkipgramStream& stream = streams[worker].view;
     const bool merges = size > 1 && hot.every() > 0;
     if (merges) {
       hot.hand_out(job, scratch, &copies[static_cast<std::size_t>(worker) * 3]);
-      hot.merge(job, worker, scratch);
+      hot.merge(job, worker, 0, 1, scratch);  // of rows of zeros: takes over the shared ones
     }
     int64_t trained = 0;
+    const auto merge = [&] {
+      if (merges) hot.merge(job, worker, trained, size - done.load(), scratch);
+      trained = 0;
+    };
     for (int k = 0; k < threads; ++k) {
       const int stretch = (worker + k) % threads;
       const int64_t end = task_count * (stretch + 1) / threads;
@@ -180,14 +186,12 @@ void skipgram_hogwild(const SkipgramJob& job, int threads, double* result) {
           train(job, &stream, first, last, scratch);
           trained += last - first;
           first = last;
-          if (merges && trained >= hot.every()) {
-            hot.merge(job, worker, scratch);
-            trained = 0;
-          }
+          if (merges && trained >= hot.every()) merge();
         }
       }
     }
-    if (merges) hot.merge(job, worker, scratch);
+    merge();
+    ++done;
   });
   add_up(workers, result);
 }

@@ -399,12 +399,12 @@ VECSMITH_INLINE void fetch_row(const float* row, int64_t columns) {
   for (int64_t byte = 0; byte < columns * 4; byte += 64) __builtin_prefetch(p + byte, 1, 3);
 }
 
-// Pointers to the rows of a table, or to the worker's own copies of them, from column `first` on.
+// Pointers to the rows of a table, or to the worker's own copies of them.
 // Eight at a time: up to seven ids more than asked for are read, and as many pointers written.
 VECSMITH_INLINE void rows_of(const SkipgramJob& job, const SkipgramHot& hot, int table,
-                             const int32_t* ids, int64_t n, int64_t first, float** rows) {
-  const int64_t shared = reinterpret_cast<int64_t>(job.table[table] + first);
-  const int64_t copies = reinterpret_cast<int64_t>(hot.row + first);
+                             const int32_t* ids, int64_t n, float** rows) {
+  const int64_t shared = reinterpret_cast<int64_t>(job.table[table]);
+  const int64_t copies = reinterpret_cast<int64_t>(hot.row);
   const int64_t stride = 4 * job.stride[table], copy_stride = 4 * hot.stride;
   const uint64_t count = static_cast<uint64_t>(hot.count);
   for (int64_t at = 0; at < n; at += 8) {
@@ -425,32 +425,32 @@ VECSMITH_INLINE int64_t output_rows(const SkipgramStep& step) {
 }
 
 VECSMITH_INLINE void fetch_step(const SkipgramJob& job, const SkipgramHot* hot,
-                                const SkipgramStep& step, int64_t first, int64_t last) {
+                                const SkipgramStep& step) {
   float* rows[8];
   const int32_t input[8] = {step.next_input};
-  rows_of(job, hot[kInput], kInput, input, 1, first, rows);
-  fetch_row(rows[0], last - first);
+  rows_of(job, hot[kInput], kInput, input, 1, rows);
+  fetch_row(rows[0], job.dim);
   const int table = step.codes ? kTree : kOutput;
   const int64_t n = output_rows(step);
   for (int64_t at = 0; at < n; at += 8) {
-    rows_of(job, hot[table], table, step.outputs + at, 8, first, rows);
-    for (int64_t j = 0; j < 8 && at + j < n; ++j) fetch_row(rows[j], last - first);
+    rows_of(job, hot[table], table, step.outputs + at, 8, rows);
+    for (int64_t j = 0; j < 8 && at + j < n; ++j) fetch_row(rows[j], job.dim);
   }
 }
 
 // How many steps ahead rows are fetched: one center's pairs are many rows, one given pair is few.
 VECSMITH_INLINE int64_t steps_ahead(const SkipgramJob& job) {
-  if (!job.tokens) return 3;
+  if (!job.offsets) return 3;
   return job.shared_negatives || job.cbow ? 2 : 1;
 }
 
 VECSMITH_INLINE void fetch_ahead(const SkipgramJob& job, const SkipgramScratch& scratch,
-                                 const SkipgramPlan& plan, const SkipgramPlan* next, int64_t later,
-                                 int64_t first, int64_t last) {
+                                 const SkipgramPlan& plan, const SkipgramPlan* next,
+                                 int64_t later) {
   if (later < plan.step_count)
-    fetch_step(job, scratch.hot, plan.steps[later], first, last);
+    fetch_step(job, scratch.hot, plan.steps[later]);
   else if (next && later - plan.step_count < next->step_count)
-    fetch_step(job, scratch.hot, next->steps[later - plan.step_count], first, last);
+    fetch_step(job, scratch.hot, next->steps[later - plan.step_count]);
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <stdexcept>
 #include <thread>
 
 #include "cpu/skipgram_worker.h"
@@ -69,7 +70,8 @@ class Shard {
         last_(last),
         first_copy_(job.vocabulary),
         tables_{Table(rows[0]), Table(rows[1]), Table(rows[2])} {
-    if (job.tokens) stream_.reserve(2 * longest + sync);
+    if (job.offsets)
+      stream_.reserve(std::min(2 * longest + sync, job.offsets[last] - job.offsets[first] + 1));
     const Bounds bounds(job, 1);
     const int64_t most[3] = {sync * bounds.inputs, sync * bounds.rows,
                              job.path_offsets ? sync * bounds.outputs : 0};
@@ -77,7 +79,7 @@ class Shard {
       const int64_t limit = std::min(most[t], rows[t]);
       tables_[t].changes.resize(static_cast<std::size_t>(limit));
       float* copies = tables_[t].memory.reserve(limit * padded_dim(job) + 1);
-      worker_.scratch.hot[t] = {first_copy_, 0, padded_dim(job), copies, nullptr, nullptr};
+      worker_.scratch.hot[t] = {first_copy_, 0, padded_dim(job), copies, nullptr};
     }
   }
 
@@ -85,7 +87,7 @@ class Shard {
   void plan(const SkipgramJob& job) {
     SkipgramScratch& scratch = worker_.scratch;
     const auto plan_kernel = VECSMITH_PICK_KERNEL(skipgram_plan);
-    if (job.tokens) {
+    if (job.offsets) {
       refill(job);
       const int64_t end = std::min(stream_.view.size, cursor_ + sync_);
       plan_kernel(job, &stream_.view, cursor_, end, scratch);
@@ -118,7 +120,7 @@ class Shard {
         const uint64_t shared = table.shared.word(w) = table.touched.word(w) & others;
         each_bit(shared, [&](int bit) {
           const int64_t row = 64 * w + bit;
-          table.copy[static_cast<std::size_t>(row)] = static_cast<int32_t>(hot.count);
+          table.copy[row] = static_cast<int32_t>(hot.count);
           std::copy_n(job.table[t] + row * job.stride[t], job.dim,
                       hot.row + hot.count++ * hot.stride);
         });
@@ -169,12 +171,12 @@ class Shard {
 
  private:
   struct Table {
-    explicit Table(int64_t rows)
-        : touched(rows), shared(rows), copy(static_cast<std::size_t>(rows)) {}
+    explicit Table(int64_t rows) : touched(rows), shared(rows), copy(places.reserve(rows + 1)) {}
 
-    RowSet touched, shared;        // by this shard; by others too
-    std::vector<int32_t> copy;     // where the shard's copy of a shared row is
-    std::vector<int32_t> changes;  // how often steps change each copy
+    RowSet touched, shared;  // by this shard; by others too
+    Aligned<int32_t> places;
+    int32_t* copy;                 // where the shard's copy of a shared row is
+    std::vector<int64_t> changes;  // how often steps change each copy
     Aligned<float> memory;
   };
 
@@ -183,7 +185,7 @@ class Shard {
       // (Two steps may have the same inputs: some have been seen to.)
       if (ids[i] < first_copy_) {
         if (!table.shared.has(ids[i])) continue;
-        ids[i] = static_cast<int32_t>(first_copy_ + table.copy[static_cast<std::size_t>(ids[i])]);
+        ids[i] = static_cast<int32_t>(first_copy_ + table.copy[ids[i]]);
       }
       table.changes[static_cast<std::size_t>(ids[i] - first_copy_)] += times;
     }
@@ -232,6 +234,15 @@ void skipgram_sharded(const SkipgramJob& job,
   threads = std::min(threads, omp_get_num_procs());
 #endif
   threads = std::max(1, std::min(threads, kSkipgramShards));
+  // A round is no longer than a shard.
+  int64_t most = 1;
+  for (int s = 0; s < kSkipgramShards; ++s)
+    most = std::max(most, job.offsets ? job.offsets[bounds[s + 1]] - job.offsets[bounds[s]]
+                                      : bounds[s + 1] - bounds[s]);
+  sync = std::min(sync, most);
+  // Copies are numbered behind the rows.
+  if (job.vocabulary + *std::max_element(rows.begin(), rows.end()) > INT32_MAX)
+    throw std::invalid_argument("skipgram: expected at most 2^30 rows with sync_every");
   std::vector<std::unique_ptr<Shard>> shards;
   for (int s = 0; s < kSkipgramShards; ++s)
     shards.push_back(std::make_unique<Shard>(job, bounds[s], bounds[s + 1], longest, sync, rows));

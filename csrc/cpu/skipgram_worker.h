@@ -48,7 +48,7 @@ struct Bounds {
   int64_t group;  // scores of a group, padded
 
   Bounds(const SkipgramJob& job, int64_t centers) {
-    const bool pairwise = job.tokens && !job.shared_negatives && !job.cbow;
+    const bool pairwise = job.offsets && !job.shared_negatives && !job.cbow;
     inputs = job.max_inputs;
     outputs = job.max_outputs;
     const int64_t own = pairwise ? inputs : 1;  // sets of negatives of a center

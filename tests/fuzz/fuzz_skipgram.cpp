@@ -186,7 +186,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   SkipgramJob job{};
   const bool text = number(0, 3) > 0;
   job.dim = number(1, 130);
-  if (number(0, 15) == 0) job.dim += 512;  // where there are four slices
+  if (number(0, 15) == 0) job.dim += 512;
   job.vocabulary = number(1, 60);
   const int64_t output_rows = text ? job.vocabulary : number(1, 60);
   const int64_t rows[3] = {job.vocabulary, output_rows, job.vocabulary - 1};
@@ -202,7 +202,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const bool keep = flag();
   const bool alone = number(0, 7) == 0;
   const auto threads = static_cast<int>(number(1, 4));
-  const int64_t sync = flag() ? 0 : number(1, 20);
+  const int64_t sync = flag() ? 0 : number(1, 100);
   std::vector<float> tables[3];
   for (int t = 0; t < 3; ++t) {
     job.stride[t] = job.dim + (flag() ? number(0, 20) : 0);
