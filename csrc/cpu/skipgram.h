@@ -76,6 +76,14 @@ struct SkipgramPairs {
   int32_t* coincide;
 };
 
+// (static: every ISA level has its own.)
+static inline int64_t output_rows(const SkipgramStep& step) {
+  return step.pairs ? 1 + static_cast<int64_t>(step.input_count) * (step.output_count - 1)
+                    : step.output_count;
+}
+
+static inline int64_t padded_dim(const SkipgramJob& job) { return (job.dim + 15) / 16 * 16; }
+
 // Planned steps, and the ids they point into.
 struct SkipgramPlan {
   SkipgramStep* steps;

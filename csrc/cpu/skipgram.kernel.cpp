@@ -35,8 +35,6 @@ struct Columns {
       : full(dim / kLanes * kLanes), tail(static_cast<int>(dim - full)) {}
 };
 
-VECSMITH_INLINE int64_t padded_dim(const SkipgramJob& job) { return (job.dim + 15) / 16 * 16; }
-
 // Tiles of outputs, of almost equal width.
 VECSMITH_INLINE int tile_count(int n) { return (n + kTile - 1) / kTile; }
 VECSMITH_INLINE int tile_start(int n, int tiles, int tile) { return tile * n / tiles; }

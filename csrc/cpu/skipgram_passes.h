@@ -160,33 +160,41 @@ struct Inputs {
   int m;
 };
 
-template <class Vec, int J, int V, Update U, bool T>
-VECSMITH_INLINE void update_block(const Inputs& in, float* const* o, int64_t at, int tail,
-                                  const float* g) {
-  constexpr int kStep = sizeof(Vec) / sizeof(float);
-  const auto get = [&](const float* row, int v) {
+// Vector v of a row's block that begins at column `at`, or (T) its tail.
+template <class Vec, bool T>
+struct Access {
+  int64_t at;
+  int tail;
+
+  VECSMITH_METHOD Vec get(const float* row, int v) const {
     if constexpr (T)
       return load_tail(row + at, tail);
     else
-      return load_as<Vec>(row + at + v * kStep);
-  };
-  const auto put = [&](float* row, int v, Vec value) {
+      return load_as<Vec>(row + at + v * static_cast<int>(sizeof(Vec) / sizeof(float)));
+  }
+  VECSMITH_METHOD void put(float* row, int v, Vec value) const {
     if constexpr (T)
       store_tail(row + at, value, tail);
     else
-      store_as<Vec>(row + at + v * kStep, value);
-  };
+      store_as<Vec>(row + at + v * static_cast<int>(sizeof(Vec) / sizeof(float)), value);
+  }
+};
+
+template <class Vec, int J, int V, Update U, bool T>
+VECSMITH_INLINE void update_block(const Inputs& in, float* const* o, int64_t at, int tail,
+                                  const float* g) {
+  const Access<Vec, T> access{at, tail};
   Vec ov[J][V], dv[J][V];
 #pragma GCC unroll 8
   for (int j = 0; j < J; ++j)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) dv[j][v] = ov[j][v] = get(o[j], v);
+    for (int v = 0; v < V; ++v) dv[j][v] = ov[j][v] = access.get(o[j], v);
   for (int i = 0; i < in.m; ++i) {
     Vec xv[V], nv[V];
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
-      xv[v] = get(in.x[i], v);
-      nv[v] = U == kInPlace ? xv[v] : U == kFrom ? get(in.from[i], v) : Vec{};
+      xv[v] = access.get(in.x[i], v);
+      nv[v] = U == kInPlace ? xv[v] : U == kFrom ? access.get(in.from[i], v) : Vec{};
     }
 #pragma GCC unroll 8
     for (int j = 0; j < J; ++j) {
@@ -198,12 +206,12 @@ VECSMITH_INLINE void update_block(const Inputs& in, float* const* o, int64_t at,
       }
     }
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) put(in.to[i], v, nv[v]);
+    for (int v = 0; v < V; ++v) access.put(in.to[i], v, nv[v]);
   }
 #pragma GCC unroll 8
   for (int j = 0; j < J; ++j)
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) put(o[j], v, dv[j][v]);
+    for (int v = 0; v < V; ++v) access.put(o[j], v, dv[j][v]);
 }
 
 // o[j] += sum_i g[i * J + j] x[i];  to[i] = from[i] + sum_j g[i * J + j] o[j], from the values
@@ -266,29 +274,17 @@ __attribute__((noinline)) void score_pairs(const float* const* x, float* const* 
 template <class Vec, int K, int V, bool T>
 VECSMITH_INLINE void update_pair_block(float* const* x, float* const* o, int64_t at, int tail,
                                        int m, const float* g) {
-  constexpr int kStep = sizeof(Vec) / sizeof(float);
-  const auto get = [&](const float* row, int v) {
-    if constexpr (T)
-      return load_tail(row + at, tail);
-    else
-      return load_as<Vec>(row + at + v * kStep);
-  };
-  const auto put = [&](float* row, int v, Vec value) {
-    if constexpr (T)
-      store_tail(row + at, value, tail);
-    else
-      store_as<Vec>(row + at + v * kStep, value);
-  };
+  const Access<Vec, T> access{at, tail};
   Vec center[V];
 #pragma GCC unroll 2
-  for (int v = 0; v < V; ++v) center[v] = get(o[0], v);
+  for (int v = 0; v < V; ++v) center[v] = access.get(o[0], v);
   float* const* own = o + 1;
   for (int i = 0; i < m; ++i, own += K, g += K + 1) {
     const Vec g0 = g[0] - Vec{};
     Vec xv[V], nv[V];
 #pragma GCC unroll 2
     for (int v = 0; v < V; ++v) {
-      xv[v] = get(x[i], v);
+      xv[v] = access.get(x[i], v);
       nv[v] = xv[v] + g0 * center[v];
       center[v] += g0 * xv[v];
     }
@@ -297,16 +293,16 @@ VECSMITH_INLINE void update_pair_block(float* const* x, float* const* o, int64_t
       const Vec gk = g[1 + k] - Vec{};
 #pragma GCC unroll 2
       for (int v = 0; v < V; ++v) {
-        const Vec ov = get(own[k], v);
+        const Vec ov = access.get(own[k], v);
         nv[v] += gk * ov;
-        put(own[k], v, ov + gk * xv[v]);
+        access.put(own[k], v, ov + gk * xv[v]);
       }
     }
 #pragma GCC unroll 2
-    for (int v = 0; v < V; ++v) put(x[i], v, nv[v]);
+    for (int v = 0; v < V; ++v) access.put(x[i], v, nv[v]);
   }
 #pragma GCC unroll 2
-  for (int v = 0; v < V; ++v) put(o[0], v, center[v]);
+  for (int v = 0; v < V; ++v) access.put(o[0], v, center[v]);
 }
 
 // The updates of the pairs, one after another, over a block of columns at a time. (Columns do not

@@ -419,11 +419,6 @@ VECSMITH_INLINE void rows_of(const SkipgramJob& job, const SkipgramHot& hot, int
   }
 }
 
-VECSMITH_INLINE int64_t output_rows(const SkipgramStep& step) {
-  return step.pairs ? 1 + static_cast<int64_t>(step.input_count) * (step.output_count - 1)
-                    : step.output_count;
-}
-
 VECSMITH_INLINE void fetch_step(const SkipgramJob& job, const SkipgramHot* hot,
                                 const SkipgramStep& step) {
   float* rows[8];

@@ -197,9 +197,7 @@ class Shard {
       const SkipgramPlan& plan = worker_.scratch.plan[b];
       for (int64_t s = 0; s < plan.step_count; ++s) {
         const SkipgramStep& step = plan.steps[s];
-        body(step, step.codes ? kTree : kOutput,
-             step.pairs ? 1 + static_cast<int64_t>(step.input_count) * (step.output_count - 1)
-                        : step.output_count);
+        body(step, step.codes ? kTree : kOutput, output_rows(step));
       }
     }
   }

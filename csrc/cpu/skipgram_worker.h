@@ -38,8 +38,6 @@ struct Aligned {
   }
 };
 
-inline int64_t padded_dim(const SkipgramJob& job) { return (job.dim + 15) / 16 * 16; }
-
 // The most that a plan of `centers` centers (or pairs) can need.
 struct Bounds {
   int64_t inputs, outputs, steps, ids, weights, bits;

@@ -230,6 +230,24 @@ class _Trainer:
         return torch.tensor([self.loss, self.terms], dtype=torch.float64)
 
 
+def _train(
+    trainer: _Trainer,
+    centers: Callable[[range], Iterator[list[_Group]]],
+    bounds: list[int],
+    sync_every: int,
+) -> Tensor:
+    """Trains the sentences or pairs bounds[0] .. bounds[-1], if ``sync_every`` in shards
+    bounds[s] .. bounds[s + 1]; returns the result. centers: the groups of each center of a range of
+    them."""
+    if sync_every:
+        shards = [centers(range(a, b)) for a, b in itertools.pairwise(bounds)]
+        _train_shards(trainer, shards, sync_every)
+    else:
+        for group in itertools.chain.from_iterable(centers(range(bounds[0], bounds[-1]))):
+            trainer.train(group)
+    return trainer.result()
+
+
 def _train_shards(trainer: _Trainer, shards: list[Iterator[list[_Group]]], sync_every: int) -> None:
     """Local SGD. shards: of each, an iterator over the groups of its centers."""
     shared = trainer.tables
@@ -390,20 +408,11 @@ def skipgram(
         )
 
     trainer = _Trainer([input_table, output_table, tree_table], cbow, cbow_mean)
-    count = offsets.numel() - 1
-    if sync_every:
-        start, size = int(offsets[0]), int(offsets[-1] - offsets[0])
-        first = [
-            int(torch.searchsorted(offsets[:-1], start + size * s // SHARDS))
-            for s in range(1, SHARDS)
-        ]
-        bounds = [0, *first, count]
-        shards = [centers(range(a, b)) for a, b in itertools.pairwise(bounds)]
-        _train_shards(trainer, shards, sync_every)
-    else:
-        for group in itertools.chain.from_iterable(centers(range(count))):
-            trainer.train(group)
-    return trainer.result()
+    start, size = int(offsets[0]), int(offsets[-1] - offsets[0])
+    first = [
+        int(torch.searchsorted(offsets[:-1], start + size * s // SHARDS)) for s in range(1, SHARDS)
+    ]
+    return _train(trainer, centers, [0, *first, offsets.numel() - 1], sync_every)
 
 
 def skipgram_pairs(
@@ -429,12 +438,5 @@ def skipgram_pairs(
             yield [[_with_negatives(centers[i : i + 1], contexts[i], negatives[i], alpha)]]
 
     trainer = _Trainer([input_table, output_table, None])
-    count = centers.numel()
-    if sync_every:
-        bounds = [count * s // SHARDS for s in range(SHARDS + 1)]
-        shards = [groups(range(a, b)) for a, b in itertools.pairwise(bounds)]
-        _train_shards(trainer, shards, sync_every)
-    else:
-        for group in itertools.chain.from_iterable(groups(range(count))):
-            trainer.train(group)
-    return trainer.result()
+    bounds = [centers.numel() * s // SHARDS for s in range(SHARDS + 1)]
+    return _train(trainer, groups, bounds, sync_every)
