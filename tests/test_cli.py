@@ -77,7 +77,7 @@ def vecsmith(capsys):
 
 def start(*arguments: object, **options) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "vecsmith.cli", *map(str, arguments)],
+        [sys.executable, "-m", "vecsmith", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -229,6 +229,7 @@ def test_ctrl_c_leaves_a_checkpoint(vecsmith, tmp_path, signum):
     assert other.code == 2
     assert other.err.splitlines()[-1].startswith("error: expected the checkpoint")
     assert "window=5" in other.err
+    assert "going on" not in other.err
     assert Checkpoint(folder).read()[0]["cursor"] == first
 
 
@@ -254,6 +255,25 @@ def test_resume_in_the_command(vecsmith, text, tmp_path, monkeypatch):
     assert (tmp_path / "v/model.safetensors").read_bytes() == (
         tmp_path / "whole/model.safetensors"
     ).read_bytes()
+
+
+def test_ctrl_c_while_torch_is_imported(tmp_path):
+    """The import is what a command does first, for seconds."""
+    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)")
+    process = start("info", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert process.stdout is not None
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert err == "stopped. What was saved before is unchanged\n"
+
+
+def test_warnings_of_the_model_are_lines_of_the_command(vecsmith, text, tmp_path):
+    options = ("word2vec", text, "--dim", 8, "--epochs", 1, "--alpha", 0.001, "--min-alpha", 0.01)
+    loud = vecsmith(*options, "-o", tmp_path / "loud")
+    assert re.search(r"^warning: .*learning rate will rise", loud.err, re.M), loud.err
+    assert vecsmith(*options, "-o", tmp_path / "quiet", "--quiet").err == ""
 
 
 def test_a_failed_run_keeps_the_vectors(vecsmith, text, tmp_path):

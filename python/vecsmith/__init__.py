@@ -15,9 +15,6 @@ try:
 except PackageNotFoundError:  # running from a source tree that was never installed
     __version__ = "0+unknown"
 
-# torch first: it brings the one OpenMP runtime that the native module shares.
-import torch as _torch  # noqa: F401
-
 if TYPE_CHECKING:
     from vecsmith import data, eval, io, models, ops
     from vecsmith import reference as reference

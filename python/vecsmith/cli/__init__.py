@@ -6,12 +6,14 @@ traceback with ``--debug``); Ctrl-C and SIGTERM end with 130.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -94,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     _utf8()
     before = signal.signal(signal.SIGTERM, interrupt_on_terminate)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _log_lines():
             warnings.showwarning = _say_warning
             code = _run(arguments, debug)
     finally:
@@ -157,6 +159,28 @@ def _say_error(error: BaseException) -> None:
 
 def _say_warning(message: Warning | str, *where: object, **more: object) -> None:
     _error_line(f"warning: {message}")
+
+
+class _Lines(logging.Handler):
+    """What the models log, in the form of the command's other lines."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        prefix = "warning: " if record.levelno >= logging.WARNING else ""
+        _error_line(prefix + record.getMessage())
+
+
+@contextlib.contextmanager
+def _log_lines() -> Iterator[None]:
+    logger, handler = logging.getLogger("vecsmith"), _Lines()
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 def _error_line(text: str) -> None:

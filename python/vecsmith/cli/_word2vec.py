@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 import sys
 import time
 from pathlib import Path
@@ -214,7 +215,7 @@ def word2vec(
         ),
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Only errors.", rich_help_panel=_RUN)
+        bool, typer.Option("--quiet", "-q", help="Only errors, and what could not be written.", rich_help_panel=_RUN)
     ] = False,
 ) -> None:
     """Train word vectors on a text.
@@ -244,6 +245,7 @@ def word2vec(
         if not quiet:
             print(line, file=sys.stderr, flush=True)
 
+    logging.getLogger("vecsmith").setLevel(logging.ERROR if quiet else logging.INFO)
     # The setter imports torch's compiler: two seconds and 90 MB, for nothing where nothing changes.
     if deterministic != torch.are_deterministic_algorithms_enabled():
         torch.use_deterministic_algorithms(deterministic)
@@ -284,8 +286,6 @@ def word2vec(
             f"{len(model.wv):,} words of vocabulary, {model.corpus_count:,} sentences"
         )
         resumes = resume and checkpoint.path.exists()
-        if resumes:
-            say(f"going on from {checkpoint.path}")
         _, raw_words = model.train()
         seconds = model.total_train_time
         rate = "" if resumes else f": {raw_words / max(seconds, 1e-9):,.0f} words/s"

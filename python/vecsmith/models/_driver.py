@@ -4,6 +4,7 @@ and between two chunks the progress bar, the callbacks, the checkpoint and a loo
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 import time
 import zlib
@@ -29,6 +30,8 @@ from vecsmith.models._progress import TrainingBar
 
 if TYPE_CHECKING:
     from vecsmith.data import Corpus
+
+logger = logging.getLogger(__name__)
 
 # Positions of the corpus per call: small enough to answer Ctrl-C within a second, large enough that
 # a call costs nothing. Part of what deterministic mode computes (its shards are those of a
@@ -159,6 +162,7 @@ def train(
             cursor = _cursor(checkpoint, resumed.get("cursor"), plan.epochs, len(chunks))
             checkpoint.load(theirs, tables.named())
             del found, theirs
+            logger.info("going on from %s", checkpoint.path)
 
     here = tables.to(plan.device)
     fixed = {k: v if v is None else v.to(plan.device) for k, v in sampling.items()}

@@ -1,3 +1,0 @@
-from vecsmith.cli import main
-
-main()
