@@ -160,9 +160,11 @@ struct Inputs {
   int m;
 };
 
-// Vector v of a row's block that begins at column `at`, or (T) its tail.
-template <class Vec, bool T>
-struct Access {
+// V vectors of a row that begin at column `at`, or (T) the row's tail.
+template <class Vector, int V, bool T>
+struct Block {
+  using Vec = Vector;
+  static constexpr int count = V;
   int64_t at;
   int tail;
 
@@ -180,10 +182,24 @@ struct Access {
   }
 };
 
-template <class Vec, int J, int V, Update U, bool T>
-VECSMITH_INLINE void update_block(const Inputs& in, float* const* o, int64_t at, int tail,
-                                  const float* g) {
-  const Access<Vec, T> access{at, tail};
+// body(Block) over a row, a block at a time.
+template <class Body>
+VECSMITH_INLINE void over_columns(int64_t full, int tail, const Body& body) {
+  int64_t at = 0;
+  for (; at + kBlockVectors * kLanes <= full; at += kBlockVectors * kLanes)
+    body(Block<vfloat, kBlockVectors, false>{at, tail});
+  for (; at < full; at += kLanes) body(Block<vfloat, 1, false>{at, tail});
+  if (tail == 4)
+    body(Block<vquarter, 1, false>{at, tail});
+  else if (tail)
+    body(Block<vfloat, 1, true>{at, tail});
+}
+
+template <int J, Update U, class Access>
+VECSMITH_INLINE void update_block(const Inputs& in, float* const* o, const float* g,
+                                  const Access& access) {
+  using Vec = typename Access::Vec;
+  constexpr int V = Access::count;
   Vec ov[J][V], dv[J][V];
 #pragma GCC unroll 8
   for (int j = 0; j < J; ++j)
@@ -219,14 +235,8 @@ VECSMITH_INLINE void update_block(const Inputs& in, float* const* o, int64_t at,
 template <int J, Update U>
 __attribute__((noinline)) void update_tile(const Inputs& in, float* const* o, int64_t full,
                                            int tail, const float* g) {
-  int64_t at = 0;
-  for (; at + kBlockVectors * kLanes <= full; at += kBlockVectors * kLanes)
-    update_block<vfloat, J, kBlockVectors, U, false>(in, o, at, tail, g);
-  for (; at < full; at += kLanes) update_block<vfloat, J, 1, U, false>(in, o, at, tail, g);
-  if (tail == 4)
-    update_block<vquarter, J, 1, U, false>(in, o, at, tail, g);
-  else if (tail)
-    update_block<vfloat, J, 1, U, true>(in, o, at, tail, g);
+  over_columns(full, tail,
+               [&](const auto& access) VECSMITH_LAMBDA { update_block<J, U>(in, o, g, access); });
 }
 
 // Pairs: input i has the outputs o[0] (the positive, common to all) and o[1 + i K .. 1 + i K + K).
@@ -271,10 +281,11 @@ __attribute__((noinline)) void score_pairs(const float* const* x, float* const* 
   if (i < m) score_pair_block<1, K>(x + i, o, o + 1 + i * K, full, tail, scores + i * (K + 1));
 }
 
-template <class Vec, int K, int V, bool T>
-VECSMITH_INLINE void update_pair_block(float* const* x, float* const* o, int64_t at, int tail,
-                                       int m, const float* g) {
-  const Access<Vec, T> access{at, tail};
+template <int K, class Access>
+VECSMITH_INLINE void update_pair_block(float* const* x, float* const* o, int m, const float* g,
+                                       const Access& access) {
+  using Vec = typename Access::Vec;
+  constexpr int V = Access::count;
   Vec center[V];
 #pragma GCC unroll 2
   for (int v = 0; v < V; ++v) center[v] = access.get(o[0], v);
@@ -310,14 +321,9 @@ VECSMITH_INLINE void update_pair_block(float* const* x, float* const* o, int64_t
 template <int K>
 __attribute__((noinline)) void update_pairs(float* const* x, float* const* o, int64_t full,
                                             int tail, int m, const float* g) {
-  int64_t at = 0;
-  for (; at + kBlockVectors * kLanes <= full; at += kBlockVectors * kLanes)
-    update_pair_block<vfloat, K, kBlockVectors, false>(x, o, at, tail, m, g);
-  for (; at < full; at += kLanes) update_pair_block<vfloat, K, 1, false>(x, o, at, tail, m, g);
-  if (tail == 4)
-    update_pair_block<vquarter, K, 1, false>(x, o, at, tail, m, g);
-  else if (tail)
-    update_pair_block<vfloat, K, 1, true>(x, o, at, tail, m, g);
+  over_columns(full, tail, [&](const auto& access) VECSMITH_LAMBDA {
+    update_pair_block<K>(x, o, m, g, access);
+  });
 }
 
 // Sums over rows and to rows (CBOW), up to eight vectors of each row at a time.
@@ -346,12 +352,12 @@ VECSMITH_INLINE void add_block(float* const* x, int m, int64_t at, float scale,
       store(x[i] + at + v * kLanes, load(x[i] + at + v * kLanes) + more[v]);
 }
 
-// block(at, Number<V>) over `full` columns, up to eight vectors at a time.
-template <class Block>
-VECSMITH_INLINE void in_blocks(int64_t full, const Block& block) {
+// body(at, Number<V>) over `full` columns, up to eight vectors at a time.
+template <class Body>
+VECSMITH_INLINE void in_blocks(int64_t full, const Body& body) {
   int64_t at = 0;
-  for (; at + 8 * kLanes <= full; at += 8 * kLanes) block(at, Number<8>{});
-  with_number<7>((full - at) / kLanes, [&](auto width) VECSMITH_LAMBDA { block(at, width); });
+  for (; at + 8 * kLanes <= full; at += 8 * kLanes) body(at, Number<8>{});
+  with_number<7>((full - at) / kLanes, [&](auto width) VECSMITH_LAMBDA { body(at, width); });
 }
 
 // out = scale * sum_i x[i]
@@ -377,73 +383,34 @@ __attribute__((noinline)) void add_to_rows(float* const* x, int m, int64_t full,
   for (int i = 0; i < m; ++i) store_tail(x[i] + full, load_tail(x[i] + full, tail) + more, tail);
 }
 
+// The passes over n outputs (of each pair: n = K + 1), 1 <= n <= 6, 2 <= n with pairs.
+
 void score_any(int n, const float* const* x, float* const* o, int64_t full, int tail, int m,
                float* s) {
-  switch (n) {
-    case 1:
-      return score_tile<1>(x, o, full, tail, m, s);
-    case 2:
-      return score_tile<2>(x, o, full, tail, m, s);
-    case 3:
-      return score_tile<3>(x, o, full, tail, m, s);
-    case 4:
-      return score_tile<4>(x, o, full, tail, m, s);
-    case 5:
-      return score_tile<5>(x, o, full, tail, m, s);
-    default:
-      return score_tile<6>(x, o, full, tail, m, s);
-  }
+  with_number<6>(n, [&](auto j) VECSMITH_LAMBDA {
+    if constexpr (j.value > 0) score_tile<j.value>(x, o, full, tail, m, s);
+  });
 }
 
 template <Update U>
 void update_any(int n, const Inputs& in, float* const* o, int64_t full, int tail, const float* g) {
-  switch (n) {
-    case 1:
-      return update_tile<1, U>(in, o, full, tail, g);
-    case 2:
-      return update_tile<2, U>(in, o, full, tail, g);
-    case 3:
-      return update_tile<3, U>(in, o, full, tail, g);
-    case 4:
-      return update_tile<4, U>(in, o, full, tail, g);
-    case 5:
-      return update_tile<5, U>(in, o, full, tail, g);
-    default:
-      return update_tile<6, U>(in, o, full, tail, g);
-  }
+  with_number<6>(n, [&](auto j) VECSMITH_LAMBDA {
+    if constexpr (j.value > 0) update_tile<j.value, U>(in, o, full, tail, g);
+  });
 }
 
-// n = K + 1 outputs of each pair.
 void score_any_pairs(int n, const float* const* x, float* const* o, int64_t full, int tail, int m,
                      float* s) {
-  switch (n - 1) {
-    case 1:
-      return score_pairs<1>(x, o, full, tail, m, s);
-    case 2:
-      return score_pairs<2>(x, o, full, tail, m, s);
-    case 3:
-      return score_pairs<3>(x, o, full, tail, m, s);
-    case 4:
-      return score_pairs<4>(x, o, full, tail, m, s);
-    default:
-      return score_pairs<5>(x, o, full, tail, m, s);
-  }
+  with_number<5>(n - 1, [&](auto k) VECSMITH_LAMBDA {
+    if constexpr (k.value > 0) score_pairs<k.value>(x, o, full, tail, m, s);
+  });
 }
 
 void update_any_pairs(int n, float* const* x, float* const* o, int64_t full, int tail, int m,
                       const float* g) {
-  switch (n - 1) {
-    case 1:
-      return update_pairs<1>(x, o, full, tail, m, g);
-    case 2:
-      return update_pairs<2>(x, o, full, tail, m, g);
-    case 3:
-      return update_pairs<3>(x, o, full, tail, m, g);
-    case 4:
-      return update_pairs<4>(x, o, full, tail, m, g);
-    default:
-      return update_pairs<5>(x, o, full, tail, m, g);
-  }
+  with_number<5>(n - 1, [&](auto k) VECSMITH_LAMBDA {
+    if constexpr (k.value > 0) update_pairs<k.value>(x, o, full, tail, m, g);
+  });
 }
 
 }  // namespace
