@@ -276,7 +276,9 @@ def test_public_names_have_docstrings():
         if not inspect.getdoc(thing):
             bare.append(name)
         if inspect.isclass(thing):
-            for attribute, value in vars(thing).items():
+            # Also the parts of a class that are rooms of their own (KeyedVectors' neighbors).
+            parts = [part for part in thing.__mro__ if part.__module__.startswith("vecsmith.")]
+            for attribute, value in (item for part in parts for item in vars(part).items()):
                 if attribute.startswith("_"):
                     continue
                 function = getattr(value, "__func__", value)

@@ -1,7 +1,7 @@
 """Checks of the options of a model: "expected ..., got ...", before anything is read or written.
 
-Each takes a name and a value and returns the value in its proper type, or raises TypeError for a
-wrong kind and ValueError for a wrong size.
+Each takes a name and a value, or the value of the option it is named after, and returns the value
+in its proper type, or raises TypeError for a wrong kind and ValueError for a wrong size.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ from __future__ import annotations
 import math
 import numbers
 import operator
+import os
 from typing import Any
 
 import torch
+
+from vecsmith import ops
+from vecsmith.models._checkpoint import Checkpoint
 
 
 def integer(name: str, value: Any, low: int, high: int | None = None) -> int:
@@ -76,6 +80,53 @@ def device(value: Any) -> torch.device:
             )
         device = torch.device("cuda", index)
     return device
+
+
+def objective(hs: int, negative: int) -> None:
+    """Hierarchical softmax, negative sampling or both."""
+    if not hs and not negative:
+        raise ValueError(
+            "expected negative >= 1, or hs=1 for hierarchical softmax; got negative=0 and "
+            "hs=0, which trains nothing"
+        )
+
+
+def null_word(value: Any) -> int:
+    """Only 0."""
+    if integer("null_word", value, 0):
+        raise ValueError(f"expected null_word=0 (others are not supported); got {value!r}")
+    return 0
+
+
+def sorted_vocab(value: Any) -> int:
+    """Only 1."""
+    if not flag("sorted_vocab", value):
+        raise ValueError("expected sorted_vocab=1 (0 is not supported); got 0")
+    return 1
+
+
+def shared_negatives(value: str) -> str:
+    """What shares its noise words."""
+    if value not in ("window", "pair"):
+        raise ValueError(f"expected shared_negatives to be 'window' or 'pair'; got {value!r}")
+    return value
+
+
+def backend(value: str | None, device: torch.device) -> str | None:
+    """None, or a backend of ``ops.skipgram`` that can run here; else as ``ops.choose`` raises."""
+    if value is not None:
+        ops.choose(ops.registry()["skipgram"], device.type, torch.float32, value)
+    return value
+
+
+def checkpoint(
+    folder: str | os.PathLike[str] | Checkpoint | None, every: Any, resume: Any
+) -> Checkpoint | None:
+    """The checkpoint in a folder, or None. Nothing is read or written."""
+    every = finite("checkpoint_every", every, low=0.0)
+    if folder is None or isinstance(folder, Checkpoint):
+        return folder
+    return Checkpoint(folder, every, bool(resume))
 
 
 def callbacks(callbacks: Any) -> list[Any]:

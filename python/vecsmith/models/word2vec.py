@@ -1,18 +1,18 @@
-"""Word2Vec: word vectors from text, with gensim's names."""
+"""Word2Vec: word vectors from text, with gensim's names.
+
+Around it: checks of options (``_options.py``), the text (``_text.py``), the training loop
+(``_driver.py``), checkpoints (``_checkpoint.py``), saving and loading (``_files.py``).
+"""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
-import shutil
 import tempfile
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from types import GeneratorType
 from typing import Any
 
 import numpy as np
@@ -21,37 +21,20 @@ from torch import Tensor
 
 from vecsmith import ops
 from vecsmith.data import Corpus, Vocabulary
-from vecsmith.data._sources import open_source
-from vecsmith.io import atomic_folder, load_safetensors, read_folder, save_safetensors
-from vecsmith.io._checks import refuse_nonfinite
-from vecsmith.models import _driver
+from vecsmith.models import _driver, _files
 from vecsmith.models import _options as check
-from vecsmith.models._checkpoint import Checkpoint, FolderInUseError, checksum
+from vecsmith.models._checkpoint import Checkpoint, checksum
 from vecsmith.models._driver import Cursor, Hooks, Plan, Tables
 from vecsmith.models._progress import ReadingBar
+from vecsmith.models._text import RULE_DEFAULT as RULE_DEFAULT  # for those who write a trim_rule
+from vecsmith.models._text import RULE_DISCARD as RULE_DISCARD
+from vecsmith.models._text import RULE_KEEP as RULE_KEEP
+from vecsmith.models._text import KeptText, identity, one_of, read_once, source_of, trimmed
 from vecsmith.models.keyed_vectors import KeyedVectors
 
 logger = logging.getLogger(__name__)
 
-# gensim's answers of a trim rule.
-RULE_DEFAULT, RULE_DISCARD, RULE_KEEP = 0, 1, 2
-
-FORMAT, VERSION = "vecsmith.Word2Vec", 1
-
 _INIT_ROWS = 1 << 14
-_SAVED_PARAMETERS = (
-    *("vector_size", "alpha", "window", "min_count", "max_vocab_size", "sample", "seed"),
-    *("min_alpha", "sg", "hs", "negative", "ns_exponent", "cbow_mean", "epochs", "compute_loss"),
-    *("comment", "max_final_vocab", "shrink_windows", "shared_negatives"),
-)
-_SAVED_STATE = (
-    *("train_count", "total_train_time", "corpus_count", "corpus_total_words"),
-    *("running_training_loss", "min_alpha_yet_reached", "effective_min_count"),
-)
-_MACHINE_OPTIONS = {
-    *("workers", "device", "checkpoint", "checkpoint_every", "resume", "cache_dir"),
-    *("progress", "backend"),
-}
 
 
 class Word2Vec:
@@ -192,11 +175,7 @@ class Word2Vec:
         self.sg = check.flag("sg", sg)
         self.hs = check.flag("hs", hs)
         self.negative = check.integer("negative", negative, 0, 1 << 16)
-        if not self.hs and not self.negative:
-            raise ValueError(
-                "expected negative >= 1, or hs=1 for hierarchical softmax; got negative=0 and "
-                "hs=0, which trains nothing"
-            )
+        check.objective(self.hs, self.negative)
         if self.hs and self.negative:
             logger.warning(
                 "hs=1 and negative=%d: both hierarchical softmax and negative sampling are "
@@ -207,31 +186,18 @@ class Word2Vec:
         self.cbow_mean = check.flag("cbow_mean", cbow_mean)
         self.hashfxn = hashfxn
         self.epochs = check.integer("epochs", epochs, 1)
-        if check.integer("null_word", null_word, 0):
-            raise ValueError(f"expected null_word=0 (others are not supported); got {null_word!r}")
-        self.null_word = 0
-        if not check.flag("sorted_vocab", sorted_vocab):
-            raise ValueError("expected sorted_vocab=1 (0 is not supported); got 0")
-        self.sorted_vocab = 1
+        self.null_word = check.null_word(null_word)
+        self.sorted_vocab = check.sorted_vocab(sorted_vocab)
         self.batch_words = check.integer("batch_words", batch_words, 1)
         self.compute_loss = bool(compute_loss)
         self.comment = comment
         self.shrink_windows = bool(shrink_windows)
-        if shared_negatives not in ("window", "pair"):
-            raise ValueError(
-                f"expected shared_negatives to be 'window' or 'pair'; got {shared_negatives!r}"
-            )
-        self.shared_negatives = shared_negatives
+        self.shared_negatives = check.shared_negatives(shared_negatives)
         self.device = check.device(device)
-        self.backend = backend
-        if backend is not None:
-            ops.choose(ops.registry()["skipgram"], self.device.type, torch.float32, backend)
+        self.backend = check.backend(backend, self.device)
         self.progress = progress if progress is None else bool(progress)
         self.cache_dir = None if cache_dir is None else Path(cache_dir)
-        checkpoint_every = check.finite("checkpoint_every", checkpoint_every, low=0.0)
-        if checkpoint is not None and not isinstance(checkpoint, Checkpoint):
-            checkpoint = Checkpoint(checkpoint, checkpoint_every, bool(resume))
-        self.checkpoint = checkpoint
+        self.checkpoint = check.checkpoint(checkpoint, checkpoint_every, resume)
         callbacks = check.callbacks(callbacks)
         check.trim_rule(trim_rule)
 
@@ -244,9 +210,7 @@ class Word2Vec:
         self.min_alpha_yet_reached = self.alpha
         self.effective_min_count = self.min_count
         self._finished = False
-        self._corpus: Corpus | None = None
-        self._corpus_identity: Any = None
-        self._temporary_cache: weakref.finalize | None = None
+        self._text = KeptText()
         self._set_vocabulary(Vocabulary([], np.zeros(0, dtype=np.int64)))
 
         if sentences is None and corpus_file is None:
@@ -255,13 +219,13 @@ class Word2Vec:
                     "callbacks are not kept by the model: give them to train(); ignored here"
                 )
             return
-        _source(sentences, corpus_file)
+        source_of(sentences, corpus_file)
         with self._holding():
             try:
                 self.build_vocab(sentences, corpus_file, trim_rule=trim_rule)
                 self.train(callbacks=callbacks)
             finally:
-                self._forget_corpus()
+                self._text.forget()
 
     # --- vocabulary ---------------------------------------------------------------------------
 
@@ -295,7 +259,7 @@ class Word2Vec:
             ValueError: if no word is left.
             RuntimeError: ``update`` of a model that has no vocabulary yet.
         """
-        source = _source(_one_of(corpus_iterable, sentences), corpus_file)
+        source = source_of(one_of(corpus_iterable, sentences), corpus_file)
         check.trim_rule(trim_rule)
         if min_count is not None:
             self.min_count = check.integer("min_count", min_count, 0)
@@ -306,7 +270,7 @@ class Word2Vec:
                 "expected a model with a vocabulary to update; got one with none: call "
                 "build_vocab without update first"
             )
-        self._forget_corpus()
+        self._text.forget()
         try:
             if update:
                 counted, self.corpus_count = self._counted(source)
@@ -315,10 +279,10 @@ class Word2Vec:
                 self._grow_vocabulary(self.vocabulary.merged(fresh))
                 return
             corpus = self._encode(source, trim_rule=trim_rule)
-            self._corpus = corpus
-            self._corpus_identity = _identity(source, self._cache_folder())
+            self._text.corpus = corpus
+            self._text.identity = identity(source, self._text.folder(self.cache_dir))
         except BaseException:
-            self._forget_corpus()
+            self._text.forget()
             raise
         if trim_rule is None:
             self.effective_min_count = self.min_count
@@ -356,7 +320,7 @@ class Word2Vec:
                 f"expected words with counts of at least min_count={self.min_count}; "
                 f"got none among {len(word_freq)}"
             )
-        self._forget_corpus()
+        self._text.forget()
         self.corpus_count = corpus_count or 0
         self.corpus_total_words = vocabulary.raw_words
         if update:
@@ -404,6 +368,9 @@ class Word2Vec:
     def _input(self) -> Tensor:
         return self.wv.weight.detach()
 
+    def _tables(self) -> Tables:
+        return Tables(self._input, self._output, self._tree)
+
     # --- the text -----------------------------------------------------------------------------
 
     def _encode(
@@ -424,7 +391,7 @@ class Word2Vec:
             return source
         settings: dict[str, Any] = {"num_threads": self.workers}
         if trim_rule is not None:
-            if _read_once(source):
+            if read_once(source):
                 raise ValueError(
                     "expected a text that can be read twice with trim_rule (a file, a folder, a "
                     f"list); got {'standard input' if source == '-' else type(source).__name__}"
@@ -438,7 +405,7 @@ class Word2Vec:
             settings["min_count"] = max(1, self.min_count)
             settings["max_vocab_size"] = self.max_vocab_size
             settings["max_final_vocab"] = self.max_final_vocab
-        return self._build(source, self._cache_folder(), **settings)
+        return self._build(source, self._text.folder(self.cache_dir), **settings)
 
     def _counted(self, source: Any) -> tuple[Vocabulary, int]:
         """Every word of a text with its count, and the number of sentences."""
@@ -460,53 +427,22 @@ class Word2Vec:
         rule: Callable[[str, int, int], int] | None,
         keep: Vocabulary | None = None,
     ) -> Vocabulary:
-        """What min_count, max_final_vocab and the rule leave of counted words; those of ``keep``
-        stay in any case."""
-        least, most = self.min_count, self.max_final_vocab
-        if most is not None and most < len(counted):
-            least = max(least, int(counted.counts[most]) + 1)
-        self.effective_min_count = least
-        kept = []
-        for i, (word, count) in enumerate(zip(counted.words, counted.counts.tolist(), strict=True)):
-            answer = RULE_DEFAULT if rule is None else rule(word, count, least)
-            if answer not in (RULE_DEFAULT, RULE_DISCARD, RULE_KEEP, None):
-                raise ValueError(
-                    "expected trim_rule to return 0 (default), 1 (discard) or 2 (keep); "
-                    f"got {answer!r}"
-                )
-            wanted = count >= least if answer in (RULE_DEFAULT, None) else answer == RULE_KEEP
-            if wanted or (keep is not None and word in keep):
-                kept.append(i)
-        words = [counted.words[i] for i in kept]
-        return Vocabulary(words, counted.counts[kept], raw_words=counted.raw_words)
+        """What this model's limits and the rule leave of counted words; see :func:`trimmed`."""
+        vocabulary, self.effective_min_count = trimmed(
+            counted, self.min_count, self.max_final_vocab, rule, keep
+        )
+        return vocabulary
 
     def _build(self, source: Any, folder: Path, **settings: Any) -> Corpus:
         with ReadingBar(self.progress) as bar:
             return Corpus.build(source, folder, progress=bar, **settings)
 
-    def _cache_folder(self) -> Path:
-        if self.cache_dir is not None:
-            return self.cache_dir
-        if self._temporary_cache is None or not self._temporary_cache.alive:
-            folder = tempfile.mkdtemp(prefix="vecsmith-")
-            self._temporary_cache = weakref.finalize(
-                self, shutil.rmtree, folder, ignore_errors=True
-            )
-            self._temporary_folder = Path(folder)
-        return self._temporary_folder
-
-    def _forget_corpus(self) -> None:
-        self._corpus = self._corpus_identity = None
-        if self._temporary_cache is not None:
-            self._temporary_cache()
-            self._temporary_cache = None
-
     def _corpus_for(self, source: Any) -> Corpus:
         """The text of a call of train(), encoded with this model's vocabulary."""
-        if self._corpus is not None:
-            identity = _identity(source, self._cache_folder())
-            if source is None or (identity is not None and identity == self._corpus_identity):
-                return self._corpus
+        if self._text.corpus is not None:
+            found = identity(source, self._text.folder(self.cache_dir))
+            if source is None or (found is not None and found == self._text.identity):
+                return self._text.corpus
         if source is None:
             raise TypeError(
                 "expected sentences or a corpus_file; got neither, and no text is left from "
@@ -555,9 +491,9 @@ class Word2Vec:
             As the constructor: CheckpointError, FolderInUseError, TrainingInterrupted.
         """
         source = None
-        iterable = _one_of(corpus_iterable, sentences)
+        iterable = one_of(corpus_iterable, sentences)
         if iterable is not None or corpus_file is not None:
-            source = _source(iterable, corpus_file)
+            source = source_of(iterable, corpus_file)
         epochs = self.epochs if epochs is None else check.integer("epochs", epochs, 1)
         alpha = self.alpha if start_alpha is None else check.rate("start_alpha", start_alpha)
         min_alpha = (
@@ -594,12 +530,12 @@ class Word2Vec:
             self._train(corpus, max(words_per_epoch, 1), callbacks)
             raw_words = corpus.raw_words
             del corpus
-        self._forget_corpus()
+        self._text.forget()
         return tokens * epochs, raw_words * epochs
 
     def _train(self, corpus: Corpus, words_per_epoch: int, callbacks: list[Any]) -> None:
         deterministic = torch.are_deterministic_algorithms_enabled()
-        identity = {
+        settled = {
             "vector_size": self.vector_size,
             "hs": self.hs,
             "ns_exponent": self.ns_exponent,
@@ -608,10 +544,10 @@ class Word2Vec:
             "deterministic": deterministic,
             "device": self.device.type,
         }
-        tables = Tables(self._input, self._output, self._tree)
+        tables = self._tables()
         if self.checkpoint is not None and self.train_count:
             # What went before is part of the result.
-            identity["tables"] = checksum(*tables.named().values())
+            settled["tables"] = checksum(*tables.named().values())
         plan = Plan(
             settings={
                 "window": self.window,
@@ -628,7 +564,7 @@ class Word2Vec:
             words_per_epoch=words_per_epoch,
             device=self.device,
             chunk_positions=self._chunk_positions,
-            identity=identity,
+            identity=settled,
             compute_loss=self.compute_loss,
             num_threads=self.workers,
             backend=self.backend,
@@ -688,27 +624,7 @@ class Word2Vec:
             ValueError: if a vector holds nan or infinity.
             OSError: if the disk is full, or the folder cannot be written.
         """
-        _refuse_diverged(self)
-        config = {
-            "format": FORMAT,
-            "version": VERSION,
-            "words": len(self.vocabulary),
-            "vector_size": self.vector_size,
-            "parameters": {name: getattr(self, name) for name in _SAVED_PARAMETERS},
-            "state": {
-                **{name: getattr(self, name) for name in _SAVED_STATE},
-                "raw_words": self.vocabulary.raw_words,
-            },
-        }
-        tables = Tables(self._input, self._output, self._tree)
-        Path(folder).parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(folder) as staging:
-            self.vocabulary.save(staging / "vocab.txt")
-            save_safetensors(staging / "model.safetensors", tables.named())
-            (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        if self.checkpoint is not None and self._finished:
-            with contextlib.suppress(FolderInUseError, OSError), self.checkpoint.hold():
-                self.checkpoint.remove()
+        _files.save(self, folder)
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], **options: Any) -> Word2Vec:
@@ -726,46 +642,7 @@ class Word2Vec:
                 or infinity, or the folder holds vectors without a model.
             TypeError: for another option.
         """
-        unknown = sorted(set(options) - _MACHINE_OPTIONS)
-        if unknown:
-            raise TypeError(f"expected options among {sorted(_MACHINE_OPTIONS)}; got {unknown}")
-        with read_folder(folder) as find:
-            for name in ("config.json", "vocab.txt", "model.safetensors"):
-                if not find(name).exists():
-                    raise FileNotFoundError(f"{folder} is not a model folder: it has no {name}")
-            path = find("config.json")
-            try:
-                config = json.loads(path.read_text())
-                form, version = config["format"], int(config["version"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}: not a model's config.json ({error!r})") from None
-            if form != FORMAT or version > VERSION:
-                hint = " (load it with KeyedVectors.load)" if form != FORMAT else ""
-                raise ValueError(
-                    f"{path}: expected {FORMAT} of version <= {VERSION}; "
-                    f"got {form!r} of version {version}{hint}"
-                )
-            vocabulary = Vocabulary.load(find("vocab.txt"))
-            # Mapped, and copied into rows on cache lines: the tables are in memory only once.
-            saved, _ = load_safetensors(find("model.safetensors"))
-        try:
-            model = cls(**config["parameters"], **options)
-            state = {name: config["state"][name] for name in (*_SAVED_STATE, "raw_words")}
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: damaged ({error})") from None
-        vocabulary.raw_words = int(state.pop("raw_words"))
-        model._set_vocabulary(vocabulary, fresh=False)
-        tables = Tables(model._input, model._output, model._tree).named()
-        found = {name: tuple(table.shape) for name, table in saved.items()}
-        expected = {name: tuple(table.shape) for name, table in tables.items()}
-        if found != expected or any(t.dtype != torch.float32 for t in saved.values()):
-            raise ValueError(f"{folder}: expected float32 tables {expected}; got {found}")
-        refuse_nonfinite(saved["vectors"], vocabulary.words, str(folder))
-        for name, table in tables.items():
-            table.copy_(saved[name])
-        for name, value in state.items():
-            setattr(model, name, value)
-        return model
+        return _files.load(cls, folder, options)
 
     # --- what gensim has besides --------------------------------------------------------------
 
@@ -791,75 +668,11 @@ class Word2Vec:
         )
 
 
-def _refuse_diverged(model: Word2Vec) -> None:
-    """Raises ValueError if a vector holds nan or infinity, with what may have led to it."""
-    try:
-        refuse_nonfinite(model._input, model.vocabulary.words, "these vectors")
-    except ValueError as error:
-        if not model.train_count:
-            raise
-        raise ValueError(
-            f"{error}: training may have diverged; what helps is a smaller alpha (now "
-            f"{model.alpha:g}) or fewer negatives (now {model.negative})"
-        ) from None
-
-
 def _call(callbacks: list[Any], name: str, model: Word2Vec) -> None:
     for callback in callbacks:
         method = getattr(callback, name, None)
         if method is not None:
             method(model)
-
-
-def _one_of(corpus_iterable: Any, sentences: Any) -> Any:
-    if corpus_iterable is not None and sentences is not None:
-        raise TypeError("expected one of corpus_iterable and sentences; got both")
-    return sentences if corpus_iterable is None else corpus_iterable
-
-
-def _source(sentences: Any, corpus_file: Any) -> Any:
-    """The one text that was given, as Corpus.build takes it."""
-    if sentences is None and corpus_file is None:
-        raise TypeError("expected sentences or a corpus_file; got neither")
-    if sentences is not None and corpus_file is not None:
-        raise TypeError("expected either sentences or a corpus_file; got both")
-    if sentences is not None:
-        if isinstance(sentences, (str, bytes, os.PathLike)):
-            raise TypeError(
-                f"expected sentences to be an iterable of lists of words; got {sentences!r} "
-                "(a file goes into corpus_file)"
-            )
-        if not isinstance(sentences, (Corpus, Iterable)):
-            raise TypeError(
-                f"expected sentences to be an iterable of lists of words; got {sentences!r}"
-            )
-        return sentences
-    if hasattr(corpus_file, "read"):
-        return corpus_file
-    if isinstance(corpus_file, (str, os.PathLike)):
-        path = os.fspath(corpus_file)
-        if path != "-" and not os.path.exists(path):
-            raise FileNotFoundError(f"expected a text file or folder; got {path}: no such file")
-        return path
-    raise TypeError(f"expected corpus_file to be a path or an open file; got {corpus_file!r}")
-
-
-def _identity(source: Any, cache_dir: Path) -> Any:
-    """Path, size and time of the files of a text; None for what cannot be known again."""
-    if isinstance(source, str) and source != "-":
-        return open_source(source, cache_dir).identity
-    return None
-
-
-def _read_once(source: Any) -> bool:
-    return (
-        source == "-"
-        if isinstance(source, str)
-        else isinstance(source, GeneratorType) or hasattr(source, "read") or iter(source) is source
-    )
-
-
-# --- vocabulary and tables ----------------------------------------------------------------------
 
 
 def _initialize(table: Tensor, seed: int) -> None:
