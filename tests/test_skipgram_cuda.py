@@ -1,6 +1,6 @@
 """The CUDA kernels of `skipgram` against the reference in fp64.
 
-Without a GPU the very same csrc/cuda/skipgram.cu and module.cpp are compiled by the host's compiler
+Without a GPU the very same csrc/cuda/*.cu and module.cpp are compiled by the host's compiler
 against tests/cuda_emulation, which runs one fiber per CUDA thread; with one, the real module runs
 the same cases, marked `gpu`. The emulated device runs its blocks one after another, so any number
 of blocks equals the reference; on a GPU one block does.
@@ -22,29 +22,15 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_skipgram_triton import (
-    SYNC_REFUSED,
-    check_pairs,
-    check_text,
-    copies,
-    pairs_problem,
-    problem,
-    same,
-)
+import skipgram_problems
+from skipgram_problems import copies, pairs_problem, problem
+from test_skipgram_triton import SYNC_REFUSED, check_pairs, check_text, same
 from vecsmith.ops import _cuda_skipgram
 from vecsmith.reference import skipgram as reference
 
 ROOT = Path(__file__).parent.parent
 EMULATION = ROOT / "tests" / "cuda_emulation"
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """The reference's tensors are tiny: a second thread only waits for its turn."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+_one_thread = skipgram_problems.one_thread
 
 
 @pytest.fixture(scope="session")
@@ -59,9 +45,10 @@ def emulated(tmp_path_factory):
     include = [EMULATION, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
     flags = ["-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
     flags += [f"-I{path}" for path in include]
+    kernel_flags = ["-O1", "-fno-strict-aliasing", "-x", "c++"]
     objects = []
     for source, extra in [
-        (ROOT / "csrc/cuda/skipgram.cu", ["-O1", "-fno-strict-aliasing", "-x", "c++"]),
+        *((path, kernel_flags) for path in sorted((ROOT / "csrc/cuda").glob("*.cu"))),
         (ROOT / "csrc/cuda/module.cpp", ["-O0", "-fvisibility=hidden"]),
         (EMULATION / "emulation.cpp", ["-O1"]),
     ]:
