@@ -22,6 +22,9 @@ import numpy as np
 import pytest
 import torch
 
+# Helpers that assert: a failure in one shows its values, as in a test.
+pytest.register_assert_rewrite("plain_corpus")
+
 NATIVE_LEVELS = ("base", "avx2", "avx512", "amx")
 _DEVICES = {"native": "cpu", "reference": "cpu", "cuda": "cuda", "triton": "cuda"}
 
