@@ -259,7 +259,9 @@ def test_resume_in_the_command(vecsmith, text, tmp_path, monkeypatch):
 
 def test_ctrl_c_while_torch_is_imported(tmp_path):
     """The import is what a command does first, for seconds."""
-    (tmp_path / "torch.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(60)")
+    (tmp_path / "torch.py").write_text(
+        "import time\nprint('importing', flush=True)\ntime.sleep(60)"
+    )
     process = start("info", env={**os.environ, "PYTHONPATH": str(tmp_path)})
     assert process.stdout is not None
     assert process.stdout.readline() == "importing\n"

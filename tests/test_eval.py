@@ -9,13 +9,14 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from gensim.models import KeyedVectors as Gensim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vecsmith import KeyedVectors
 from vecsmith import eval as measures
 from vecsmith.eval import _analogies
+
+Gensim = pytest.importorskip("gensim").models.KeyedVectors
 
 CAPITALS = ["Athens", "Berlin", "Cairo", "Dublin", "Lima", "Oslo", "Paris", "Rome", "Straße"]
 COUNTRIES = ["Greece", "Germany", "Egypt", "Ireland", "Peru", "Norway", "France", "Italy", "Weg"]

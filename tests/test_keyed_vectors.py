@@ -8,10 +8,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from gensim.models import KeyedVectors as Gensim
 
 from vecsmith import KeyedVectors
 from word_tables import WORDS, table, twins
+
+Gensim = pytest.importorskip("gensim").models.KeyedVectors
 
 
 @pytest.fixture(scope="module")

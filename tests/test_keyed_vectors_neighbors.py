@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from gensim.models import KeyedVectors as Gensim
 
 from vecsmith import KeyedVectors
 from word_tables import WORDS, table, twins
+
+Gensim = pytest.importorskip("gensim").models.KeyedVectors
 
 CLOSE = 2e-6
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from test_skipgram_triton import copies, pairs_problem, problem
+from skipgram_problems import copies, pairs_problem, problem
 from vecsmith import _native, ops
 from vecsmith.ops import _registry
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import inspect
 import itertools
 
-import gensim
 import numpy as np
 import pytest
 import torch
-from gensim.models.callbacks import CallbackAny2Vec
 
 from planted_text import MODES, SMALL, planted, purity
 from vecsmith import Word2Vec, ops
 from vecsmith.data import Corpus
 from vecsmith.models._driver import _inputs, chunk_bounds
+
+gensim = pytest.importorskip("gensim")
+CallbackAny2Vec = gensim.models.callbacks.CallbackAny2Vec
 
 
 @pytest.fixture(scope="module")

@@ -6,12 +6,13 @@ import json
 import os
 from pathlib import Path
 
-import gensim
 import numpy as np
 import pytest
 
 from planted_text import MODES, SMALL, planted
 from vecsmith import KeyedVectors, Word2Vec
+
+gensim = pytest.importorskip("gensim")
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,12 @@ import textwrap
 import numpy as np
 import pytest
 import torch
-from gensim.models import KeyedVectors as Gensim
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vecsmith import KeyedVectors, _native, io
+
+Gensim = pytest.importorskip("gensim").models.KeyedVectors
 
 WORDS = ["the", "naïve", "日本語", "a\u00a0b", "x" * 300, "</s>", "#", "0.5", "É"]
 EXTREME = [0.0, -0.0, 1e-45, 1.1754944e-38, 3.4028235e38, -1e-5, 0.1, 1 / 3, 123456.79]

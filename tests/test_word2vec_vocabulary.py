@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import gensim
 import numpy as np
 import pytest
 
 from planted_text import SMALL, planted
 from vecsmith import Word2Vec
+
+gensim = pytest.importorskip("gensim")
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
-from gensim.models import KeyedVectors as Gensim
 
 from vecsmith import KeyedVectors
+
+Gensim = pytest.importorskip("gensim").models.KeyedVectors
 
 WORDS = [f"word{i}" for i in range(300)]
 

@@ -215,7 +215,13 @@ def word2vec(
         ),
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Only errors, and what could not be written.", rich_help_panel=_RUN)
+        bool,
+        typer.Option(
+            "--quiet",
+            "-q",
+            help="Only errors, and what could not be written.",
+            rich_help_panel=_RUN,
+        ),
     ] = False,
 ) -> None:
     """Train word vectors on a text.
