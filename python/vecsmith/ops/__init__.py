@@ -7,6 +7,7 @@ used here and why (``vecsmith info`` prints it).
 
 from __future__ import annotations
 
+from vecsmith.ops._quantized import dequantize_rows, quantize_rows
 from vecsmith.ops._registry import (
     Backend,
     BackendUnavailable,
@@ -16,15 +17,29 @@ from vecsmith.ops._registry import (
     registry,
 )
 from vecsmith.ops._tables import empty_table
+from vecsmith.ops._update_rule import UpdateRule
+from vecsmith.ops.embedding_bag import (
+    embedding,
+    embedding_bag,
+    embedding_bag_gradient,
+    embedding_bag_update,
+)
 from vecsmith.ops.skipgram import skipgram, skipgram_pairs
 
 __all__ = [
     "Backend",
     "BackendUnavailable",
     "Operator",
+    "UpdateRule",
     "choose",
+    "dequantize_rows",
+    "embedding",
+    "embedding_bag",
+    "embedding_bag_gradient",
+    "embedding_bag_update",
     "empty_table",
     "explain",
+    "quantize_rows",
     "registry",
     "skipgram",
     "skipgram_pairs",
