@@ -41,7 +41,7 @@ def group(path: Path, threads: int, epochs: int, dim: int, scratch: Path) -> Gro
 
     def ours() -> float:
         folder = Path(tempfile.mkdtemp(dir=scratch))
-        command = [sys.executable, "-m", "vecsmith.cli", "word2vec", str(path), "-o", str(folder)]
+        command = [sys.executable, "-m", "vecsmith", "word2vec", str(path), "-o", str(folder)]
         command += ["--dim", str(dim), "--epochs", str(epochs), "--threads", str(threads)]
         command += ["--sample", "1e-4", "--min-count", "5", "--window", "5", "--negative", "5"]
         return timed("vecsmith", [*command, "--quiet"], folder)

@@ -68,7 +68,7 @@ def group(path: Path, threads: int, dim: int, scratch: Path) -> Group:
         from vecsmith import KeyedVectors
 
         with tempfile.TemporaryDirectory(dir=scratch) as folder:
-            command = [sys.executable, "-m", "vecsmith.cli", "word2vec", str(source)]
+            command = [sys.executable, "-m", "vecsmith", "word2vec", str(source)]
             command += ["-o", folder, "--dim", str(dim), "--threads", str(threads), "--quiet"]
             # The same words whatever the number of copies.
             command += ["--epochs", "1", "--sample", "1e-4", "--min-count", str(min_count)]
