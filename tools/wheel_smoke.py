@@ -29,7 +29,7 @@ def main() -> None:
         again = vecsmith.KeyedVectors.load(folder)
         if [word for word, _ in again.most_similar("river0", topn=20)] != nearest:
             raise SystemExit("expected the same neighbors after save and load")
-        command = [sys.executable, "-m", "vecsmith.cli", "neighbors", folder, "river0"]
+        command = [sys.executable, "-m", "vecsmith", "neighbors", folder, "river0"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     print(f"vecsmith {vecsmith.__version__} from its wheel trains, saves, loads and answers")
 
