@@ -98,7 +98,7 @@ def embedding(
         False,
         _padding(name, padding_idx, weight.shape[0]),
         _sparse(name, sparse, weight),
-        check.threads(name, num_threads),
+        _threads(name, num_threads),
         backend or "",
     )
     return out.view(*indices.shape, dim)
@@ -157,7 +157,7 @@ def embedding_bag(
         bool(include_last_offset),
         _padding(name, padding_idx, weight.shape[0]),
         _sparse(name, sparse, weight),
-        check.threads(name, num_threads),
+        _threads(name, num_threads),
         backend or "",
     )
     return out
@@ -216,7 +216,7 @@ def embedding_bag_gradient(
         bool(include_last_offset),
         _padding(name, padding_idx, num_rows),
         num_rows,
-        check.threads(name, num_threads),
+        _threads(name, num_threads),
         backend or "",
     )
 
@@ -291,7 +291,7 @@ def embedding_bag_update(
         rule.name,
         _settings(rule),
         rule.step,
-        check.threads(name, num_threads),
+        _threads(name, num_threads),
         backend or "",
     )
 
@@ -421,6 +421,11 @@ def _padding(name: str, padding_idx: int | None, rows: int) -> int:
     return padding_idx + rows if padding_idx < 0 else padding_idx
 
 
+def _threads(name: str, num_threads: int | None) -> int:
+    """0 for torch's own number, which torch.compile cannot ask for."""
+    return 0 if num_threads is None else check.threads(name, num_threads)
+
+
 def _sparse(name: str, sparse: bool, weight: Tensor) -> bool:
     if sparse and torch.compiler.is_compiling() and weight.requires_grad:
         raise RuntimeError(
@@ -466,6 +471,10 @@ def _check_contents(name: str, indices: Tensor, offsets: Tensor | None, last: bo
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+
+
+def _workers(num_threads: int) -> int:
+    return num_threads or torch.get_num_threads()
 
 
 def _choose(tensor: Tensor, backend: str) -> str:
@@ -529,7 +538,7 @@ def _forward_impl(
             (weight.data_ptr(), _TYPE[weight.dtype], dim, weight.stride(0)),
             _address(out),
             _address(positions),
-            num_threads,
+            _workers(num_threads),
         )
         return out, positions
     _check_contents("embedding_bag", indices, offsets, include_last_offset, rows)
@@ -595,7 +604,7 @@ def _gradient_impl(
             (grad.data_ptr(), _TYPE[grad.dtype], grad.shape[1]),
             _address(positions),
             lambda count: _allocate(grad, count),
-            num_threads,
+            _workers(num_threads),
         )
         return rows, values
     _check_contents("embedding_bag_gradient", indices, offsets, include_last_offset, num_rows)
@@ -667,7 +676,7 @@ def _backward_impl(
         if needs_weight:
             table = torch.zeros(rows, grad.shape[1], dtype=grad.dtype)
             native().embedding_bag_dense_gradient(
-                *(job, source, _address(positions), _address(table), num_threads)
+                *(job, source, _address(positions), _address(table), _workers(num_threads))
             )
         if needs_weights:
             weights = torch.empty(indices.shape, dtype=per_sample_weights.dtype)
@@ -676,7 +685,7 @@ def _backward_impl(
                 source,
                 (weight.data_ptr(), _TYPE[weight.dtype], weight.stride(0)),
                 (_address(weights), _TYPE[weights.dtype]),
-                num_threads,
+                _workers(num_threads),
             )
         return table, weights
     if needs_weight:
@@ -751,7 +760,7 @@ def _update_impl(
             [t.data_ptr() for t in state],
             rule.name,
             rule.numbers(),
-            num_threads,
+            _workers(num_threads),
         )
     else:
         name = "embedding_bag_update"
