@@ -1,7 +1,9 @@
 """vecsmith: train embeddings fast.
 
 Word vectors from a text file: :class:`vecsmith.Word2Vec`, :class:`vecsmith.KeyedVectors`, or the
-command ``vecsmith word2vec``. The operators under them: :mod:`vecsmith.ops`.
+command ``vecsmith word2vec``. Embedding tables: :mod:`vecsmith.nn` and :mod:`vecsmith.optim`;
+:func:`vecsmith.accelerate` swaps them into an existing model. The operators under them:
+:mod:`vecsmith.ops`.
 """
 
 from __future__ import annotations
@@ -16,18 +18,32 @@ except PackageNotFoundError:  # running from a source tree that was never instal
     __version__ = "0+unknown"
 
 if TYPE_CHECKING:
-    from vecsmith import data, eval, io, models, ops
+    from vecsmith import data, eval, io, models, nn, ops, optim
     from vecsmith import reference as reference
     from vecsmith.models.keyed_vectors import KeyedVectors
     from vecsmith.models.word2vec import Word2Vec
+    from vecsmith.nn.accelerate import accelerate
 
-_MODULES = ("data", "eval", "io", "kernels", "models", "ops", "reference")
+_MODULES = ("data", "eval", "io", "kernels", "models", "nn", "ops", "optim", "reference")
 _CLASSES = {
     "KeyedVectors": "vecsmith.models.keyed_vectors",
     "Word2Vec": "vecsmith.models.word2vec",
+    "accelerate": "vecsmith.nn.accelerate",
 }
 
-__all__ = ["KeyedVectors", "Word2Vec", "__version__", "data", "eval", "io", "models", "ops"]
+__all__ = [
+    "KeyedVectors",
+    "Word2Vec",
+    "__version__",
+    "accelerate",
+    "data",
+    "eval",
+    "io",
+    "models",
+    "nn",
+    "ops",
+    "optim",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,22 @@
+"""Layers with torch.nn's interface on vecsmith's operators.
+
+* :class:`Embedding`, :class:`EmbeddingBag`: torch.nn's arguments and state_dict, both ways.
+* :class:`EmbeddingBagCollection`: many tables in one call, with torchrec's names.
+* :class:`Table`: the interface behind which the rows of a table are kept.
+
+:func:`vecsmith.accelerate` swaps the layers of an existing model for these.
+"""
+
+from __future__ import annotations
+
+from vecsmith.nn.collection import EmbeddingBagCollection, EmbeddingBagConfig
+from vecsmith.nn.embedding import Embedding, EmbeddingBag
+from vecsmith.nn.table import Table
+
+__all__ = [
+    "Embedding",
+    "EmbeddingBag",
+    "EmbeddingBagCollection",
+    "EmbeddingBagConfig",
+    "Table",
+]

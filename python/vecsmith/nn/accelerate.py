@@ -1,0 +1,70 @@
+"""Swaps the layers of an existing model for ours, in place."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+
+from vecsmith.nn.embedding import Embedding, EmbeddingBag
+
+_LOG = logging.getLogger("vecsmith")
+_Model = TypeVar("_Model", bound=torch.nn.Module)
+
+
+def _has_fast_path(layer: torch.nn.Module) -> bool:
+    """Whether ours would be another computation than torch's: not with these options."""
+    return getattr(layer, "max_norm", None) is None and not getattr(
+        layer, "scale_grad_by_freq", False
+    )
+
+
+# The class of torch (exactly: a subclass may compute something else), ours, which is a subclass of
+# it with the same attributes, and whether an instance gains by it.
+_SWAPS: dict[
+    type[torch.nn.Module], tuple[type[torch.nn.Module], Callable[[torch.nn.Module], bool]]
+] = {
+    torch.nn.Embedding: (Embedding, _has_fast_path),
+    torch.nn.EmbeddingBag: (EmbeddingBag, _has_fast_path),
+}
+
+
+def accelerate(model: _Model, *, verbose: bool = False) -> _Model:
+    """Swaps the layers of ``model`` that vecsmith has faster ones for, in place, and returns it.
+
+    A layer stays the same object and only changes its class, to ours, which is a subclass of
+    torch's. So parameters, ties between them, optimizers that hold them, hooks, names, the
+    ``state_dict`` and references from elsewhere stay valid.
+
+    Swapped: torch.nn.Embedding and torch.nn.EmbeddingBag. Left alone: subclasses of them
+    (parametrized layers too), layers whose ``forward`` was replaced, and those with ``max_norm`` or
+    ``scale_grad_by_freq``, for which there is no faster path. A second call finds nothing to do.
+    Call it before torch.compile.
+
+    Args:
+        model: any module, also a layer itself.
+        verbose: print what is swapped. It is logged at level INFO (logger "vecsmith") in any case.
+
+    Returns: ``model``.
+
+    Raises: TypeError for something that is not a torch.nn.Module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"accelerate: expected a torch.nn.Module; got {type(model).__name__}")
+    count = 0
+    for name, layer in model.named_modules():
+        ours, gains = _SWAPS.get(type(layer), (None, None))
+        if ours is None or gains is None or not gains(layer) or "forward" in vars(layer):
+            continue
+        before = type(layer)
+        layer.__class__ = ours
+        count += 1
+        line = f"{name or 'the model itself'}: {before.__name__}({layer.extra_repr()})"
+        _LOG.info("accelerate: %s", line)
+        if verbose:
+            print(f"vecsmith.accelerate: {line}")
+    if verbose:
+        print(f"vecsmith.accelerate: {count} layer{'s' * (count != 1)} swapped")
+    return model
