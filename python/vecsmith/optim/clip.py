@@ -7,6 +7,10 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from vecsmith import ops
+
+_FAST = (torch.float32, torch.float16, torch.bfloat16)
+
 
 def _entries(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
     """The tensors that hold the entries of the gradients. A sparse gradient is coalesced in place
@@ -16,11 +20,23 @@ def _entries(parameters: Tensor | Iterable[Tensor]) -> list[Tensor]:
         if param.grad is None:
             continue
         if param.grad.layout == torch.sparse_coo:
-            param.grad = param.grad.coalesce()
+            param.grad = _combined(param.grad)
             found.append(param.grad._values())
         else:
             found.append(param.grad)
     return found
+
+
+def _combined(grad: Tensor) -> Tensor:
+    """A sparse gradient with each row once."""
+    fast = grad.sparse_dim() == 1 and grad.dim() == 2 and grad.dtype in _FAST
+    if grad.is_coalesced() or not fast:
+        return grad.coalesce()
+    values = grad._values().contiguous()
+    rows, values = ops.embedding_bag_gradient(values, grad._indices()[0], len(grad), mode="none")
+    return torch.sparse_coo_tensor(
+        rows[None], values, grad.shape, is_coalesced=True, check_invariants=False
+    )
 
 
 @torch.no_grad()

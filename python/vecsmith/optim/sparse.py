@@ -191,23 +191,23 @@ class RowOptimizer(Optimizer):
     def _rows_of_gradient(self, param: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
         """(rows int64 [N], values [N, D]) of a gradient; all rows of a dense one."""
         name = type(self).__name__
+        dim = param.numel() // max(param.shape[0], 1)
+        if dim == 0:  # nothing to step
+            return torch.empty(0, dtype=torch.int64), param.new_empty(0)
         if grad.layout == torch.sparse_coo:
             if grad.sparse_dim() != 1:
                 raise ValueError(
                     f"{name}: expected gradients that are sparse in the rows alone; "
                     f"got {grad.sparse_dim()} sparse dimensions"
                 )
-            values = grad._values()
-            return grad._indices()[0], values.reshape(values.shape[0], -1)
-        if grad.layout != torch.strided:
-            raise ValueError(f"{name}: expected a dense or sparse_coo gradient; got {grad.layout}")
+            return grad._indices()[0], grad._values().reshape(-1, dim)
         if self._DENSE is not None:
             raise RuntimeError(
                 f"{name}: expected sparse gradients (make the layer with sparse=True); "
                 f"got a dense one, which {self._DENSE} takes"
             )
         rows = torch.arange(param.shape[0], device=param.device)
-        return rows, grad.reshape(param.shape[0], -1)
+        return rows, grad.reshape(-1, dim)
 
     # --- state_dict ---------------------------------------------------------------------------
 
@@ -216,7 +216,8 @@ class RowOptimizer(Optimizer):
         # Settings that the state_dict of torch's counterpart does not have.
         for group in self.param_groups:
             for name, value in self.defaults.items():
-                group.setdefault(name, value)
+                if name != "differentiable":  # torch's own, which no group has
+                    group.setdefault(name, value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Loads what :meth:`state_dict` of this class, or of its counterpart in torch.optim, gave.
