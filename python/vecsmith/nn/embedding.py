@@ -29,7 +29,7 @@ def _functorch_is_active() -> bool:
 def _is_fast(weight: Tensor, *others: Tensor | None) -> bool:
     """Whether the operator takes this table; torch.nn.functional answers for every other."""
     return (
-        weight.dtype in _FAST
+        (weight.dtype in _FAST or (weight.dtype == torch.float64 and in_backward.is_fused(weight)))
         and weight.device.type in ("cpu", "cuda")
         and weight.numel() > 0
         and weight.is_contiguous()

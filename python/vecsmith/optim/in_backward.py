@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -238,7 +237,6 @@ class _Lookup(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *grads):
         (grad,) = grads
         _raise_if_differentiated()
@@ -315,7 +313,7 @@ def embedding(
     indices: Tensor, weight: Tensor, *, padding_idx: int | None = None, sparse: bool = False
 ) -> Tensor:
     """:func:`vecsmith.ops.embedding` of a parameter that may have an optimizer in backward."""
-    if not _is_fused(weight):
+    if not is_fused(weight):
         return ops.embedding(indices, weight, padding_idx=padding_idx, sparse=sparse)
     flat = embedding_bag(indices.reshape(-1), weight, mode="none", padding_idx=padding_idx)
     return flat.view(*indices.shape, weight.shape[1])
@@ -333,7 +331,7 @@ def embedding_bag(
     sparse: bool = False,
 ) -> Tensor:
     """:func:`vecsmith.ops.embedding_bag` of a parameter that may have an optimizer in backward."""
-    if not _is_fused(weight):
+    if not is_fused(weight):
         return ops.embedding_bag(
             indices,
             weight,
@@ -351,7 +349,7 @@ def embedding_bag(
     )
 
 
-def _is_fused(weight: Tensor) -> bool:
+def is_fused(weight: Tensor) -> bool:
     """Whether a look-up now would be stepped in backward by one of our optimizers."""
     found = optimizers_of(weight)
     return (
