@@ -159,6 +159,11 @@ class EmbeddingBagCollection(nn.Module):
                 raise ValueError(
                     f"{name}: expected tables with names of their own; got {config.name!r}"
                 )
+            if "." in config.name or hasattr(self.embedding_bags, config.name):
+                raise ValueError(
+                    f"{name}: expected names without dots that torch.nn.ModuleDict does not use "
+                    f"itself; got {config.name!r}"
+                )
             if not config.feature_names:
                 raise ValueError(f"{name}: expected feature_names for table {config.name!r}")
             if len(set(config.feature_names)) != len(config.feature_names):
