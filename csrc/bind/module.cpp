@@ -37,4 +37,5 @@ PYBIND11_MODULE(_native, m) {
   bind_skipgram(m);
   bind_corpus(m);
   bind_word2vec_format(m);
+  bind_row_cache(m);
 }

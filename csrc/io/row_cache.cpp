@@ -1,0 +1,579 @@
+#include "io/row_cache.h"
+
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <string>
+#include <system_error>
+
+#include "io/team.h"
+
+namespace vecsmith::io {
+namespace {
+
+// A word: slot + 1 (32 bits; 0: not here), batch (23), changed (1), count (8).
+constexpr uint64_t kChanged = 1 << 8;
+constexpr uint32_t kMostCount = 255;
+
+int32_t slot_of(uint64_t word) { return static_cast<int32_t>(word >> 32) - 1; }
+bool is_here(uint64_t word) { return word >> 32; }
+uint32_t batch_of(uint64_t word) {
+  return static_cast<uint32_t>(word >> 9) & RowCache::kMostBatches;
+}
+uint64_t with_slot(uint64_t word, int32_t slot) {
+  return (word & 0xFFFFFFFFu) | static_cast<uint64_t>(static_cast<uint32_t>(slot + 1)) << 32;
+}
+
+// Threads that look a batch up write the same to the same word, or lose a count of one.
+uint64_t load(const uint64_t* word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
+void store(uint64_t* word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELAXED); }
+
+constexpr int64_t kAhead = 16;      // words fetched ahead
+constexpr int64_t kMovesAhead = 6;  // rows
+constexpr int64_t kLeastPorch = 64;
+constexpr int64_t kLeastSweep = 1024;
+constexpr double kRareShare = 0.02;
+
+inline void fetch(const char* from, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+}
+
+// The least work that is worth a thread.
+int team(int64_t work, int threads, int64_t least) {
+  return static_cast<int>(std::max<int64_t>(1, std::min<int64_t>(threads, work / least)));
+}
+
+}  // namespace
+
+RowCache::RowCache(int64_t rows, int64_t slots) : rows_(rows), slots_(slots) {
+  if (rows < 1 || rows > (int64_t{1} << 31))
+    throw std::invalid_argument("expected 1..2^31 rows, got " + std::to_string(rows));
+  if (slots < 1 || slots >= (int64_t{1} << 31))
+    throw std::invalid_argument("expected 1..2^31 - 1 slots, got " + std::to_string(slots));
+  const auto words = static_cast<size_t>(rows);
+  void* at = mmap(nullptr, words * 8, PROT_READ | PROT_WRITE,
+                  MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (at == MAP_FAILED) throw std::system_error(errno, std::generic_category());
+#ifdef MADV_HUGEPAGE
+  madvise(at, words * 8, MADV_HUGEPAGE);
+#endif
+  words_ = static_cast<uint64_t*>(at);
+  ids_.assign(static_cast<size_t>(slots), -1);
+  on_porch_.assign(static_cast<size_t>(slots), 0);
+  porch_.assign(static_cast<size_t>(slots) + 1, 0);
+  histogram_.assign(kMostCount + 1, 0);
+  for (int64_t s = slots; s-- > 0;) free_.push_back(static_cast<int32_t>(s));
+}
+
+RowCache::~RowCache() {
+  if (words_) munmap(words_, static_cast<size_t>(rows_) * 8);
+}
+
+// --- Counting. ---------------------------------------------------------------------------------
+
+uint32_t RowCache::halvings(uint32_t batch) const {
+  uint32_t k = 0;
+  while (k < 8 && batch < boundaries_[k]) ++k;
+  return k;
+}
+
+uint32_t RowCache::count_of(uint64_t word) const {
+  return static_cast<uint32_t>(word & kMostCount) >> halvings(batch_of(word));
+}
+
+void RowCache::end_batch() {
+  if (now_ - boundaries_[0] < window_) return;
+  std::copy_backward(boundaries_, boundaries_ + 7, boundaries_ + 8);
+  boundaries_[0] = now_ + 1;
+  if (!free_.empty()) return;
+  // Long enough that the rows at the edge of the cache are told apart, and no longer.
+  if (rare_ < 3)
+    window_ = std::min<uint32_t>(2 * window_, 1 << 16);
+  else if (rare_ > 12)
+    window_ = std::max<uint32_t>(window_ / 2, 16);
+}
+
+// The numbers of batches start over: all of them shift down.
+void RowCache::renumber() {
+  const uint32_t shift = std::min(oldest(), now_) - 1;
+  for (int64_t id = 0; id < rows_; ++id) {
+    const uint64_t word = words_[id];
+    if (word == 0) continue;
+    const uint32_t batch = batch_of(word);
+    const uint64_t later = batch > shift ? batch - shift : 0;
+    words_[id] = (word & ~(uint64_t{kMostBatches} << 9 | kMostCount)) | later << 9 | count_of(word);
+  }
+  for (uint32_t& boundary : boundaries_) boundary = boundary > shift ? boundary - shift : 0;
+  for (Flight& flight : flights_) flight.batch -= shift;
+  now_ -= shift;
+}
+
+// --- A batch. ----------------------------------------------------------------------------------
+
+template <class Index>
+void RowCache::look_up(const Index* ids, int64_t count, int32_t* out, Use use, int threads) {
+  if (static_cast<int>(found_.size()) < threads) found_.resize(static_cast<size_t>(threads));
+  const uint64_t change = use == Use::update ? kChanged : 0;
+  const uint64_t now = static_cast<uint64_t>(now_) << 9;
+  run_team(threads, [&](int t) {
+    Found& found = found_[t];
+    found.missing.clear();
+    found.holes.clear();
+    found.bad = -1;
+    const int64_t begin = part_begin(count, t, threads), end = part_begin(count, t + 1, threads);
+    for (int64_t i = begin; i < end; ++i) {
+      if (i + kAhead < end) {
+        const auto next = static_cast<uint64_t>(static_cast<int64_t>(ids[i + kAhead]));
+        if (next < static_cast<uint64_t>(rows_)) __builtin_prefetch(words_ + next);
+      }
+      const auto id = static_cast<int64_t>(ids[i]);
+      if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(rows_)) {
+        found.bad = i;
+        return;
+      }
+      uint64_t word = load(words_ + id);
+      if (batch_of(word) != now_) {
+        const uint64_t seen = std::min(count_of(word) + 1, kMostCount);
+        const uint64_t rest = word & ~(uint64_t{kMostBatches} << 9 | kMostCount);
+        word = rest | now | seen | (is_here(word) ? change : 0);
+        store(words_ + id, word);
+        if (!is_here(word)) found.missing.push_back(id);
+      }
+      if (!is_here(word))
+        found.holes.push_back({i, id});
+      else if (out)
+        out[i] = slot_of(word);
+    }
+  });
+}
+
+template <class Index>
+uint64_t RowCache::plan_locked(const Index* ids, int64_t count, int32_t* out, Use use,
+                               int threads) {
+  if (now_ + 1 >= kMostBatches) renumber();
+  ++now_;
+  threads = team(count, threads, 4096);
+  found_.resize(std::max<size_t>(found_.size(), static_cast<size_t>(threads)));
+  for (Found& found : found_) {
+    found.missing.clear();
+    found.holes.clear();
+    found.bad = -1;
+  }
+  look_up(ids, count, use == Use::prefetch ? nullptr : out, use, threads);
+  moves_.clear();
+  full_ = false;
+  for (const Found& found : found_)
+    if (found.bad >= 0)
+      throw std::out_of_range("expected indices in 0.." + std::to_string(rows_ - 1) + "; got " +
+                              std::to_string(static_cast<int64_t>(ids[found.bad])) +
+                              " at position " + std::to_string(found.bad));
+  flights_.push_back({++tickets_, now_, use == Use::prefetch});
+  assign();
+  // Who comes is changed if who is here is.
+  if (use == Use::update)
+    for (const SlotMove& move : moves_) words_[move.loaded] |= kChanged;
+  if (use == Use::prefetch) {
+    statistics_.prefetched += static_cast<int64_t>(moves_.size());
+  } else {
+    ++statistics_.batches;
+    statistics_.lookups += count;
+    statistics_.hits += count;
+    for (const Found& found : found_) statistics_.hits -= static_cast<int64_t>(found.holes.size());
+  }
+  statistics_.loads += static_cast<int64_t>(moves_.size());
+  for (const SlotMove& move : moves_) {
+    statistics_.evictions += move.evicted >= 0;
+    statistics_.write_backs += move.changed;
+  }
+  end_batch();
+  return tickets_;
+}
+
+void RowCache::finish_locked(int32_t* out, uint64_t ticket) {
+  if (full_) {
+    release_locked(ticket);
+    throw CacheFullError("");
+  }
+  const bool prefetch = flights_.back().prefetch;
+  if (!prefetch && out) {
+    for (const Found& found : found_)
+      for (const Hole& hole : found.holes) out[hole.at] = slot_of(words_[hole.id]);
+  }
+  // What was fetched ahead of this batch is among its rows now; of other batches, the latest few.
+  int64_t ahead = 0;
+  uint64_t first = 0;
+  for (const Flight& flight : flights_) {
+    if (!flight.prefetch) continue;
+    if (ahead++ == 0) first = flight.ticket;
+  }
+  if (first && (!prefetch || ahead > 4)) release_locked(first);
+}
+
+template <class Index>
+uint64_t RowCache::begin(const Index* ids, int64_t count, int32_t* out, Use use, RowFile& file,
+                         const std::vector<RowPart>& parts, int threads) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  const uint64_t ticket = plan_locked(ids, count, out, use, threads);
+  const auto size = static_cast<int64_t>(moves_.size());
+  if (size > 0) {
+    int64_t bytes = 0;
+    for (const RowPart& part : parts) bytes += part.bytes;
+    for (const SlotMove& move : moves_)
+      if (move.changed) {
+        file.will_write();
+        break;
+      }
+    const int movers = team(size, threads, 32);
+    run_team(movers, [&](int t) {
+      const int64_t end = part_begin(size, t + 1, movers);
+      for (int64_t i = part_begin(size, t, movers); i < end; ++i) {
+        if (i + 2 * kMovesAhead < end) {
+          const SlotMove& far = moves_[i + 2 * kMovesAhead];
+          __builtin_prefetch(file.header(far.loaded));
+          if (far.changed) __builtin_prefetch(file.header(far.evicted), 1);
+        }
+        if (i + kMovesAhead < end) {
+          const SlotMove& near = moves_[i + kMovesAhead];
+          const char* from = file.find(near.loaded);
+          if (from) fetch(from, bytes);
+          if (near.changed)
+            for (const RowPart& part : parts) fetch(part.data + near.slot * part.bytes, part.bytes);
+        }
+        const SlotMove& move = moves_[i];
+        if (move.changed) file.write_row(move.evicted, parts.data(), parts.size(), move.slot);
+        file.read_row(move.loaded, parts.data(), parts.size(), move.slot);
+      }
+    });
+  }
+  finish_locked(out, ticket);
+  return ticket;
+}
+
+template <class Index>
+uint64_t RowCache::plan(const Index* ids, int64_t count, Use use, int threads) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  return plan_locked(ids, count, nullptr, use, threads);
+}
+
+template <class Index>
+void RowCache::finish(uint64_t ticket, const Index* ids, int64_t count, int32_t* out) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  if (flights_.empty() || flights_.back().ticket != ticket)
+    throw std::invalid_argument("expected the ticket of the latest plan");
+  finish_locked(nullptr, ticket);
+  moves_.clear();
+  for (int64_t i = 0; out && i < count; ++i) out[i] = slot_of(words_[ids[i]]);
+}
+
+void RowCache::cancel(uint64_t ticket) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  if (flights_.empty() || flights_.back().ticket != ticket)
+    throw std::invalid_argument("expected the ticket of the latest plan");
+  for (size_t i = moves_.size(); i-- > 0;) {
+    const SlotMove& move = moves_[i];
+    words_[move.loaded] = with_slot(words_[move.loaded] & ~kChanged, -1);
+    ids_[move.slot] = move.evicted;
+    if (move.evicted >= 0)
+      words_[move.evicted] =
+          with_slot(words_[move.evicted], move.slot) | (move.changed ? kChanged : 0);
+    else
+      free_.push_back(move.slot);
+  }
+  moves_.clear();
+  release_locked(ticket);
+}
+
+void RowCache::release_locked(uint64_t ticket) {
+  for (size_t i = 0; i < flights_.size(); ++i) {
+    if (flights_[i].ticket != ticket) continue;
+    flights_.erase(flights_.begin() + static_cast<std::ptrdiff_t>(i));
+    return;
+  }
+}
+
+void RowCache::release(uint64_t ticket) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  release_locked(ticket);
+}
+
+// --- Who stays and who goes. -------------------------------------------------------------------
+
+void RowCache::assign() {
+  int64_t missing = 0;
+  for (const Found& found : found_) missing += static_cast<int64_t>(found.missing.size());
+  if (missing == 0) return;
+  const int64_t most = std::max<int64_t>(1, slots_ / 2);
+  porch_target_ =
+      std::max({kLeastPorch, missing + missing / 4, porch_target_ - porch_target_ / 16});
+  porch_target_ = std::min(porch_target_, most);
+  porch_left_ = porch_size_;
+  moves_.reserve(static_cast<size_t>(missing));
+  if (free_.empty() && victims_.size() < 64) sweep(sweep_);
+  starved_ = false;
+  for (const Found& found : found_) {
+    const size_t size = found.missing.size();
+    for (size_t i = 0; i < size; ++i) {
+      const int64_t id = found.missing[i];
+      const uint64_t word = words_[id];
+      if (is_here(word)) continue;  // another thread missed it as well
+      SlotMove move{-1, id, -1, false};
+      move.slot = take_slot(&move);
+      if (move.slot < 0 && drop_prefetched()) move.slot = take_slot(&move);
+      if (move.slot < 0) {
+        full_ = true;
+        return;
+      }
+      ids_[move.slot] = id;
+      words_[id] = with_slot(words_[id], move.slot);
+      moves_.push_back(move);
+    }
+  }
+  if (starved_)
+    sweep_ = std::min(2 * sweep_, std::max(kLeastSweep, slots_ / 16));
+  else
+    sweep_ = std::max(kLeastSweep, sweep_ - sweep_ / 16);
+}
+
+// For want of slots, gives up what was fetched ahead of later batches. False if there is none.
+bool RowCache::drop_prefetched() {
+  if (flights_.back().prefetch) return false;
+  const size_t before = flights_.size();
+  flights_.erase(std::remove_if(flights_.begin(), flights_.end(),
+                                [](const Flight& flight) { return flight.prefetch; }),
+                 flights_.end());
+  return flights_.size() < before;
+}
+
+void RowCache::evict(int32_t slot, SlotMove* move) {
+  const int64_t id = ids_[slot];
+  const uint64_t word = words_[id];
+  move->evicted = id;
+  move->changed = word & kChanged;
+  words_[id] = with_slot(word & ~kChanged, -1);
+}
+
+int32_t RowCache::take_slot(SlotMove* move) {
+  if (!free_.empty()) {
+    const int32_t slot = free_.back();
+    free_.pop_back();
+    return slot;
+  }
+  const auto ring = static_cast<int64_t>(porch_.size());
+  const auto at = [&](int64_t i) {
+    i += porch_begin_;
+    return porch_[i < ring ? i : i - ring];
+  };
+  const auto push = [&](int32_t slot) {
+    int64_t i = porch_begin_ + porch_size_++;
+    porch_[i < ring ? i : i - ring] = slot;
+    on_porch_[slot] = 1;
+  };
+  const uint32_t in_use = oldest();
+  for (; porch_left_ > 0; --porch_left_) {
+    if (porch_left_ > 16) {
+      __builtin_prefetch(&ids_[at(16)]);
+      const int64_t next = ids_[at(8)];
+      if (next >= 0) __builtin_prefetch(words_ + next, 1);
+    }
+    const int32_t slot = at(0);
+    porch_begin_ = porch_begin_ + 1 < ring ? porch_begin_ + 1 : 0;
+    --porch_size_;
+    const int64_t id = ids_[slot];
+    if (id < 0) {  // a batch was canceled
+      push(slot);
+      continue;
+    }
+    const uint64_t word = words_[id];
+    if (porch_size_ >= porch_target_) {
+      on_porch_[slot] = 0;  // the porch is too long
+      continue;
+    }
+    if (count_of(word) > rare_) {
+      const int32_t victim = pop_victim();
+      if (victim >= 0) {
+        on_porch_[slot] = 0;
+        push(victim);
+        evict(victim, move);
+        --porch_left_;
+        return victim;
+      }
+    }
+    push(slot);
+    if (batch_of(word) >= in_use) continue;
+    evict(slot, move);
+    --porch_left_;
+    return slot;
+  }
+  int32_t victim = pop_victim();
+  if (victim < 0) {
+    sweep(sweep_);
+    victim = pop_victim();
+  }
+  if (victim < 0) victim = any_victim();
+  if (victim < 0) return -1;
+  if (!on_porch_[victim]) push(victim);
+  evict(victim, move);
+  return victim;
+}
+
+// The next slots under the hand: those whose rows are rare are listed, and how rare is rare is
+// measured.
+void RowCache::sweep(int64_t slots) {
+  for (int64_t k = std::min(slots, slots_); k > 0; --k) {
+    const int64_t s = hand_;
+    hand_ = hand_ + 1 < slots_ ? hand_ + 1 : 0;
+    if (s + kAhead < slots_ && ids_[s + kAhead] >= 0) __builtin_prefetch(words_ + ids_[s + kAhead]);
+    if (on_porch_[s] || ids_[s] < 0) continue;
+    const uint32_t count = count_of(words_[ids_[s]]);
+    if (count <= rare_ && static_cast<int64_t>(victims_.size()) < slots_)
+      victims_.push_back(static_cast<int32_t>(s));
+    ++histogram_[count];
+    if (++sampled_ < std::min<int64_t>(slots_, 8192)) continue;
+    const auto enough = std::max<int64_t>(1, static_cast<int64_t>(kRareShare * sampled_));
+    int64_t sum = 0;
+    rare_ = 0;
+    while ((sum += histogram_[rare_]) < enough) ++rare_;
+    std::fill(histogram_.begin(), histogram_.end(), 0);
+    sampled_ = 0;
+  }
+}
+
+int32_t RowCache::pop_victim() {
+  while (!victims_.empty()) {
+    const int32_t slot = victims_.back();
+    victims_.pop_back();
+    const int64_t id = ids_[slot];
+    if (on_porch_[slot] || id < 0) continue;
+    const uint64_t word = words_[id];
+    if (batch_of(word) < oldest() && count_of(word) <= rare_) return slot;
+  }
+  starved_ = true;
+  return -1;
+}
+
+// Any row that may go: of the next 64 such the least used. -1 if there is none.
+int32_t RowCache::any_victim() {
+  int32_t best = -1;
+  uint32_t least = kMostCount + 1;
+  int64_t seen = 0;
+  for (int64_t k = 0; k < slots_ && seen < 64; ++k) {
+    const int64_t s = hand_;
+    hand_ = hand_ + 1 < slots_ ? hand_ + 1 : 0;
+    if (ids_[s] < 0) continue;
+    const uint64_t word = words_[ids_[s]];
+    if (batch_of(word) >= oldest()) continue;
+    ++seen;
+    if (count_of(word) >= least) continue;
+    least = count_of(word);
+    best = static_cast<int32_t>(s);
+  }
+  return best;
+}
+
+// --- Looking in from outside. ------------------------------------------------------------------
+
+void RowCache::find(const int64_t* ids, int64_t count, int32_t* out) const {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  for (int64_t i = 0; i < count; ++i) {
+    if (static_cast<uint64_t>(ids[i]) >= static_cast<uint64_t>(rows_))
+      throw std::out_of_range("expected indices in 0.." + std::to_string(rows_ - 1) + "; got " +
+                              std::to_string(ids[i]) + " at position " + std::to_string(i));
+    out[i] = slot_of(words_[ids[i]]);
+  }
+}
+
+void RowCache::changed(std::vector<int64_t>* ids, std::vector<int32_t>* slots) const {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  changed_locked(ids, slots);
+}
+
+void RowCache::changed_locked(std::vector<int64_t>* ids, std::vector<int32_t>* slots) const {
+  ids->clear();
+  slots->clear();
+  for (const int64_t id : ids_)
+    if (id >= 0 && (words_[id] & kChanged)) ids->push_back(id);
+  std::sort(ids->begin(), ids->end());
+  for (const int64_t id : *ids) slots->push_back(slot_of(words_[id]));
+}
+
+void RowCache::cleaned(const std::vector<int64_t>& ids) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  cleaned_locked(ids);
+}
+
+void RowCache::cleaned_locked(const std::vector<int64_t>& ids) {
+  for (const int64_t id : ids)
+    if (batch_of(words_[id]) < oldest()) words_[id] &= ~kChanged;
+}
+
+void RowCache::write_changed(RowFile& file, const std::vector<RowPart>& parts, int threads) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  std::vector<int64_t> ids;
+  std::vector<int32_t> slots;
+  changed_locked(&ids, &slots);
+  if (ids.empty()) return;
+  file.will_write();
+  const auto size = static_cast<int64_t>(ids.size());
+  threads = team(size, threads, 256);
+  run_team(threads, [&](int t) {
+    const int64_t end = part_begin(size, t + 1, threads);
+    for (int64_t i = part_begin(size, t, threads); i < end; ++i) {
+      if (i + kMovesAhead < end) {
+        __builtin_prefetch(file.header(ids[i + kMovesAhead]), 1);
+        for (const RowPart& part : parts)
+          fetch(part.data + slots[i + kMovesAhead] * part.bytes, part.bytes);
+      }
+      file.write_row(ids[i], parts.data(), parts.size(), slots[i]);
+    }
+  });
+  cleaned_locked(ids);
+}
+
+void RowCache::touch_changed(const int64_t* ids, int64_t count) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  for (int64_t i = 0; i < count; ++i)
+    if (is_here(words_[ids[i]])) words_[ids[i]] |= kChanged;
+}
+
+bool RowCache::clear() {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  for (const Flight& flight : flights_)
+    if (!flight.prefetch) return false;
+  flights_.clear();
+  for (const int64_t id : ids_)
+    if (id >= 0) words_[id] = with_slot(words_[id] & ~kChanged, -1);
+  std::fill(ids_.begin(), ids_.end(), -1);
+  std::fill(on_porch_.begin(), on_porch_.end(), 0);
+  free_.clear();
+  for (int64_t s = slots_; s-- > 0;) free_.push_back(static_cast<int32_t>(s));
+  porch_begin_ = porch_size_ = 0;
+  victims_.clear();
+  return true;
+}
+
+CacheStatistics RowCache::statistics() const {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  return statistics_;
+}
+
+void RowCache::reset_statistics() {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  statistics_ = {};
+}
+
+int64_t RowCache::used() const {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  return slots_ - static_cast<int64_t>(free_.size());
+}
+
+template uint64_t RowCache::begin(const int32_t*, int64_t, int32_t*, Use, RowFile&,
+                                  const std::vector<RowPart>&, int);
+template uint64_t RowCache::begin(const int64_t*, int64_t, int32_t*, Use, RowFile&,
+                                  const std::vector<RowPart>&, int);
+template uint64_t RowCache::plan(const int32_t*, int64_t, Use, int);
+template uint64_t RowCache::plan(const int64_t*, int64_t, Use, int);
+template void RowCache::finish(uint64_t, const int32_t*, int64_t, int32_t*);
+template void RowCache::finish(uint64_t, const int64_t*, int64_t, int32_t*);
+
+}  // namespace vecsmith::io
