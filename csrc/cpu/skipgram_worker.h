@@ -5,15 +5,11 @@
 #include <algorithm>
 #include <array>
 #include <cstdlib>
-#include <exception>
 #include <memory>
 #include <new>
 #include <vector>
 
-#ifdef _OPENMP
-#include <omp.h>
-#endif
-
+#include "cpu/parallel.h"
 #include "cpu/skipgram.h"
 
 namespace vecsmith {
@@ -167,28 +163,6 @@ class Stream {
   std::vector<uint8_t> repeat_;
   static constexpr std::size_t kMargin = 16;
 };
-
-// Runs body(worker index) on each of `threads` workers. An exception in one of them is rethrown
-// here.
-template <class Body>
-void parallel(int threads, const Body& body) {
-#ifdef _OPENMP
-  std::exception_ptr error;
-#pragma omp parallel num_threads(threads)
-  {
-    try {
-      body(omp_get_thread_num(), omp_get_num_threads());
-    } catch (...) {
-#pragma omp critical(vecsmith_skipgram_error)
-      error = std::current_exception();
-    }
-  }
-  if (error) std::rethrow_exception(error);
-#else
-  (void)threads;
-  body(0, 1);
-#endif
-}
 
 inline std::vector<std::unique_ptr<Worker>> make_workers(const SkipgramJob& job, int count,
                                                          int64_t plans) {

@@ -75,7 +75,8 @@ class UpdateRule:
         return tuple((rows, dim) if kind == "t" else (rows,) for kind in kinds)
 
     def numbers(self) -> list[float]:
-        """What the kernels need, in their order: the rate at this step, then the rest."""
+        """What the native kernels need, in their order: the rate at this step, eps, 1 - beta1,
+        1 - beta2 (of which float32 would lose digits), momentum and so on."""
         rate = self.lr
         if self.name in ("adagrad", "rowwise_adagrad"):
             rate /= 1 + (self.step - 1) * self.lr_decay
@@ -85,8 +86,8 @@ class UpdateRule:
         return [
             rate,
             self.eps,
-            self.beta1,
-            self.beta2,
+            1 - self.beta1,
+            1 - self.beta2,
             self.momentum,
             fresh,
             float(self.nesterov),

@@ -131,8 +131,8 @@ def embedding_bag(
         mode: "sum", "mean" or "max".
         per_sample_weights: of indices' shape, in weight's dtype or float32; mode "sum" alone.
         padding_idx: entries that are left out, and get no gradient (negative: from the end).
-        sparse: the gradient of ``weight`` is a coalesced ``torch.sparse_coo`` tensor of the touched
-            rows, each row once. Not under torch.compile.
+        sparse: the gradient of ``weight`` is a ``torch.sparse_coo`` tensor of the touched rows, each
+            row once, ascending. Not under torch.compile.
         backend: "native", "triton" or "reference" to force one.
         num_threads: default ``torch.get_num_threads()``.
 
@@ -478,8 +478,7 @@ def _workers(num_threads: int) -> int:
 
 
 def _choose(tensor: Tensor, backend: str) -> str:
-    chosen = choose(OPERATOR, tensor.device.type, tensor.dtype, backend or None)
-    return "reference" if chosen == "native" and not hasattr(native(), "embedding_bag") else chosen
+    return choose(OPERATOR, tensor.device.type, tensor.dtype, backend or None)
 
 
 def _bags(
@@ -530,7 +529,7 @@ def _forward_impl(
         out = torch.empty((count, dim), dtype=torch.float32 if quantized else weight.dtype)
         size = (count, dim) if mode == "max" else (0,)
         positions = torch.empty(size, dtype=torch.int64)
-        native().embedding_bag(
+        job = (
             _bags(
                 *(indices, offsets, per_sample_weights),
                 *(mode, include_last_offset, padding_idx, rows),
@@ -538,8 +537,8 @@ def _forward_impl(
             (weight.data_ptr(), _TYPE[weight.dtype], dim, weight.stride(0)),
             _address(out),
             _address(positions),
-            _workers(num_threads),
         )
+        native().embedding_bag([job], _workers(num_threads))
         return out, positions
     _check_contents("embedding_bag", indices, offsets, include_last_offset, rows)
     if chosen == "triton":
@@ -683,7 +682,7 @@ def _backward_impl(
             native().per_sample_weights_gradient(
                 job,
                 source,
-                (weight.data_ptr(), _TYPE[weight.dtype], weight.stride(0)),
+                (weight.data_ptr(), _TYPE[weight.dtype], weight.shape[1], weight.stride(0)),
                 (_address(weights), _TYPE[weights.dtype]),
                 _workers(num_threads),
             )
@@ -756,7 +755,7 @@ def _update_impl(
             _bags(*bags, mode, include_last_offset, padding_idx, weight.shape[0]),
             (grad.data_ptr(), _TYPE[grad.dtype], grad.shape[1]),
             _address(positions),
-            (weight.data_ptr(), _TYPE[weight.dtype], weight.stride(0)),
+            (weight.data_ptr(), _TYPE[weight.dtype], weight.shape[1], weight.stride(0)),
             [t.data_ptr() for t in state],
             rule.name,
             rule.numbers(),
