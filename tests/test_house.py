@@ -25,7 +25,10 @@ from vecsmith import ops
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "python" / "vecsmith"
 OPERATORS = sorted(ops.registry())
-PUBLIC_MODULES = ("vecsmith", "vecsmith.ops", "vecsmith.data", "vecsmith.io", "vecsmith.eval")
+PUBLIC_MODULES = (
+    *("vecsmith", "vecsmith.nn", "vecsmith.optim", "vecsmith.ops"),
+    *("vecsmith.data", "vecsmith.io", "vecsmith.eval"),
+)
 
 
 def tool(name: str) -> types.ModuleType:
