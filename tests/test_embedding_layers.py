@@ -417,6 +417,23 @@ def test_a_table_in_the_place_of_the_weight():
     assert torch.equal(copy.deepcopy(flat)(values), flat(values))
 
 
+@pytest.mark.parametrize("storage", ["host", "mmap"])
+def test_rows_that_are_kept_elsewhere(storage, tmp_path):
+    where = {"path": tmp_path / "rows"} if storage == "mmap" else {}
+    layer = nn.EmbeddingBag(
+        ROWS, DIM, mode="sum", storage=storage, cache_rows=ROWS - 3, padding_idx=-1, **where
+    )
+    assert isinstance(layer.table, Table)
+    values = torch.randint(ROWS, (3, 4))
+    rows = layer.table.rows(torch.arange(ROWS))
+    assert rows.dtype == torch.float32
+    assert not rows[-1].any()
+    theirs = torch.nn.functional.embedding_bag(values, rows, mode="sum", padding_idx=-1)
+    torch.testing.assert_close(layer(values), theirs)
+    other = nn.Embedding(ROWS, DIM, storage="host", dtype=torch.float16)
+    assert other(values).dtype == torch.float16
+
+
 def test_a_table_says_what_it_does_not_do():
     table = Table()
     table.num_embeddings, table.embedding_dim = 3, 2
@@ -448,7 +465,7 @@ BAD_ARGUMENTS = [
         ValueError,
         "expected no scale_grad_by_freq",
     ),
-    ({"table": PlainTable(ROWS, DIM), "dtype": torch.float16}, ValueError, "expected no dtype"),
+    ({"table": PlainTable(ROWS, DIM), "dtype": torch.float16}, ValueError, "got both"),
     ({"storage": "host", "_weight": torch.zeros(ROWS, DIM)}, ValueError, "expected no _weight"),
 ]
 

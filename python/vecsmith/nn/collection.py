@@ -201,7 +201,7 @@ class EmbeddingBagCollection(nn.Module):
             sparse=sparse,
             include_last_offset=True,
             device=None if config.table is not None else device,
-            dtype=config.data_type,
+            dtype=None if config.table is not None else config.data_type,
             table=config.table,
             storage=config.storage,
             path=config.path,

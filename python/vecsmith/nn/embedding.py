@@ -54,7 +54,9 @@ def _make_table(
     storage: str,
     options: dict[str, Any],
     refused: dict[str, Any],
+    padding_idx: int | None,
     device: Any,
+    dtype: torch.dtype | None,
 ) -> Table | None:
     """The table that a layer keeps in the place of its own weight; None for its own."""
     if storage not in STORAGES:
@@ -72,11 +74,21 @@ def _make_table(
     if table is None:
         from vecsmith.nn.cached_table import CachedTable
 
-        return CachedTable(num_embeddings, embedding_dim, storage=storage, device=device, **given)
+        return CachedTable(
+            num_embeddings,
+            embedding_dim,
+            storage=storage,
+            device=device,
+            dtype=torch.get_default_dtype() if dtype is None else dtype,
+            padding_idx=padding_idx,
+            **given,
+        )
     if not isinstance(table, Table):
         raise TypeError(f"{name}: expected table to be a vecsmith.nn.Table; got {type(table)}")
-    if storage != "device" or given or device is not None:
-        raise ValueError(f"{name}: expected a table or a storage of its own; got both")
+    if storage != "device" or given or device is not None or dtype is not None:
+        raise ValueError(
+            f"{name}: expected a table, or storage, device and dtype of one to be made; got both"
+        )
     shape = (table.num_embeddings, table.embedding_dim)
     if shape != (num_embeddings, embedding_dim):
         raise ValueError(
@@ -152,9 +164,8 @@ class Embedding(torch.nn.Embedding):
                 "max_norm": max_norm,
                 "scale_grad_by_freq": scale_grad_by_freq,
                 "_weight": _weight is not None,
-                "dtype": dtype not in (None, torch.float32),
             },
-            device,
+            *(padding_idx, device, dtype),
         )
         own = _own_weight(name, num_embeddings, embedding_dim, table, _weight, device, dtype)
         super().__init__(
@@ -240,9 +251,8 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
                 "max_norm": max_norm,
                 "scale_grad_by_freq": scale_grad_by_freq,
                 "_weight": _weight is not None,
-                "dtype": dtype not in (None, torch.float32),
             },
-            device,
+            *(padding_idx, device, dtype),
         )
         own = _own_weight(name, num_embeddings, embedding_dim, table, _weight, device, dtype)
         super().__init__(

@@ -61,8 +61,8 @@ def apply_optimizer_in_backward(
       needs no scaling). Neither can gradients be clipped.
     - It is eager: ``torch.compile(fullgraph=True)`` refuses such a layer; without ``fullgraph`` the
       graph breaks there.
-    - Copies (``copy.deepcopy``) have no optimizer: apply it to them. DistributedDataParallel does
-      not see these gradients.
+    - Copies (``copy.deepcopy``, pickles) have no optimizer: apply it to them.
+      DistributedDataParallel does not see these gradients.
 
     Args:
         optimizer_class: of :mod:`vecsmith.optim`, or any other.
