@@ -46,6 +46,9 @@ class CompressedTable(Table):
     Rows share parameters, so no row can be kept at zero: where ``padding_idx`` is given, its
     entries are taken as absent. They are zeros in :meth:`embedding`, they are skipped in bags, and
     they have no gradient.
+
+    What is looked up is hashes, remainders or digits, which are always in range. So ids are checked
+    here, but not under torch.compile: there an id out of range gives the row of another.
     """
 
     def __init__(self, num_embeddings: int, embedding_dim: int) -> None:

@@ -33,16 +33,15 @@ _DIGIT = 2**30
 class HashedTable(CompressedTable):
     """Rows shared by hashing: with k hash functions h_j into ``buckets`` rows of one table T,
 
-        row(i) = sum_j p[i, j] T[h_j(i)]                 combine="sum",     T [buckets, D]
-        row(i) = [p[i, 0] T[h_0(i)], ..., ]  (k blocks)  combine="concat",  T [buckets, D / k]
+        row(i) = sum_j p[i, j] T[h_j(i)]       combine="sum",     T [buckets, D]
+        row(i) = concat_j p[i, j] T[h_j(i)]    combine="concat",  T [buckets, D / k]
 
         h_j(i) = ((a_j (i mod 2^30) + c_j floor(i / 2^30) + b_j) mod (2^31 - 1)) mod buckets
 
     with a_j, c_j in 1..2^31-2 and b_j in 0..2^31-2 drawn from ``seed``: a universal family (two ids
     fall into one bucket with a probability of about 1 / buckets), in 64-bit integers that never
     overflow. p = 1, or a trained weight for each id and hash (``importance=True``: Hash
-    Embeddings).
-    With k >= 2 two ids share a row only where all of their hashes meet.
+    Embeddings). With k >= 2 two ids share a row only where all of their hashes meet.
 
     The k look-ups of an entry are one call of the operator (entries of one bag), and pooling by sum
     and mean, and by max where blocks are concatenated, needs no row of its own.
