@@ -6,6 +6,7 @@
 #include <cerrno>
 #include <string>
 #include <system_error>
+#include <utility>
 
 #include "io/team.h"
 
@@ -113,14 +114,10 @@ void RowCache::renumber() {
 
 template <class Index>
 void RowCache::look_up(const Index* ids, int64_t count, int32_t* out, Use use, int threads) {
-  if (static_cast<int>(found_.size()) < threads) found_.resize(static_cast<size_t>(threads));
   const uint64_t change = use == Use::update ? kChanged : 0;
   const uint64_t now = static_cast<uint64_t>(now_) << 9;
   run_team(threads, [&](int t) {
     Found& found = found_[t];
-    found.missing.clear();
-    found.holes.clear();
-    found.bad = -1;
     const int64_t begin = part_begin(count, t, threads), end = part_begin(count, t + 1, threads);
     for (int64_t i = begin; i < end; ++i) {
       if (i + kAhead < end) {
@@ -138,6 +135,7 @@ void RowCache::look_up(const Index* ids, int64_t count, int32_t* out, Use use, i
         const uint64_t rest = word & ~(uint64_t{kMostBatches} << 9 | kMostCount);
         word = rest | now | seen | (is_here(word) ? change : 0);
         store(words_ + id, word);
+        found.distinct.push_back(id);
         if (!is_here(word)) found.missing.push_back(id);
       }
       if (!is_here(word))
@@ -156,6 +154,7 @@ uint64_t RowCache::plan_locked(const Index* ids, int64_t count, int32_t* out, Us
   threads = team(count, threads, 4096);
   found_.resize(std::max<size_t>(found_.size(), static_cast<size_t>(threads)));
   for (Found& found : found_) {
+    found.distinct.clear();
     found.missing.clear();
     found.holes.clear();
     found.bad = -1;
@@ -168,7 +167,15 @@ uint64_t RowCache::plan_locked(const Index* ids, int64_t count, int32_t* out, Us
       throw std::out_of_range("expected indices in 0.." + std::to_string(rows_ - 1) + "; got " +
                               std::to_string(static_cast<int64_t>(ids[found.bad])) +
                               " at position " + std::to_string(found.bad));
-  flights_.push_back({++tickets_, now_, use == Use::prefetch});
+  flights_.push_back({++tickets_, now_, use == Use::prefetch, {}});
+  std::vector<int64_t>& rows = flights_.back().ids;
+  if (!spare_.empty()) {
+    rows.swap(spare_.back());
+    spare_.pop_back();
+  }
+  rows.clear();
+  for (const Found& found : found_)
+    rows.insert(rows.end(), found.distinct.begin(), found.distinct.end());
   assign();
   // Who comes is changed if who is here is.
   if (use == Use::update)
@@ -287,6 +294,7 @@ void RowCache::cancel(uint64_t ticket) {
 void RowCache::release_locked(uint64_t ticket) {
   for (size_t i = 0; i < flights_.size(); ++i) {
     if (flights_[i].ticket != ticket) continue;
+    if (spare_.size() < 4) spare_.push_back(std::move(flights_[i].ids));
     flights_.erase(flights_.begin() + static_cast<std::ptrdiff_t>(i));
     return;
   }
@@ -319,7 +327,10 @@ void RowCache::assign() {
       if (is_here(word)) continue;  // another thread missed it as well
       SlotMove move{-1, id, -1, false};
       move.slot = take_slot(&move);
-      if (move.slot < 0 && drop_prefetched()) move.slot = take_slot(&move);
+      if (move.slot < 0 && (let_go() || drop_prefetched())) {
+        porch_left_ = porch_size_;
+        move.slot = take_slot(&move);
+      }
       if (move.slot < 0) {
         full_ = true;
         return;
@@ -333,6 +344,25 @@ void RowCache::assign() {
     sweep_ = std::min(2 * sweep_, std::max(kLeastSweep, slots_ / 16));
   else
     sweep_ = std::max(kLeastSweep, sweep_ - sweep_ / 16);
+}
+
+// Rows that were used since the oldest batch that is not released, but are in none of these, may
+// go. False if there are none.
+bool RowCache::let_go() {
+  std::vector<uint8_t> stays(static_cast<size_t>(slots_), 0);
+  for (const Flight& flight : flights_)
+    for (const int64_t id : flight.ids)
+      if (is_here(words_[id])) stays[slot_of(words_[id])] = 1;
+  bool any = false;
+  const uint32_t in_use = oldest();
+  for (int64_t s = 0; s < slots_; ++s) {
+    if (stays[s] || ids_[s] < 0) continue;
+    uint64_t& word = words_[ids_[s]];
+    if (batch_of(word) < in_use) continue;
+    word = (word & ~(uint64_t{kMostBatches} << 9)) | static_cast<uint64_t>(in_use - 1) << 9;
+    any = true;
+  }
+  return any;
 }
 
 // For want of slots, gives up what was fetched ahead of later batches. False if there is none.

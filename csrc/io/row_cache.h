@@ -12,7 +12,9 @@
 // instead; a hand that sweeps the slots, some thousand a batch, keeps a list of them and knows how
 // rare they are. (The scheme is that of W-TinyLFU: Einziger, Friedman and Manes 2017.)
 //
-// Rows of a batch stay where they are until it is released, and so do all that were used since.
+// Rows of a batch stay where they are until it is released, and as a rule so do all that were used
+// since: that is one comparison. Where this leaves no room, the rows of such batches are gone
+// through.
 #pragma once
 
 #include <cstdint>
@@ -102,15 +104,16 @@ class RowCache {
     uint64_t ticket;
     uint32_t batch;
     bool prefetch;
+    std::vector<int64_t> ids;  // its rows, some twice
   };
   struct Hole {
     int64_t at, id;
   };
   struct Found {
-    std::vector<int64_t> missing;
+    std::vector<int64_t> distinct;  // rows that this thread was the first to see
+    std::vector<int64_t> missing;   // those of them that are not here
     std::vector<Hole> holes;
     int64_t bad = -1;  // where the first index out of range is
-    int64_t distinct = 0;
     char apart[64];
   };
 
@@ -125,6 +128,7 @@ class RowCache {
   void assign();
   int32_t take_slot(SlotMove* move);
   bool drop_prefetched();
+  bool let_go();
   void evict(int32_t slot, SlotMove* move);
   void sweep(int64_t slots);
   int32_t pop_victim();
@@ -152,7 +156,8 @@ class RowCache {
   uint32_t now_ = 0;  // this batch
   uint64_t tickets_ = 0;
   std::vector<Flight> flights_;
-  uint32_t window_ = 64;         // batches
+  std::vector<std::vector<int64_t>> spare_;  // lists of ids to be used again
+  uint32_t window_ = 64;                     // batches
   uint32_t boundaries_[8] = {};  // the first batches of the latest windows, newest first
 
   std::vector<Found> found_;

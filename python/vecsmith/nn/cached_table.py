@@ -231,16 +231,16 @@ class CachedTable(Table):
         if self.path is not None and (
             mode in ("r", "r+") or (mode == "a" and os.path.lexists(self.path))
         ):
-            file = RowFile.open(self.path, read_only=mode == "r")
+            # To write it changes it: only when it is what is expected.
+            with RowFile.open(self.path, read_only=True) as found:
+                have = (found.rows, found.dim, found.dtype)
             want = (self.num_embeddings, self.embedding_dim, self.dtype)
-            have = (file.rows, file.dim, file.dtype)
             if want != have:
-                file.close()
                 raise ValueError(
                     f"{self.path}: expected a table [{want[0]}, {want[1]}] of {want[2]}; "
                     f"got [{have[0]}, {have[1]}] of {have[2]}"
                 )
-            return file
+            return RowFile.open(self.path, read_only=mode == "r")
         if seed is None:
             seed = int(torch.randint(2**62, ()))
         arguments = {
@@ -281,11 +281,7 @@ class CachedTable(Table):
             if self._file.read_only:
                 raise ValueError(f"{type(self).__name__}: expected a table open for writing")
             self._write_changed()
-            metadata: dict[str, Any] = {}
-            if self._optimizer is not None:
-                step = self._optimizer.state[self.cache].get("step")
-                metadata["step"] = None if step is None else int(step)
-            self._file.flush(json.dumps(metadata).encode())
+            self._file.flush(json.dumps({"step": self.steps}).encode())
 
     def close(self) -> None:
         """Flushes (unless read-only) and gives the file up; the table cannot be used any more. May
@@ -351,6 +347,7 @@ class CachedTable(Table):
                 f"{name}: expected no batch between its forward and backward pass where the "
                 "optimizer changes"
             )
+        steps = self.steps
         self._optimizer = None
         if optimizer is None:
             return False
@@ -369,10 +366,17 @@ class CachedTable(Table):
             states = [(1 if per_row else dim, value) for _, per_row in names]
             self._use(self._file.with_states(states, json.dumps({"states": names}).encode()))
         self._optimizer = optimizer
-        step = json.loads(self._file.metadata or b"{}").get("step")
-        if step is not None and names:
-            optimizer.state[self.cache].setdefault("step", optimizer._counter(step))
+        if steps and names:
+            optimizer.state[self.cache].setdefault("step", optimizer._counter(steps))
         return True
+
+    @property
+    def steps(self) -> int:
+        """How many steps the rows have been through, of an optimizer that counts them (all with
+        state do): its own count, or, without an optimizer, that of the last flush."""
+        if self._optimizer is not None and self._optimizer.state[self.cache]:
+            return int(self._optimizer.state[self.cache].get("step", 0))
+        return json.loads(self._file.metadata or b"{}").get("step", 0)
 
     def drop_optimizer_state(self) -> None:
         """Forgets the optimizer state that is kept with the rows, so that another kind of optimizer
@@ -522,7 +526,8 @@ class CachedTable(Table):
 
         Raises: as :meth:`embedding` and ops.embedding_bag.
         """
-        if isinstance(offsets, Tensor) and isinstance(indices, Tensor):
+        self._check(indices)
+        if isinstance(offsets, Tensor):
             if offsets.dtype != indices.dtype:
                 raise TypeError(
                     f"{type(self).__name__}: expected offsets to be {indices.dtype} as the "
@@ -543,14 +548,23 @@ class CachedTable(Table):
             ),
         )
 
-    def _look_up(self, indices: Tensor, padding_idx: int | None, look_up: Any) -> Tensor:
+    def _check(self, indices: Tensor) -> None:
         name = type(self).__name__
+        if torch.compiler.is_compiling():
+            torch._dynamo.graph_break(
+                msg=f"expected eager execution of a {name}, whose rows come and go: compile the "
+                "rest of the model"
+            )
         if not isinstance(indices, Tensor):
             raise TypeError(f"{name}: expected indices to be a torch.Tensor; got {type(indices)}")
         if indices.dtype not in (torch.int32, torch.int64):
             raise TypeError(f"{name}: expected indices of int32 or int64; got {indices.dtype}")
         if indices.numel() >= 2**31:
             raise ValueError(f"{name}: expected fewer than 2^31 indices; got {indices.numel()}")
+
+    def _look_up(self, indices: Tensor, padding_idx: int | None, look_up: Any) -> Tensor:
+        name = type(self).__name__
+        self._check(indices)
         if padding_idx is not None:
             rows = self.num_embeddings
             check.integer(name, "padding_idx", padding_idx, low=-rows, high=rows - 1)

@@ -1,0 +1,876 @@
+"""CachedTable: the bits of a table in memory, whatever comes into the cache and leaves it; and the
+file that it leaves behind, however its process ends."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import io
+import os
+import pickle
+import random
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from vecsmith import nn, optim
+from vecsmith.nn.cached_table import CachedTable
+
+ROWS, DIM, SLOTS = 3000, 11, 500
+RULES = [
+    (optim.SparseSGD, {"lr": 0.1}),
+    (optim.SparseSGD, {"lr": 0.1, "momentum": 0.9, "dampening": 0.1}),
+    (optim.SparseAdagrad, {"lr": 0.1, "initial_accumulator_value": 0.1, "lr_decay": 0.01}),
+    (optim.RowwiseAdagrad, {"lr": 0.1}),
+    (optim.SparseAdam, {"lr": 0.01}),
+    (optim.RowwiseAdam, {"lr": 0.01, "weight_decay": 0.01}),
+]
+RULE_NAMES = ["sgd", "momentum", "adagrad", "rowwise_adagrad", "adam", "rowwise_adam"]
+
+
+@pytest.fixture(params=["host", "mmap"])
+def place(request, tmp_path) -> dict:
+    if request.param == "host":
+        return {"storage": "host"}
+    return {"storage": "mmap", "path": tmp_path / "table"}
+
+
+def rows_of(batch: int, *shape: int, rows: int = ROWS) -> torch.Tensor:
+    """Indices of a batch, the low ones more often."""
+    generator = torch.Generator().manual_seed(batch)
+    return (torch.rand(*shape, generator=generator) ** 4 * rows).long()
+
+
+def pair(
+    rule: tuple | None, *, mode: str = "sum", rows=ROWS, dim=DIM, dtype=torch.float32, **place
+):
+    """(cached layer, dense layer with the same rows, table), trained by the same rule."""
+    arguments = {"cache_rows": SLOTS, "dtype": dtype, **place}
+    table = CachedTable(rows, dim, **arguments)
+    cached = nn.EmbeddingBag(rows, dim, mode=mode, table=table)
+    dense = nn.EmbeddingBag(rows, dim, mode=mode, dtype=dtype)
+    with torch.no_grad():
+        dense.weight.copy_(table.export())
+    if rule is not None:
+        for layer in (cached, dense):
+            optim.apply_optimizer_in_backward(rule[0], layer.parameters(), rule[1])
+    return cached, dense, table
+
+
+def same_table(table: CachedTable, dense: torch.nn.Module) -> None:
+    assert torch.equal(table.export(), dense.weight.detach())
+    state = table.optimizer_state(torch.arange(table.num_embeddings))
+    (optimizer,) = optim.get_in_backward_optimizers(dense)
+    for name, values in state.items():
+        expected = optimizer.state[dense.weight].get(name)
+        if expected is not None:
+            assert torch.equal(values, expected), name
+
+
+# --- equality with a table in memory -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("by_copies", [False, True], ids=["in_place", "by_copies"])
+@pytest.mark.parametrize("rule", RULES, ids=RULE_NAMES)
+def test_training_is_that_of_a_table_in_memory(place, rule, by_copies):
+    """By copies is how a cache on another device is served."""
+    cached, dense, table = pair(rule, **place)
+    table._by_copies = by_copies
+    for batch in range(40):
+        indices = rows_of(batch, 40, 8)
+        slope = torch.randn(40, DIM)
+        if batch % 4 == 1:
+            table.prefetch(rows_of(batch + 1, 40, 8))
+        out, expected = cached(indices), dense(indices)
+        assert torch.equal(out, expected)
+        (out * slope).sum().backward()
+        (expected * slope).sum().backward()
+        if batch % 10 == 5:
+            table.flush()
+            same_table(table, dense)
+    same_table(table, dense)
+    found = table.statistics()
+    assert found["loads"] > ROWS / 2  # rows have come and gone
+    assert found["write_backs"] > ROWS / 4
+    table.close()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("index", [torch.int32, torch.int64])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max", "none"])
+@pytest.mark.parametrize("dim", [1, 37])
+def test_modes_and_dtypes(tmp_path, dtype, index, mode, dim):
+    place = {"storage": "mmap", "path": tmp_path / "table"}
+    rule = (optim.SparseAdam, {"lr": 0.01})
+    bag = "sum" if mode == "none" else mode
+    _, dense, table = pair(rule, mode=bag, rows=300, dim=dim, dtype=dtype, **place)
+    generator = torch.Generator().manual_seed(0)
+    for batch in range(8):
+        indices = rows_of(batch, 150, rows=300).to(index)
+        if mode == "none":
+            out = table.embedding(indices.view(10, 15), padding_idx=batch % 3)
+            expected = optim.in_backward.embedding(
+                indices.view(10, 15), dense.weight, padding_idx=batch % 3
+            )
+        else:
+            last = batch % 2 == 1
+            offsets = torch.randint(0, 151, (20 + last,), generator=generator).sort().values
+            offsets[0] = 0
+            if last:
+                offsets[-1] = 150
+            weights = None
+            if mode == "sum" and batch % 2:
+                weights = torch.randn(150, generator=generator).to(dtype)
+            how = {
+                "mode": mode,
+                "include_last_offset": last,
+                "padding_idx": [None, -1, 0][batch % 3],
+            }
+            use = [None if weights is None else weights.clone().requires_grad_() for _ in range(2)]
+            offsets = offsets.to(index)
+            out = table.embedding_bag(indices, offsets, per_sample_weights=use[0], **how)
+            expected = optim.in_backward.embedding_bag(
+                indices, dense.weight, offsets, per_sample_weights=use[1], **how
+            )
+        assert out.dtype == dtype
+        assert torch.equal(out, expected)
+        slope = torch.randn(out.shape, generator=generator).to(dtype)
+        (out * slope).sum().backward()
+        (expected * slope).sum().backward()
+        if mode != "none" and weights is not None:
+            assert torch.equal(use[0].grad, use[1].grad)
+    same_table(table, dense)
+    table.close()
+
+
+@pytest.mark.parametrize("slots", [1, 2, 3, 40, ROWS])
+def test_small_and_large_caches(place, slots):
+    cached, dense, table = pair(RULES[4], cache_rows=slots, **place)
+    for batch in range(30):
+        indices = rows_of(batch, 1, min(slots, 60))
+        out, expected = cached(indices), dense(indices)
+        assert torch.equal(out, expected)
+        out.sum().backward()
+        expected.sum().backward()
+    same_table(table, dense)
+    assert table.statistics()["slots_used"] <= slots
+    table.close()
+
+
+def test_threads_do_not_matter(place):
+    tables = []
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            here = dict(place)
+            if "path" in here:
+                here["path"] = here["path"].with_name(f"table{threads}")
+            table = CachedTable(50000, 8, cache_rows=20000, seed=1, **here)
+            optim.apply_optimizer_in_backward(optim.SparseAdagrad, table.parameters(), {"lr": 0.1})
+            for batch in range(6):
+                out = table.embedding_bag(rows_of(batch, 2000, 15, rows=50000), mode="sum")
+                out.square().sum().backward()
+            tables.append(table.export())
+            table.close()
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(tables[0], tables[1])
+    assert torch.equal(tables[0], tables[2])
+
+
+def test_several_batches_before_their_backward_passes(place):
+    """Rows stay where they are until the step that changes them."""
+    cached, dense, table = pair(RULES[4], **place)
+    for batch in range(12):
+        losses = []
+        for layer in (cached, dense):
+            outs = [layer(rows_of(3 * batch + k, 20, 5)) for k in range(3)]
+            losses.append(sum((out * (k + 1)).square().sum() for k, out in enumerate(outs)))
+        # Others come by, more than there are slots, and may not push them out.
+        with torch.no_grad():
+            for k in range(25):
+                indices = rows_of(1000 + batch * 25 + k, 20, 5)
+                assert torch.equal(cached(indices), dense(indices))
+        for loss in losses:
+            loss.backward()
+    same_table(table, dense)
+    table.close()
+
+
+def test_a_shared_table_and_two_passes(place):
+    cached, dense, table = pair(RULES[2], **place)
+    for batch in range(10):
+        first = [layer(rows_of(batch, 10, 5)) for layer in (cached, dense)]
+        second = [layer(rows_of(batch + 500, 10, 5)) for layer in (cached, dense)]
+        for out in (*second, *first):  # in the other order
+            out.square().sum().backward()
+    same_table(table, dense)
+    table.close()
+
+
+def test_the_numbers_of_batches_start_over(place):
+    cached, dense, table = pair(RULES[4], **place)
+    table._slots.start_at(table._slots.most_batches - 17)
+    for batch in range(60):
+        indices = rows_of(batch, 30, 6)
+        waiting = [layer(rows_of(batch + 900, 10, 2)) for layer in (cached, dense)]
+        for layer, other in zip((cached, dense), waiting, strict=True):
+            (layer(indices).sum() + other.sum()).backward()
+    same_table(table, dense)
+    assert 0.3 < table.hit_rate < 1
+    table.close()
+
+
+def test_a_frozen_table_answers(place):
+    cached, dense, table = pair(None, **place)
+    table.requires_grad_(False)
+    for batch in range(10):
+        indices = rows_of(batch, 50, 6)
+        out = cached(indices)
+        assert torch.equal(out, dense(indices))
+        assert not out.requires_grad
+    assert table.statistics()["write_backs"] == 0
+    table.close()
+
+
+def test_without_an_optimizer(place):
+    cached, dense, table = pair(None, **place)
+    indices = rows_of(0, 50, 6)
+    out = cached(indices)
+    assert torch.equal(out, dense(indices))
+    with pytest.raises(RuntimeError, match="expected an optimizer in backward for a CachedTable"):
+        out.sum().backward()
+    assert table.cache.grad is None
+    with torch.no_grad():
+        cached(indices)
+    optim.apply_optimizer_in_backward(optim.SparseAdam, table.parameters(), {"lr": 0.1})
+    optim.apply_optimizer_in_backward(optim.SparseAdam, dense.parameters(), {"lr": 0.1})
+    for layer in (cached, dense):
+        layer(indices).sum().backward()
+    same_table(table, dense)
+    table.close()
+
+
+def test_optimizers_that_are_not_of_rows(place):
+    _, _, table = pair(None, **place)
+    optim.apply_optimizer_in_backward(torch.optim.SGD, table.parameters(), {"lr": 0.1})
+    with pytest.raises(TypeError, match=r"expected one optimizer of vecsmith\.optim.*got SGD"):
+        table.embedding(rows_of(0, 5))
+    optim.remove_optimizer_in_backward(table.parameters())
+    table.embedding(rows_of(0, 5))
+    table.close()
+
+
+def test_another_optimizer_later(place):
+    cached, dense, table = pair(RULES[4], **place)
+    for layer in (cached, dense):
+        layer(rows_of(0, 30, 6)).sum().backward()
+        optim.remove_optimizer_in_backward(layer.parameters())
+        optim.apply_optimizer_in_backward(optim.SparseAdam, layer.parameters(), {"lr": 0.3})
+    (old,) = optim.get_in_backward_optimizers(dense)
+    # The rows keep their state: a dense layer's optimizer begins with none.
+    reference = copy.deepcopy(table.optimizer_state(torch.arange(ROWS)))
+    assert reference["exp_avg"].any()
+    cached(rows_of(1, 30, 6)).sum().backward()
+    optim.remove_optimizer_in_backward(table.parameters())
+    optim.apply_optimizer_in_backward(optim.SparseAdagrad, table.parameters(), {"lr": 0.3})
+    before = table.export()
+    with pytest.raises(ValueError, match=r"the state that the rows have.*drop_optimizer_state"):
+        cached(rows_of(2, 30, 6))
+    with pytest.raises(RuntimeError, match="expected no optimizer in backward"):
+        table.drop_optimizer_state()
+    optim.remove_optimizer_in_backward(table.parameters())
+    table.drop_optimizer_state()
+    assert table.optimizer_state(torch.arange(5)) == {}
+    assert torch.equal(table.export(), before)
+    optim.apply_optimizer_in_backward(optim.SparseAdagrad, table.parameters(), {"lr": 0.3})
+    cached(rows_of(2, 30, 6)).sum().backward()
+    assert list(table.optimizer_state(torch.arange(5))) == ["sum"]
+    assert old is not None
+    table.close()
+
+
+# --- the cache -----------------------------------------------------------------------------------
+
+
+def zipf(rows: int, exponent: float = 1.05) -> np.ndarray:
+    share = np.arange(1, rows + 1) ** -exponent
+    return share / share.sum()
+
+
+def test_the_cache_holds_what_is_used_most(place):
+    rows, slots, count = 40000, 10000, 4000
+    generator = np.random.default_rng(0)
+    share = zipf(rows)
+    names = generator.permutation(rows)
+    table = CachedTable(rows, 2, cache_rows=slots, **place)
+    table.requires_grad_(False)
+
+    def run(batches: int) -> float:
+        table.reset_statistics()
+        for _ in range(batches):
+            table.embedding(torch.from_numpy(names[generator.choice(rows, count, p=share)]))
+        return 1 - table.hit_rate
+
+    best = share[slots:].sum()
+    run(600)
+    assert run(100) < 1.15 * best
+    # What was hot is forgotten when it is not used any more.
+    names = generator.permutation(rows)
+    assert run(10) > 2 * best
+    run(400)
+    assert run(100) < 1.25 * best
+    table.close()
+
+
+def test_a_scan_does_not_empty_the_cache(place):
+    table = CachedTable(20000, 2, cache_rows=1000, **place)
+    table.requires_grad_(False)
+    hot = torch.arange(800)
+    for _ in range(200):
+        table.embedding(hot)
+    for start in range(1000, 20000, 100):
+        table.embedding(torch.arange(start, start + 100))
+    table.reset_statistics()
+    table.embedding(hot)
+    assert table.hit_rate > 0.95
+    table.close()
+
+
+def test_statistics(place):
+    table = CachedTable(100, 2, cache_rows=50, **place)
+    assert np.isnan(table.hit_rate)
+    with torch.no_grad():
+        table.embedding(torch.tensor([1, 2, 2, 3]))
+        assert table.hit_rate == 0
+        table.embedding(torch.tensor([[3, 4], [4, 1]]))
+    zero = dict.fromkeys(("evictions", "write_backs", "prefetched"), 0)
+    expected = {"batches": 2, "lookups": 8, "hits": 2, "hit_rate": 0.25, "loads": 4}
+    assert table.statistics() == {**zero, **expected, "slots_used": 4}
+    table.reset_statistics()
+    assert table.statistics()["lookups"] == 0
+    assert "cache_rows=50" in repr(table)
+    table.close()
+
+
+def test_prefetched_rows_are_there(place):
+    table = CachedTable(1000, 2, cache_rows=100, **place)
+    with torch.no_grad():
+        for batch in range(20):
+            indices = rows_of(batch, 60, rows=1000)
+            table.prefetch(indices.int() if batch % 2 else indices.view(6, 10))
+            table._wait()
+            table.reset_statistics()
+            assert torch.equal(table.embedding(indices), table.rows(indices))
+            assert table.hit_rate == 1
+    table.close()
+
+
+def test_prefetch_is_advice(place):
+    cached, dense, table = pair(RULES[4], cache_rows=100, rows=1000, **place)
+    for bad in (torch.tensor([1000]), torch.tensor([-1]), torch.arange(500), torch.tensor([0.5])):
+        table.prefetch(bad)
+    for batch in range(20):
+        # Too much of it, for other batches: it is given up where room is needed.
+        for k in range(5):
+            table.prefetch(rows_of(batch + k * 50, 80, rows=1000))
+        indices = rows_of(batch, 10, 9, rows=1000)
+        for layer in (cached, dense):
+            layer(indices).square().sum().backward()
+    same_table(table, dense)
+    table.close()
+
+
+def test_two_threads_of_python(place):
+    _, dense, table = pair(None, **place)
+    table.requires_grad_(False)
+    wrong = []
+
+    def ask(start: int) -> None:
+        for batch in range(start, start + 60):
+            indices = rows_of(batch, 50, 3)
+            if not torch.equal(table.embedding(indices), dense.weight[indices]):
+                wrong.append(batch)
+
+    threads = [threading.Thread(target=ask, args=(100 * k,)) for k in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+    table.close()
+
+
+# --- rows from outside ---------------------------------------------------------------------------
+
+
+def test_rows_and_load_rows(place):
+    cached, dense, table = pair(RULES[4], **place)
+    for batch in range(10):
+        for layer in (cached, dense):
+            layer(rows_of(batch, 40, 8)).sum().backward()
+        indices = rows_of(batch + 70, 12, 5)
+        loads = table.statistics()["loads"]
+        assert torch.equal(table.rows(indices), dense.weight[indices])
+        assert table.statistics()["loads"] == loads
+        some = torch.randperm(ROWS)[:200]
+        values = torch.randn(200, DIM)
+        table.load_rows(some, values)
+        with torch.no_grad():
+            dense.weight[some] = values
+    same_table(table, dense)
+    for values, indices, error in (
+        (torch.zeros(2, DIM), torch.tensor([0, ROWS]), IndexError),
+        (torch.zeros(2, DIM), torch.tensor([3, 3]), ValueError),
+        (torch.zeros(2, DIM + 1), torch.tensor([3, 4]), ValueError),
+        (torch.zeros(2, DIM).double(), torch.tensor([3, 4]), TypeError),
+    ):
+        with pytest.raises(error, match="expected"):
+            table.load_rows(indices, values)
+    same_table(table, dense)
+    table.close()
+
+
+def test_from_pretrained(place):
+    for dtype in (torch.float32, torch.bfloat16):
+        here = dict(place)
+        if "path" in here:
+            here["path"] = here["path"].with_name(f"table-{dtype}")
+        weight = torch.randn(100, 5, dtype=dtype)
+        table = CachedTable.from_pretrained(weight, freeze=True, cache_rows=10, **here)
+        assert torch.equal(table.export(), weight)
+        assert not table.cache.requires_grad
+        table.close()
+        if "path" in here:
+            with pytest.raises(FileExistsError):
+                CachedTable.from_pretrained(weight, **here)
+            with CachedTable.open(here["path"], cache_rows=10, file_mode="r") as again:
+                assert again.dtype == dtype
+                assert torch.equal(again.export(), weight)
+
+
+def test_the_layer_makes_its_table(tmp_path):
+    for kind in (nn.Embedding, nn.EmbeddingBag):
+        host = kind(50, 4, storage="host", cache_rows=20)
+        assert isinstance(host.table, CachedTable)
+        path = tmp_path / kind.__name__
+        mapped = kind(50, 4, storage="mmap", path=path, cache_rows=20)
+        assert path.exists()
+        mapped.table.close()
+
+
+def test_new_rows(tmp_path):
+    torch.manual_seed(5)
+    one = CachedTable(50, 4, padding_idx=-1)
+    torch.manual_seed(5)
+    other = CachedTable(50, 4, padding_idx=49)
+    assert torch.equal(one.export(), other.export())
+    assert not one.export()[49].any()
+    assert one.export()[:49].all()
+    before = one.export()
+    one.reset_parameters()
+    assert not torch.equal(one.export(), before)
+    assert not one.export()[49].any()
+    with CachedTable(50, 4, storage="mmap", path=tmp_path / "t") as mapped:
+        with pytest.raises(NotImplementedError, match="make a new one"):
+            mapped.reset_parameters()
+        assert f"path={str(tmp_path / 't')!r}" in repr(mapped)
+
+
+def test_state_dict(tmp_path):
+    layer = nn.Embedding(60, 4, table=CachedTable(60, 4, cache_rows=7))
+    with torch.no_grad():
+        layer(torch.arange(7))
+    saved = io.BytesIO()
+    torch.save(layer.state_dict(), saved)
+    saved.seek(0)
+    loaded = torch.load(saved, weights_only=True)
+    assert list(loaded) == ["table.weight"]
+    assert torch.equal(loaded["table.weight"], layer.table.export())
+    with CachedTable(60, 4, storage="mmap", path=tmp_path / "t", cache_rows=7) as mapped:
+        other = nn.Embedding(60, 4, table=mapped)
+        assert list(other.state_dict()) == []
+        before = mapped.export()
+        other.load_state_dict(other.state_dict())
+        assert torch.equal(mapped.export(), before)
+        other.load_state_dict(loaded)
+        assert torch.equal(mapped.export(), layer.table.export())
+        with pytest.raises(RuntimeError, match="expected values of shape"):
+            other.load_state_dict({"table.weight": torch.zeros(60, 5)})
+        with pytest.raises(RuntimeError, match="Unexpected key"):
+            other.load_state_dict({"table.cache": torch.zeros(60, 4)})
+    with pytest.raises(RuntimeError, match="Missing key"):
+        layer.load_state_dict({})
+
+
+def test_no_copies(place):
+    table = CachedTable(10, 2, **place)
+    with pytest.raises(TypeError, match="expected no copy"):
+        copy.deepcopy(table)
+    with pytest.raises(TypeError, match="expected no pickling"):
+        pickle.dumps(table)
+    table.close()
+
+
+# --- bad input -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"num_embeddings": 0}, ValueError, "expected num_embeddings in 1"),
+        ({"num_embeddings": 2**31 + 1}, ValueError, "expected num_embeddings in 1"),
+        ({"embedding_dim": 1.5}, TypeError, "expected embedding_dim to be an int"),
+        ({"cache_rows": 0}, ValueError, "expected cache_rows in 1"),
+        ({"storage": "disk"}, ValueError, "expected storage to be 'host' or 'mmap'; got 'disk'"),
+        ({"storage": "mmap"}, ValueError, "expected a path with storage 'mmap'"),
+        ({"path": "x"}, ValueError, "expected a path with storage 'mmap' and none with 'host'"),
+        ({"dtype": torch.float64}, TypeError, "expected dtype float32, float16 or bfloat16"),
+        ({"padding_idx": 10}, ValueError, r"expected padding_idx in -10\.\.9; got 10"),
+        ({"file_mode": "w"}, ValueError, "expected file_mode"),
+        ({"init": ("normal", 0.0, float("inf"))}, ValueError, "expected finite numbers in init"),
+    ],
+)
+def test_bad_arguments(change, error, message):
+    with pytest.raises(error, match=message):
+        CachedTable(**{"num_embeddings": 10, "embedding_dim": 4, **change})
+
+
+def test_bad_indices_change_nothing(place):
+    cached, dense, table = pair(RULES[4], **place)
+    for layer in (cached, dense):
+        layer(rows_of(0, 10, 6)).sum().backward()
+    ones = torch.ones(3, dtype=torch.long)
+    for indices, more, error, message in (
+        (torch.tensor([0, ROWS]), [torch.tensor([0])], IndexError, f"0..{ROWS - 1}; got {ROWS}"),
+        (torch.tensor([-1]), [torch.tensor([0])], IndexError, "got -1 at position 0"),
+        (torch.tensor([2**40]), [torch.tensor([0])], IndexError, "expected indices in"),
+        (torch.tensor([0.5]), [torch.tensor([0])], TypeError, "expected indices of int32"),
+        (ones, [torch.tensor([0, 5])], (ValueError, IndexError), "offsets"),
+        (ones, [torch.tensor([2, 1])], ValueError, "offsets"),
+        (ones, [torch.tensor([0]).int()], TypeError, "expected offsets to be torch.int64"),
+        (ones, [torch.tensor([0]), "sum", torch.ones(4)], ValueError, "per_sample_weights"),
+    ):
+        how = dict(zip(("offsets", "mode", "per_sample_weights"), more, strict=False))
+        with pytest.raises(error, match=message):
+            table.embedding_bag(indices, **{"mode": "sum", **how})
+    same_table(table, dense)
+    # And no row is held for what was refused.
+    table._write_changed()
+    assert table._slots.clear()
+    same_table(table, dense)
+    table.close()
+
+
+def test_too_many_rows_for_the_cache(place):
+    cached, dense, table = pair(RULES[4], cache_rows=20, **place)
+    for batch in range(10):
+        for layer in (cached, dense):
+            layer(rows_of(batch, 2, 10)).sum().backward()
+        with pytest.raises(ValueError, match=r"at most 20 distinct rows.*make cache_rows larger"):
+            cached(torch.arange(7 * batch, 7 * batch + 21)[None])
+    waiting = cached(torch.arange(15)[None])
+    with pytest.raises(ValueError, match="that wait for their backward pass"):
+        cached(torch.arange(100, 110)[None])
+    with torch.no_grad():
+        assert torch.equal(cached(torch.arange(3000)[None, :5]), dense(torch.arange(5)[None]))
+    del waiting
+    gc.collect()
+    assert torch.equal(cached(torch.arange(100, 120)[None]), dense(torch.arange(100, 120)[None]))
+    gc.collect()
+    assert table.rows(torch.arange(ROWS)).shape == (ROWS, DIM)
+    same_table(table, dense)
+    table.close()
+
+
+def test_gradients_that_are_not_finite(place):
+    cached, dense, table = pair(RULES[4], **place)
+    for layer in (cached, dense):
+        layer(rows_of(0, 10, 6)).sum().backward()
+    with pytest.raises(ValueError, match="finite"):
+        (cached(rows_of(1, 10, 6)) * float("nan")).sum().backward()
+    same_table(table, dense)
+    for layer in (cached, dense):
+        layer(rows_of(2, 10, 6)).sum().backward()
+    same_table(table, dense)
+    table.close()
+
+
+def test_one_backward_pass_for_a_batch(place):
+    cached, dense, table = pair(RULES[4], **place)
+    for layer in (cached, dense):
+        loss = layer(rows_of(0, 10, 6)).square().sum()
+        loss.backward(retain_graph=layer is cached)
+        if layer is cached:
+            with pytest.raises(RuntimeError, match="expected one backward pass"):
+                loss.backward()
+    same_table(table, dense)
+    table.close()
+
+
+def test_a_cast_of_the_cache(place):
+    table = CachedTable(100, 4, **place)
+    before = table.export()
+    table.half()
+    with pytest.raises(TypeError, match=r"expected the cache to stay torch\.float32"):
+        table.embedding(torch.tensor([1]))
+    table.float()
+    with torch.no_grad():
+        assert torch.equal(table.embedding(torch.tensor([1])), before[1:2])
+    table.close()
+
+
+def test_a_closed_table(tmp_path):
+    table = CachedTable(100, 4, storage="mmap", path=tmp_path / "t")
+    table.close()
+    table.close()
+    for use in (
+        lambda: table.embedding(torch.tensor([1])),
+        lambda: table.rows(torch.tensor([1])),
+        lambda: table.load_rows(None, torch.zeros(100, 4)),
+        lambda: table.prefetch(torch.tensor([1])),
+        table.flush,
+        table.export,
+    ):
+        with pytest.raises(ValueError, match="closed"):
+            use()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_torch_compile(place):
+    torch._dynamo.reset()
+    cached, dense, table = pair(RULES[4], **place)
+    indices = rows_of(0, 10, 6)
+    with pytest.raises(Exception, match="CachedTable"):
+        torch.compile(cached, backend="eager", fullgraph=True)(indices)
+    compiled = torch.compile(cached, backend="eager")
+    for batch in range(4):
+        indices = rows_of(batch, 10, 6)
+        compiled(indices).square().sum().backward()
+        dense(indices).square().sum().backward()
+    same_table(table, dense)
+    table.close()
+
+
+# --- the file ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES, ids=RULE_NAMES)
+def test_training_goes_on_from_the_file(tmp_path, rule):
+    place = {"storage": "mmap", "path": tmp_path / "table"}
+    cached, dense, table = pair(rule, **place)
+    for batch in range(30):
+        if batch % 10 == 9:
+            table.close()
+            table = CachedTable(ROWS, DIM, cache_rows=300 + batch, **place)
+            cached = nn.EmbeddingBag(ROWS, DIM, mode="sum", table=table)
+            optim.apply_optimizer_in_backward(rule[0], table.parameters(), rule[1])
+        for layer in (cached, dense):
+            layer(rows_of(batch, 30, 6)).square().sum().backward()
+    same_table(table, dense)
+    table.close()
+    # Without an optimizer, and read-only.
+    for mode in ("a", "r"):
+        with CachedTable(ROWS, DIM, cache_rows=50, file_mode=mode, **place) as again:
+            same_table(again, dense)
+            again.requires_grad_(False)
+            indices = rows_of(0, 5, 6)
+            assert torch.equal(again.embedding(indices), dense.weight[indices])
+            same_table(again, dense)
+
+
+def test_what_is_not_flushed_is_gone(tmp_path):
+    place = {"storage": "mmap", "path": tmp_path / "table"}
+    cached, dense, table = pair(RULES[4], **place)
+    for batch in range(20):
+        for layer in (cached, dense):
+            layer(rows_of(batch, 30, 6)).square().sum().backward()
+    table.flush()
+    for batch in range(20, 40):
+        cached(rows_of(batch, 30, 6)).square().sum().backward()
+    assert not torch.equal(table.export(), dense.weight)
+    with pytest.raises(KeyError), table:
+        raise KeyError  # nothing is flushed then
+    with CachedTable.open(place["path"]) as again:
+        same_table(again, dense)
+
+
+def test_read_only(tmp_path):
+    path = tmp_path / "table"
+    weight = torch.randn(100, 4)
+    CachedTable.from_pretrained(weight, storage="mmap", path=path).close()
+    before = path.read_bytes()
+    with (
+        CachedTable.open(path, file_mode="r", cache_rows=10) as one,
+        CachedTable.open(path, file_mode="r", cache_rows=10) as other,
+    ):
+        for batch in range(20):
+            indices = rows_of(batch, 9, rows=100)
+            for table in (one, other):
+                assert torch.equal(table.embedding(indices), weight[indices])
+        with pytest.raises(ValueError, match="expected a table open for writing"):
+            one.flush()
+        with pytest.raises(ValueError, match="expected a table open for writing"):
+            one.load_rows(None, weight)
+        one.requires_grad_(True)
+        optim.apply_optimizer_in_backward(optim.SparseSGD, one.parameters(), {"lr": 1.0})
+        with pytest.raises(ValueError, match="open for writing to train it"):
+            one.embedding(torch.tensor([1]))
+        optim.remove_optimizer_in_backward(one.parameters())
+        with pytest.raises(BlockingIOError, match="in use"):
+            CachedTable.open(path)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_embeddings": 99}, r"expected a table \[99, 4\] .*got \[100, 4\]"),
+        ({"embedding_dim": 5}, r"expected a table \[100, 5\] .*got \[100, 4\]"),
+        ({"dtype": torch.bfloat16}, r"of torch\.bfloat16; got .* of torch\.float32"),
+        ({"file_mode": "x"}, "exists"),
+    ],
+)
+def test_a_file_of_another_shape(tmp_path, change, message):
+    path = tmp_path / "table"
+    arguments = {"num_embeddings": 100, "embedding_dim": 4, "storage": "mmap", "path": path}
+    CachedTable(**arguments).close()
+    before = path.read_bytes()
+    with pytest.raises((ValueError, FileExistsError), match=message):
+        CachedTable(**{**arguments, **change})
+    assert path.read_bytes() == before
+    CachedTable(**arguments).close()  # and nobody holds it
+
+
+def test_a_file_that_must_be_there(tmp_path):
+    for mode in ("r", "r+"):
+        with pytest.raises(FileNotFoundError):
+            CachedTable(10, 2, storage="mmap", path=tmp_path / "t", file_mode=mode)
+    assert not list(tmp_path.iterdir())
+
+
+# Trains without end, with few slots and a flush every few steps; it is to be killed.
+KILLED = """
+import sys
+import torch
+from vecsmith import nn, optim
+from vecsmith.nn.cached_table import CachedTable
+
+sys.path.insert(0, sys.argv[1])
+from test_cached_table import DIM, ROWS, kill_batch
+
+torch.set_num_threads(2)
+table = CachedTable(ROWS, DIM, storage="mmap", path=sys.argv[2], cache_rows=400, seed=1)
+optim.apply_optimizer_in_backward(optim.SparseAdam, table.parameters(), {"lr": 0.01})
+step = int(sys.argv[3])
+print("ready", flush=True)
+while True:
+    step += 1
+    kill_batch(step, lambda indices: table.embedding_bag(indices, mode="sum"))
+    if step % 3 == 0:
+        table.flush()
+        print(step, flush=True)
+"""
+
+
+def kill_batch(step: int, layer) -> None:
+    out = layer(rows_of(step, 30, 8))
+    slope = torch.randn(out.shape, generator=torch.Generator().manual_seed(step))
+    (out * slope).sum().backward()
+
+
+def kill_trainers(path: Path, kills: int) -> None:
+    CachedTable(ROWS, DIM, storage="mmap", path=path, seed=1).close()
+    with CachedTable.open(path, file_mode="r") as table:
+        dense = nn.EmbeddingBag.from_pretrained(table.export(), freeze=False, mode="sum")
+    optim.apply_optimizer_in_backward(optim.SparseAdam, dense.parameters(), {"lr": 0.01})
+    wait = random.Random(5)
+    steps = 0
+    for kill in range(kills):
+        child = subprocess.Popen(
+            [sys.executable, "-c", KILLED, os.path.dirname(__file__), str(path), str(steps)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert child.stdout.readline() == "ready\n"
+        said = [steps]
+        if kill % 2:
+            said.append(int(child.stdout.readline()))
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(wait.uniform(0.0, 0.15))
+        child.kill()
+        assert child.wait() < 0
+        last = [*said, *(int(number) for number in child.stdout.read().split())][-1]
+        child.stdout.close()
+        with CachedTable.open(path, file_mode="r") as table:
+            done = table.steps
+            assert done in (last, last + 3)  # killed before it could say so
+            while steps < done:
+                steps += 1
+                kill_batch(steps, dense)
+            same_table(table, dense)
+    assert steps > 0
+
+
+def test_five_kills_lose_no_flushed_row(tmp_path):
+    kill_trainers(tmp_path / "table", 5)
+
+
+@pytest.mark.soak
+def test_fifty_kills_lose_no_flushed_row(tmp_path):
+    kill_trainers(tmp_path / "table", 50)
+
+
+FULL = """
+import resource, sys
+import torch
+from vecsmith import optim
+from vecsmith.nn.cached_table import CachedTable
+
+path = sys.argv[1]
+table = CachedTable(2000, 8, storage="mmap", path=path, cache_rows=300)
+before = table.export()
+unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, unlimited[1]))
+# Room for Adam's state is made at the first step, in a file that is larger.
+optim.apply_optimizer_in_backward(optim.SparseAdam, table.parameters(), {"lr": 0.1})
+for _ in range(2):
+    try:
+        table.embedding(torch.arange(100))
+    except OSError as error:
+        print(error)
+    assert torch.equal(table.export(), before)
+resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+table.embedding(torch.arange(100)).sum().backward()
+table.flush()
+# From here on nothing grows.
+resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, unlimited[1]))
+for step in range(20):
+    table.embedding(torch.arange(step * 90, step * 90 + 200)).sum().backward()
+resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+table.flush()
+after = table.export()
+table.close()
+again = CachedTable.open(path)
+assert torch.equal(again.export(), after) and not torch.equal(after, before)
+"""
+
+
+def test_no_room_for_the_state(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path / "t")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert f"file size limit reached while rewriting {tmp_path / 't'}" in first
+    assert first == second
+    assert [p.name for p in tmp_path.iterdir()] == ["t"]
