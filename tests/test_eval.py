@@ -257,6 +257,30 @@ def test_the_result_of_word_pairs(tmp_path):
         assert measures.word_pairs(ours.weight, ours.index_to_key, tmp_path / name) == result
 
 
+def test_columns_behind_the_score_are_left_out(tmp_path):
+    ours, _ = build(0)
+    rows = ["Paris\tRome\t1", "Oslo\tLima\t2", "Cairo\tRome\t4"]
+    (tmp_path / "three").write_text("\n".join(rows))
+    (tmp_path / "more").write_text("\n".join(row + "\tN\t0.5" for row in rows))
+    few, many = (
+        measures.word_pairs(ours.weight, ours.index_to_key, tmp_path / name)
+        for name in ("three", "more")
+    )
+    assert (few, few.pairs, few.invalid) == (many, 3, 0)
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path):
+    ours, _ = build(0)
+    texts = {
+        ours.evaluate_word_pairs: "Paris\tRome\t1\nOslo\tLima\t2\nCairo\tRome\t4\n",
+        ours.evaluate_word_analogies: ": one\nParis France Rome Italy\n",
+    }
+    for call, text in texts.items():
+        (tmp_path / "plain").write_text(text)
+        (tmp_path / "marked").write_text(text, encoding="utf-8-sig")
+        assert str(call(tmp_path / "marked")) == str(call(tmp_path / "plain"))
+
+
 def test_constant_and_infinite_scores(tmp_path):
     ours, _ = build(0)
     path = tmp_path / "p.tsv"

@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from vecsmith import KeyedVectors, _native, io
+from vecsmith.io.word2vec_format import load_counts
 
 Gensim = pytest.importorskip("gensim").models.KeyedVectors
 
@@ -172,6 +173,24 @@ def test_text_numbers_round_trip(tmp_path_factory, values):
     # The shortest digits: no longer than NumPy's shortest, which may write zeros out.
     for field, value in zip(fields, values, strict=True):
         assert len(field) <= len(str(np.float32(value)))
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_a_byte_order_mark_is_skipped(tmp_path, suffix):
+    mark, body = b"\xef\xbb\xbf", b"a 1 2\nb 3 4\n"
+
+    def load(data: bytes, **options) -> list[str]:
+        path = tmp_path / f"file{suffix}"
+        path.write_bytes(gzip.compress(data) if suffix else data)
+        words, table = io.load_word2vec_format(path, **options)
+        assert table.tolist() == [[1, 2], [3, 4]]
+        return words
+
+    assert load(mark + b"2 2\n" + body) == ["a", "b"]
+    assert load(mark + body, no_header=True) == ["a", "b"]
+    assert load(mark + b" 1 2\nb 3 4", no_header=True) == ["\ufeff", "b"]  # a word of its own
+    (tmp_path / "counts").write_bytes(mark + b"a 7\nb 5\n")
+    assert load_counts(tmp_path / "counts") == {"a": 7, "b": 5}
 
 
 # gensim leaves a file open when it reads this format.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,17 +100,24 @@ def neighbors(
         for plus, minus in questions:
             answer(plus, minus)
         return None
-    answered = asked = 0
+    if sys.stdin is None:
+        raise ValueError("expected words, or questions on standard input; got one that is closed")
+    answered = failed = 0
     for line in sys.stdin:
-        for plus, minus in _questions(line.split()):
-            asked += 1
+        try:
+            questions = list(_questions(line.split()))
+        except ValueError as error:
+            questions, failed = [], failed + 1
+            print(f"error: {error}", file=sys.stderr)
+        for plus, minus in questions:
             try:
                 answer(plus, minus)
                 answered += 1
             except KeyError as error:
+                failed += 1
                 print(f"error: {error.args[0]}", file=sys.stderr)
         sys.stdout.flush()
-    if asked and not answered:
+    if failed and not answered:
         raise typer.Exit(2)
 
 
@@ -143,7 +151,7 @@ def _print_neighbors(
         record = {
             "positive": plus,
             "negative": minus,
-            "neighbors": [{"word": word, "similarity": round(s, 6)} for word, s in found],
+            "neighbors": [{"word": word, "similarity": _finite(s, 6)} for word, s in found],
         }
         return print(json.dumps(record, ensure_ascii=False))
     print(" + ".join(plus) + "".join(f" - {word}" for word in minus))
@@ -153,13 +161,21 @@ def _print_neighbors(
     return None
 
 
+def _finite(value: float, digits: int | None = None) -> float | None:
+    """The number, rounded; None for nan, which JSON does not have."""
+    if not math.isfinite(value):
+        return None
+    return float(value) if digits is None else round(value, digits)
+
+
 def evaluate(
     vectors: Annotated[Path, _VECTORS],
     files: Annotated[
         list[Path],
         typer.Argument(
-            help="Word pairs with judgments (word word number) or analogies (lines of four words "
-            "under ': section' lines); also .gz. Which of them a file is, is seen from its lines."
+            help="Word pairs with judgments (word word number; more columns are left out) or "
+            "analogies (lines of four words under ': section' lines); also .gz. Which of them a "
+            "file is, is seen from its lines."
         ),
     ],
     restrict_vocab: Annotated[
@@ -188,6 +204,8 @@ def evaluate(
 
     * **vecsmith evaluate vectors/ simlex.tsv.gz --json**
     """
+    from vecsmith import eval as measures
+
     for file in files:
         if not file.is_file():
             raise FileNotFoundError(f"expected a file of pairs or analogies; got {file}")
@@ -198,7 +216,9 @@ def evaluate(
         if kind == "analogies":
             rows += _analogies(wv, file, restrict_vocab, case_insensitive, sections)
         else:
-            pearson, spearman, unknown = wv.evaluate_word_pairs(
+            found = measures.word_pairs(
+                wv.weight,
+                wv.index_to_key,
                 file,
                 delimiter=separator,
                 restrict_vocab=restrict_vocab,
@@ -208,10 +228,11 @@ def evaluate(
                 {
                     "file": str(file),
                     "kind": "pairs",
-                    "spearman": float(spearman[0]),
-                    "pearson": float(pearson[0]),
-                    "asked": round(_pairs(file, separator) * (1 - float(unknown) / 100)),
-                    "unknown": float(unknown) / 100,
+                    "spearman": _finite(found.spearman[0]),
+                    "pearson": _finite(found.pearson[0]),
+                    "asked": found.pairs,
+                    "unknown": found.oov_ratio / 100,
+                    "invalid": found.invalid,
                 }
             )
     if as_json:
@@ -222,49 +243,47 @@ def evaluate(
 def _analogies(
     wv: KeyedVectors, file: Path, restrict_vocab: int, case_insensitive: bool, sections: bool
 ) -> list[dict[str, Any]]:
-    questions = sum(1 for line in _lines(file) if line.split() and not line.startswith(":"))
-    _, found = wv.evaluate_word_analogies(
-        file, restrict_vocab=restrict_vocab, case_insensitive=case_insensitive
+    from vecsmith import eval as measures
+
+    found = measures.analogies(
+        wv.weight,
+        wv.index_to_key,
+        file,
+        restrict_vocab=restrict_vocab,
+        case_insensitive=case_insensitive,
     )
-    rows = []
-    for section in found if sections else found[-1:]:
-        right, wrong = len(section["correct"]), len(section["incorrect"])
-        row = {
+    rows = [
+        {
             "file": str(file),
             "kind": "analogies",
-            "section": section["section"],
-            "accuracy": right / (right + wrong) if right + wrong else None,
-            "right": right,
-            "asked": right + wrong,
+            "section": section.name,
+            "accuracy": section.score if section.total else None,
+            "right": len(section.correct),
+            "asked": section.total,
         }
-        if section is found[-1]:
-            row["unknown"] = 1 - (right + wrong) / questions if questions else 0.0
-        rows.append(row)
+        for section in [*(found.sections if sections else []), found.total]
+    ]
+    rows[-1].update(unknown=found.unknown / found.questions, invalid=found.invalid)
     return rows
 
 
-def _lines(file: Path) -> Iterator[str]:
-    from vecsmith.io import open_binary
-
-    with open_binary(file) as stream:
-        for line in stream:
-            yield line.decode("utf-8", "replace")
-
-
-def _kind(file: Path, delimiter: str | None) -> tuple[str, str]:
-    """("analogies", "") or ("pairs", delimiter), from the first lines that are no comments.
+def _kind(file: Path, delimiter: str | None) -> tuple[str, str | None]:
+    """("analogies", None) or ("pairs", delimiter), from the first lines that are no comments.
 
     Raises: ValueError if it is neither.
     """
-    for number, line in enumerate(_lines(file)):
+    from vecsmith.eval._word_pairs import parse_word_pair
+    from vecsmith.io._open import lines
+
+    for number, raw in enumerate(lines(file)):
+        line = raw.decode("utf-8", "replace")
         if line.startswith(":"):
-            return "analogies", ""
+            return "analogies", None
         if not line.strip() or line.startswith("#"):
             continue
-        candidates = (delimiter,) if delimiter is not None else ("\t", ",", " ")
+        candidates = (delimiter,) if delimiter is not None else ("\t", ",", None)
         for separator in candidates:
-            fields = line.strip().split(separator)
-            if len(fields) >= 3 and _is_number(fields[2]):
+            if parse_word_pair(line, separator) is not None:
                 return "pairs", separator
         # A line of column names may come first.
         if number > 5:
@@ -275,20 +294,6 @@ def _kind(file: Path, delimiter: str | None) -> tuple[str, str]:
     )
 
 
-def _pairs(file: Path, separator: str) -> int:
-    """The number of lines that are a pair with its judgment."""
-    fields = (line.strip().split(separator) for line in _lines(file) if not line.startswith("#"))
-    return sum(1 for row in fields if len(row) >= 3 and _is_number(row[2]))
-
-
-def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return True
-
-
 def _print_rows(rows: list[dict[str, Any]]) -> None:
     from rich import box
     from rich.console import Console
@@ -297,20 +302,23 @@ def _print_rows(rows: list[dict[str, Any]]) -> None:
     def percent(value: float | None) -> str:
         return "-" if value is None else f"{100 * value:.1f}%"
 
+    def coefficient(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("file", "kind", "score", "asked", "unknown"):
+    for name in ("file", "kind", "score", "asked", "unknown", "invalid lines"):
         table.add_column(name, justify="left" if name in ("file", "kind") else "right")
     for row in rows:
         if row["kind"] == "pairs":
-            score = f"Spearman {row['spearman']:.3f}  Pearson {row['pearson']:.3f}"
-            name = Path(row["file"]).name
-            table.add_row(name, "pairs", score, f"{row['asked']:,}", percent(row["unknown"]))
+            spearman, pearson = coefficient(row["spearman"]), coefficient(row["pearson"])
+            score = f"Spearman {spearman}  Pearson {pearson}"
         else:
-            total = "unknown" in row
-            name = Path(row["file"]).name if total else f"  {row['section']}"
             score = f"{percent(row['accuracy'])} ({row['right']:,} right)"
-            unknown = percent(row["unknown"]) if total else ""
-            table.add_row(name, "analogies", score, f"{row['asked']:,}", unknown)
+        # A section of the analogies has only its name and its score.
+        total = "unknown" in row
+        name = Path(row["file"]).name if total else f"  {row['section']}"
+        unknown, invalid = (percent(row["unknown"]), f"{row['invalid']:,}") if total else ("", "")
+        table.add_row(name, row["kind"], score, f"{row['asked']:,}", unknown, invalid)
     # Piped output is not cut to some terminal's width.
     console = Console() if sys.stdout.isatty() else Console(width=200)
     console.print(table)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from vecsmith.eval._vectors import as_matrix, known_words
-from vecsmith.io import open_binary
+from vecsmith.io._open import lines
 
 Question = tuple[str, str, str, str]
 
@@ -108,25 +108,24 @@ def read_analogies(
     """
     sections: list[tuple[str, list[Question]]] = []
     invalid = 0
-    with open_binary(path) as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                line = raw.decode("utf8")
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}: line {number} is not UTF-8: {error}") from None
-            if line.startswith(": "):
-                sections.append((line.lstrip(": ").strip(), []))
-                continue
-            if not sections:
-                raise ValueError(
-                    f"{path}: expected a section header (': name') before line {number}, "
-                    f"got {line.strip()[:60]!r}"
-                )
-            question = (line.upper() if case_insensitive else line).split()
-            if len(question) != 4:
-                invalid += bool(question)
-                continue
-            sections[-1][1].append((question[0], question[1], question[2], question[3]))
+    for number, raw in enumerate(lines(path), 1):
+        try:
+            line = raw.decode("utf8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: line {number} is not UTF-8: {error}") from None
+        if line.startswith(": "):
+            sections.append((line.lstrip(": ").strip(), []))
+            continue
+        if not sections:
+            raise ValueError(
+                f"{path}: expected a section header (': name') before line {number}, "
+                f"got {line.strip()[:60]!r}"
+            )
+        question = (line.upper() if case_insensitive else line).split()
+        if len(question) != 4:
+            invalid += bool(question)
+            continue
+        sections[-1][1].append((question[0], question[1], question[2], question[3]))
     return sections, invalid
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vecsmith.eval._vectors import as_matrix, cosine, known_words
-from vecsmith.io import open_binary
+from vecsmith.io._open import lines
 
 
 @dataclass(frozen=True)
@@ -40,10 +40,24 @@ class WordPairs:
         )
 
 
+def parse_word_pair(line: str, delimiter: str | None) -> tuple[str, str, float] | None:
+    """(word, word, score) of a line, or None if it is no pair. Columns behind these three (the
+    judgments of each person, say) are left out."""
+    fields = line.split(delimiter)
+    if len(fields) < 3:
+        return None
+    try:
+        score = float(fields[2])
+    except ValueError:
+        return None
+    return (fields[0], fields[1], score) if math.isfinite(score) else None
+
+
 def read_word_pairs(
     path: str | os.PathLike[str], *, delimiter: str | None = "\t", encoding: str = "utf8"
 ) -> tuple[list[tuple[str, str, float]], int]:
-    """Read lines ``word<delimiter>word<delimiter>score``; ``#`` begins a comment line.
+    """Read lines ``word<delimiter>word<delimiter>score``; ``#`` begins a comment line. Columns
+    behind the score are left out (gensim skips such lines).
 
     Args:
         path: the file; .gz, .bz2, .xz and .zst are decompressed.
@@ -59,25 +73,18 @@ def read_word_pairs(
     """
     pairs: list[tuple[str, str, float]] = []
     invalid = 0
-    with open_binary(path) as file:
-        for number, raw in enumerate(file, 1):
-            try:
-                line = raw.decode(encoding)
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}: line {number} is not {encoding}: {error}") from None
-            if line.startswith("#"):
-                continue
-            fields = line.split(delimiter)
-            try:
-                first, second, text = fields
-                score = float(text)
-            except ValueError:
-                invalid += bool(line.strip())
-                continue
-            if not math.isfinite(score):
-                invalid += 1
-                continue
-            pairs.append((first, second, score))
+    for number, raw in enumerate(lines(path), 1):
+        try:
+            line = raw.decode(encoding)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: line {number} is not {encoding}: {error}") from None
+        if line.startswith("#"):
+            continue
+        pair = parse_word_pair(line, delimiter)
+        if pair is not None:
+            pairs.append(pair)
+        else:
+            invalid += bool(line.strip())
     return pairs, invalid
 
 
@@ -101,7 +108,7 @@ def word_pairs(
     Args:
         vectors: [V, D], a tensor or array.
         words: the V words, most frequent first.
-        path: lines ``word<delimiter>word<delimiter>score``.
+        path: lines ``word<delimiter>word<delimiter>score``; more columns are left out.
         delimiter: between the fields; None for any run of white space.
         encoding: of the file.
         restrict_vocab: only the first so many words are known; None for all.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import codecs
 import gzip
 import io
 import lzma
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -43,3 +45,13 @@ def open_binary(path: str | os.PathLike[str]) -> IO[bytes]:
     if suffix in _COMPRESSED:
         return cast("IO[bytes]", _COMPRESSED[suffix](path, "rb"))
     return open(path, "rb")
+
+
+def lines(path: str | os.PathLike[str]) -> Iterator[bytes]:
+    """The lines of a file, decompressed by its name, without a byte order mark before the first.
+
+    Raises: as :func:`open_binary`.
+    """
+    with open_binary(path) as file:
+        for number, line in enumerate(file):
+            yield line if number else line.removeprefix(codecs.BOM_UTF8)

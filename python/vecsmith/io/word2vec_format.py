@@ -8,6 +8,7 @@ word, with D numbers behind it. GloVe's files are the text format without the fi
 from __future__ import annotations
 
 import bz2
+import codecs
 import contextlib
 import gzip
 import lzma
@@ -28,7 +29,7 @@ from torch import Tensor
 from vecsmith import _native
 from vecsmith.io._atomic import atomic_file
 from vecsmith.io._checks import refuse_nonfinite
-from vecsmith.io._open import is_compressed, open_binary
+from vecsmith.io._open import is_compressed, lines, open_binary
 
 _MOST_DIMENSIONS = 1_000_000
 _HEADER_BYTES = 256
@@ -130,7 +131,7 @@ class _Reader:
 
     def sizes(self, line: bytes) -> tuple[int, int]:
         """The numbers of words and dimensions that a header promises."""
-        fields = line.split()
+        fields = line.removeprefix(codecs.BOM_UTF8).split()
         if not line:
             raise self.refuse("expected word vectors, got an empty file")
         if (
@@ -238,6 +239,7 @@ class _Reader:
                 end = data.find(b"\n", 0, 64 * _MOST_DIMENSIONS)
                 dim = self.dimensions(data[: end if end >= 0 else 64 * _MOST_DIMENSIONS])
                 promised = _native.word2vec_count_text(data, 0, self.threads)
+                start = _mark(data)
             wanted = promised if limit is None else min(promised, limit)
             # Before anything is allocated: can so many vectors be in this file at all? A line of
             # text is at least a blank and a digit per number, and a newline but for the last.
@@ -263,6 +265,7 @@ class _Reader:
         if no_header:
             self.header_lines = 0
             carry = file.readline(64 * _MOST_DIMENSIONS)
+            carry = carry[_mark(carry) :]
             promised, dim = None, self.dimensions(carry)
         else:
             promised, dim = self.sizes(file.readline(_HEADER_BYTES))
@@ -308,6 +311,12 @@ def _new_table(rows: int, dim: int) -> Tensor:
     """An uninitialized table. From NumPy, which asks for huge pages: most of the time of a load is
     the first touch of fresh memory."""
     return torch.from_numpy(np.empty((rows, dim), dtype=np.float32))
+
+
+def _mark(data: Any) -> int:
+    """The size of a byte order mark at the beginning; U+FEFF as a word of its own is none."""
+    marked = data[:3] == codecs.BOM_UTF8 and data[3:4] not in (b" ", b"\t")
+    return len(codecs.BOM_UTF8) if marked else 0
 
 
 def _looks_binary(sample: bytes) -> bool:
@@ -467,14 +476,13 @@ def load_counts(
         ValueError: for a line that is not a word and a count.
     """
     counts: dict[str, int] = {}
-    with open_binary(path) as file:
-        for number, raw in enumerate(file, 1):
-            # The last blank separates: a word may hold what Unicode calls white space.
-            word, _, count = raw.decode(encoding, unicode_errors).strip(" \t\r\n").rpartition(" ")
-            try:
-                counts[word] = int(count)
-            except ValueError:
-                raise ValueError(
-                    f"{path}: line {number}: expected 'word count', got {raw[:60]!r}"
-                ) from None
+    for number, raw in enumerate(lines(path), 1):
+        # The last blank separates: a word may hold what Unicode calls white space.
+        word, _, count = raw.decode(encoding, unicode_errors).strip(" \t\r\n").rpartition(" ")
+        try:
+            counts[word] = int(count)
+        except ValueError:
+            raise ValueError(
+                f"{path}: line {number}: expected 'word count', got {raw[:60]!r}"
+            ) from None
     return counts
