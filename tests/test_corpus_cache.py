@@ -72,6 +72,17 @@ def test_reuse_of_a_folder(tmp_path, reading):
     assert reading == [2]
 
 
+def test_excluded_folders_are_no_text(tmp_path, reading):
+    folder = folder_of_files(tmp_path, TEXT)
+    (folder / "b" / "out").mkdir()
+    (tmp_path / "link").symlink_to(folder / "b" / "out")
+    for exclude in (folder / "b" / "out", os.path.relpath(folder / "b" / "out"), tmp_path / "link"):
+        (folder / "b" / "out" / "vocab.txt").write_text(f"no text {exclude}")
+        check(Corpus.build(folder, tmp_path / "c", min_count=1, exclude=[exclude]), TEXT)
+    assert reading == [1]
+    assert "no" in Corpus.build(folder, tmp_path / "c", min_count=1).vocabulary
+
+
 def test_outcome_is_the_fingerprint_of_streams(tmp_path):
     prints = [
         Corpus.build(source, tmp_path / "cache", min_count=1).fingerprint
@@ -85,27 +96,52 @@ def test_outcome_is_the_fingerprint_of_streams(tmp_path):
     ("harm", "kind"),
     [
         *itertools.product(
-            ("truncate", "remove"), ("tokens", "offsets", "vocabulary", "corpus.json")
+            ("truncate", "remove", "overwrite"), ("tokens", "offsets", "vocabulary", "corpus.json")
         ),
-        # Ids that were overwritten are found where they are used.
-        *itertools.product(("overwrite",), ("offsets", "vocabulary", "corpus.json")),
+        # What only the checksums see: ids of other words, a word with another letter.
+        *itertools.product(("zero", "flip"), ("tokens", "offsets", "vocabulary")),
     ],
 )
 def test_a_damaged_cache_is_built_again(tmp_path, reading, kind, harm):
     path, cache = plain(tmp_path, TEXT), tmp_path / "cache"
     Corpus.build(path, cache, min_count=1)
     (victim,) = (p for p in cache.iterdir() if p.name.endswith(kind))
+    data = bytearray(victim.read_bytes())
     if harm == "remove":
         victim.unlink()
     elif harm == "truncate":
-        victim.write_bytes(victim.read_bytes()[:-5])
+        victim.write_bytes(data[:-5])
+    elif harm == "overwrite":
+        victim.write_bytes(b"\x07" * len(data))
+    elif harm == "zero":
+        victim.write_bytes(data[:16] + bytes(8) + data[24:])
     else:
-        victim.write_bytes(b"\x07" * victim.stat().st_size)
+        data[data.index(b"cat") if kind == "vocabulary" else 16] ^= 1
+        victim.write_bytes(data)
     with pytest.raises((ValueError, FileNotFoundError)):
         Corpus.load(cache)
     check(Corpus.build(path, cache, min_count=1), TEXT)
     assert reading == [2]
     check(Corpus.load(cache), TEXT)
+
+
+def test_a_corpus_that_is_not_accepted_does_not_replace(tmp_path):
+    path, cache = plain(tmp_path, TEXT), tmp_path / "cache"
+    Corpus.build(path, cache, min_count=1)
+    before = {p.name: p.read_bytes() for p in cache.iterdir()}
+    seen = []
+
+    def refuse(corpus):
+        seen.append(list(corpus))
+        raise LookupError("another text")
+
+    with pytest.raises(LookupError, match="another text"):
+        Corpus.build(io.BytesIO(b"other words"), cache, min_count=1, accept=refuse)
+    assert seen == [[["other", "words"]]]
+    assert before == {p.name: p.read_bytes() for p in cache.iterdir()}
+    accepted = Corpus.build(io.BytesIO(b"other words"), cache, min_count=1, accept=seen.append)
+    assert seen[1] is accepted
+    check(Corpus.load(cache), b"other words")
 
 
 def test_what_else_is_in_the_folder_stays(tmp_path):

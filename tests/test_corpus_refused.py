@@ -149,6 +149,13 @@ def bytes_token(folder):
     return [(b"a" for _ in range(3))], TypeError, "expected tokens that are str, got bytes b'a'"
 
 
+def test_a_folder_that_is_excluded_whole(tmp_path):
+    (tmp_path / "a.txt").write_bytes(TEXT)
+    with pytest.raises(ValueError, match="expected an output folder other than the folder of the"):
+        Corpus.build(tmp_path, tmp_path / "cache", min_count=1, exclude=[tmp_path])
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
 def folder_as_its_own_cache(folder):
     (folder / "cache").mkdir()
     (folder / "cache" / "a.txt").write_bytes(TEXT)

@@ -15,11 +15,13 @@ import os
 import re
 import secrets
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from vecsmith.io import atomic_file
+from vecsmith.io._atomic import missing_folders, remove_empty
 
 try:
     import fcntl
@@ -27,7 +29,9 @@ except ImportError:  # no flock here: two builds into one folder are not kept ap
     fcntl = None  # type: ignore[assignment]
 
 MANIFEST = "corpus.json"
-FORMAT = 1
+FORMAT = 2
+_KINDS = ("tokens", "offsets", "vocabulary")
+_BLOCK_BYTES = 4 << 20
 _LOCK = "corpus.lock"
 _OURS = re.compile(r"corpus-[0-9a-f]{16}\.\w+|\.corpus(-[0-9a-f]{16})?\.\w+\.[0-9a-f]+\.tmp")
 _FULL = {errno.ENOSPC: "no space left on the disk", errno.EFBIG: "file size limit reached"}
@@ -57,15 +61,40 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
             raise ValueError(
                 f"{path}: damaged: expected a number {key!r}, got {manifest.get(key)!r}"
             )
-    files = manifest.get("files")
+    files, checksums = manifest.get("files"), manifest.get("checksums")
     if (
         not isinstance(files, dict)
+        or not isinstance(checksums, dict)
         or not isinstance(manifest.get("fingerprint"), str)
-        or {"tokens", "offsets", "vocabulary"} != set(files)
+        or not set(_KINDS) == set(files) == set(checksums)
         or not all(isinstance(name, str) and _OURS.fullmatch(name) for name in files.values())
     ):
         raise ValueError(f"{path}: damaged: it does not name the corpus's files")
     return manifest
+
+
+def verify(folder: Path, manifest: dict[str, Any]) -> None:
+    """Read the files that a manifest names, and compare their checksums: a bad sector is found
+    here, not in the vectors.
+
+    Raises:
+        ValueError: one of them is damaged.
+        FileNotFoundError: one of them is gone.
+    """
+    for kind in _KINDS:
+        path = folder / manifest["files"][kind]
+        found, expected = _checksum(path), manifest["checksums"][kind]
+        if found != expected:
+            raise ValueError(f"{path}: damaged: expected the checksum {expected}, got {found}")
+
+
+def _checksum(path: Path) -> str:
+    """CRC-32 of a file, in eight hexadecimal digits."""
+    crc, block = 0, memoryview(bytearray(_BLOCK_BYTES))
+    with open(path, "rb", buffering=0) as file:
+        while size := file.readinto(block):
+            crc = zlib.crc32(block[:size], crc)
+    return f"{crc:08x}"
 
 
 @contextlib.contextmanager
@@ -78,7 +107,7 @@ def build_lock(folder: Path) -> Iterator[None]:
     """
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"expected a cache folder, got the file {folder}")
-    made = [p for p in [folder, *folder.parents] if not p.exists()]
+    made = missing_folders(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _lock(folder / _LOCK, folder)
@@ -90,9 +119,7 @@ def build_lock(folder: Path) -> Iterator[None]:
                 os.unlink(folder / _LOCK)
             os.close(descriptor)
     except BaseException:
-        for path in made:
-            with contextlib.suppress(OSError):
-                path.rmdir()  # only if nothing is in it
+        remove_empty(made)
         raise
 
 
@@ -171,24 +198,26 @@ class Draft:
         os.close(self._open.pop(kind))
         os.unlink(self.path(kind))
 
-    def commit(self, manifest: dict[str, Any]) -> dict[str, Any]:
+    def manifest(self, facts: dict[str, Any]) -> dict[str, Any]:
+        """What ``corpus.json`` will say, once all files are written."""
+        return {
+            "format": FORMAT,
+            "byteorder": sys.byteorder,
+            "files": {kind: self.path(kind).name for kind in _KINDS},
+            "checksums": {kind: _checksum(self.path(kind)) for kind in _KINDS},
+            **facts,
+        }
+
+    def commit(self, manifest: dict[str, Any]) -> None:
         """Sync the files, then name them in ``corpus.json``; the older corpus's are removed."""
         for descriptor in self._open.values():
             os.fsync(descriptor)
-        kinds = ("tokens", "offsets", "vocabulary")
-        manifest = {
-            "format": FORMAT,
-            "byteorder": sys.byteorder,
-            "files": {kind: self.path(kind).name for kind in kinds},
-            **manifest,
-        }
         with atomic_file(self._folder / MANIFEST) as file:
             file.write(json.dumps(manifest, indent=1).encode() + b"\n")
             # From the rename on these are the corpus: an interrupt must not remove them.
             self._committed = True
         with contextlib.suppress(OSError):
             _sweep(self._folder)
-        return manifest
 
 
 def _sweep(folder: Path) -> None:

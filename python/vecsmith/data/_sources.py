@@ -9,7 +9,7 @@ import os
 import stat
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,19 +47,24 @@ class Source(Protocol):
     def read_into(self, reader: Reader, progress: Progress | None) -> None: ...
 
 
-def open_source(source: Any, cache_dir: Path) -> Source:
-    """The source of that kind. Files are looked at, but nothing is read yet.
+def open_source(
+    source: Any, cache_dir: Path, exclude: Sequence[str | os.PathLike[str]] = ()
+) -> Source:
+    """The source of that kind. Files are looked at, but nothing is read yet. In a folder of text,
+    ``cache_dir`` and the folders of ``exclude`` are no text.
 
     Raises:
         TypeError, ValueError, FileNotFoundError: what was given is no text.
     """
     if isinstance(source, str) and source == "-":
+        if sys.stdin is None:
+            raise ValueError("expected a text on standard input; got one that is closed")
         return TextStream(sys.stdin.buffer, "standard input")
     if isinstance(source, (str, os.PathLike)):
         path = os.fspath(source)
         if not isinstance(path, str):
             raise TypeError(f"expected a path that is a str, got {path!r}")
-        return TextFiles(path, cache_dir)
+        return TextFiles(path, cache_dir, exclude)
     if isinstance(source, (bytes, bytearray, memoryview)):
         raise TypeError(
             "expected a path, an open binary file or an iterable of token lists, got "
@@ -85,7 +90,9 @@ def open_source(source: Any, cache_dir: Path) -> Source:
 class TextFiles:
     """One file, or all files of a folder and the folders in it, in sorted order."""
 
-    def __init__(self, path: str, cache_dir: Path) -> None:
+    def __init__(
+        self, path: str, cache_dir: Path, exclude: Sequence[str | os.PathLike[str]]
+    ) -> None:
         self.name = path
         try:
             status = os.stat(path)
@@ -96,7 +103,7 @@ class TextFiles:
         self._folder = stat.S_ISDIR(status.st_mode)
         files = [(os.path.abspath(path), status)]
         if self._folder:
-            files = list(_walk(path, cache_dir))
+            files = list(_walk(path, cache_dir, exclude))
             if not files:
                 raise ValueError(f"expected a folder with text files in it, got {path!r} with none")
         self._paths = [name for name, _ in files]
@@ -149,22 +156,26 @@ class TokenLists:
                 return
 
 
-def _walk(folder: str, cache_dir: Path) -> Iterator[tuple[str, os.stat_result]]:
-    cache = os.path.realpath(cache_dir)
-    if os.path.realpath(folder) == cache:
+def _walk(
+    folder: str, cache_dir: Path, exclude: Sequence[str | os.PathLike[str]]
+) -> Iterator[tuple[str, os.stat_result]]:
+    written = {os.path.realpath(path): "an output" for path in exclude}
+    written[os.path.realpath(cache_dir)] = "a cache"
+    kind = written.get(os.path.realpath(folder))
+    if kind is not None:
         raise ValueError(
-            f"expected a cache folder other than the folder of the text, got {folder!r} for both"
+            f"expected {kind} folder other than the folder of the text, got {folder!r} for both"
         )
 
     def fail(error: OSError) -> None:
         raise error
 
     for at, folders, names in os.walk(os.path.abspath(folder), onerror=fail):
-        # What was written for another run is not text.
+        # What this run, or the one before it, has written is not text.
         folders[:] = sorted(
             name
             for name in folders
-            if not name.startswith(".") and os.path.realpath(os.path.join(at, name)) != cache
+            if not name.startswith(".") and os.path.realpath(os.path.join(at, name)) not in written
         )
         for name in sorted(names):
             path = os.path.join(at, name)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import operator
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -89,6 +89,8 @@ class Corpus:
         vocabulary: Vocabulary | None = None,
         num_threads: int | None = None,
         progress: Progress | None = None,
+        exclude: Sequence[str | os.PathLike[str]] = (),
+        accept: Callable[[Corpus], Any] | None = None,
     ) -> Corpus:
         """Read a text once, count its words, and encode it into files in ``cache_dir``.
 
@@ -99,8 +101,9 @@ class Corpus:
         different words (a few hundred bytes each, in all), not with the text.
 
         If ``cache_dir`` holds a corpus of the same files (path, size, modification time) and
-        settings, that is what is returned, and the text is not read. Streams and iterables cannot
-        be known again: they are always read.
+        settings, and its files have the checksums they were written with, that is what is
+        returned, and the text is not read. Streams and iterables cannot be known again: they are
+        always read.
 
         Args:
             source: a file (plain, gzip or Zstandard); a folder, whose files are read in sorted
@@ -118,6 +121,10 @@ class Corpus:
             num_threads: ``torch.get_num_threads()`` if None.
             progress: called as ``progress(bytes_done, bytes_total, words)`` now and then;
                 ``bytes_total`` is None where it is not known; bytes are those of compressed text.
+            exclude: folders that are no text where they lie in a folder of text, as ``cache_dir``
+                is none: what else a run writes.
+            accept: called with a corpus that was read, before it takes the place of an older one
+                in ``cache_dir``; what it raises leaves the older one there.
 
         Raises:
             FileNotFoundError, PermissionError: there is no such source, or it may not be read.
@@ -146,7 +153,7 @@ class Corpus:
             settings.update(min_count=None, max_vocab_size=None, max_final_vocab=None)
             settings["vocabulary"] = _digest_of(vocabulary)
         threads = _integer("num_threads", num_threads, 1, optional=True) or torch.get_num_threads()
-        text = open_source(source, folder)
+        text = open_source(source, folder, exclude)
         fingerprint = None
         if text.identity is not None:
             fingerprint = _digest(["files", text.identity, settings])
@@ -164,8 +171,12 @@ class Corpus:
                 if fingerprint is None:
                     outcome = [manifest["checksum"], _digest_of(words), settings]
                     fingerprint = _digest(["outcome", outcome])
-                manifest = draft.commit({"fingerprint": fingerprint, **manifest})
-            return cls._open(folder, manifest, words)
+                manifest = draft.manifest({"fingerprint": fingerprint, **manifest})
+                corpus = cls._open(folder, manifest, words)
+                if accept is not None:
+                    accept(corpus)
+                draft.commit(manifest)
+            return corpus
 
     @classmethod
     def load(cls, cache_dir: str | os.PathLike[str]) -> Corpus:
@@ -173,7 +184,8 @@ class Corpus:
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is damaged.
+            ValueError: it is damaged: a file is missing, or has not the checksum it was written
+                with.
         """
         folder = Path(cache_dir)
         for attempt in range(10):
@@ -181,6 +193,7 @@ class Corpus:
             if manifest is None:
                 break
             try:
+                _cache.verify(folder, manifest)
                 return cls._open(folder, manifest, None)
             except FileNotFoundError as error:
                 # A build may just have put another corpus in its place.
@@ -197,6 +210,7 @@ class Corpus:
             manifest = _cache.read_manifest(folder)
             if manifest is None or manifest["fingerprint"] != fingerprint:
                 return None
+            _cache.verify(folder, manifest)
             return cls._open(folder, manifest, vocabulary)
         except (ValueError, FileNotFoundError):
             return None
