@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -274,6 +276,35 @@ def test_another_text(interrupted, tmp_path, text):
     assert np.array_equal(run(moved, checkpoint=interrupted).wv.vectors, run(text).wv.vectors)
 
 
+@pytest.mark.parametrize("how", ["constructor", "train"])
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [({}, "the same text"), ({"min_count": 2}, "min_count=1")],
+    ids=["text", "settings"],
+)
+def test_a_refused_run_keeps_the_encoded_text(text, tmp_path, how, other, said):
+    """It is what the right command goes on with."""
+    folders = {"cache_dir": tmp_path / "corpus", "checkpoint": tmp_path / "state"}
+
+    def trained(path: Path, callbacks=(), **more) -> None:
+        options = {**OPTIONS, **folders, "workers": 1, **more}
+        if how == "constructor":
+            Word2Vec(corpus_file=path, callbacks=callbacks, **options)
+        else:
+            model = Word2Vec(**options)
+            model.build_vocab_from_freq({f"w{i}": 1000 - i for i in range(400)})
+            model.train(corpus_file=path, callbacks=callbacks)
+
+    with pytest.raises(TrainingInterrupted):
+        trained(text, [StopAfter(1)])
+    before = {p.name: p.read_bytes() for p in folders["cache_dir"].iterdir()}
+    another = write_text(tmp_path / "other.txt", 4000, seed=1)
+    with pytest.raises(CheckpointError, match=said):
+        trained(another, **other)
+    assert before == {p.name: p.read_bytes() for p in folders["cache_dir"].iterdir()}
+    trained(text)
+
+
 def test_deterministic_mode_is_a_setting(text, interrupted, deterministic):
     with pytest.raises(CheckpointError, match="deterministic"):
         run(text, checkpoint=interrupted)
@@ -309,6 +340,54 @@ def test_damaged_checkpoints(text, interrupted, damage):
     assert str(path) in str(caught.value)
     assert path.read_bytes() == before
     run(text, checkpoint=interrupted, resume=False)
+
+
+def crafted(path: Path, change) -> None:
+    """The checkpoint with other tables or another state, and the checksum that goes with them."""
+    tables, metadata = load_safetensors(path, mmap=False)
+    state = json.loads(metadata["state"])
+    state = change(tables, state) or state
+    text = state if isinstance(state, str) else json.dumps(state)
+    # Tables that no checksum can be made of are refused before it is looked at.
+    rest = [tables[name] for name in sorted(tables) if tables[name].dtype != torch.bfloat16]
+    rest = [table for table in rest if table.dim()]
+    crc = checksum(*rest, start=zlib.crc32(text.encode()))
+    save_safetensors(path, tables, {**metadata, "state": text, "checksum": crc})
+
+
+def other_cursor(**values):
+    return lambda tables, state: state["cursor"].update(values)
+
+
+CRAFTED = {
+    "nan": lambda tables, state: tables.update(syn1neg=tables["syn1neg"] * np.nan),
+    "fp64": lambda tables, state: tables.update(vectors=tables["vectors"].double()),
+    "bfloat16": lambda tables, state: tables.update(vectors=tables["vectors"].bfloat16()),
+    "a number": lambda tables, state: tables.update(vectors=torch.tensor(1.0)),
+    "state: list": lambda tables, state: [[1, 2]],
+    "state: null": lambda tables, state: "null",
+    "state: not JSON": lambda tables, state: "{",
+    "state: deep": lambda tables, state: "[" * 100_000,
+    "epoch: true": other_cursor(epoch=True),
+    "chunk: false": other_cursor(chunk=False),
+    "loss: huge": other_cursor(loss=10**400),
+    "cursor: null": lambda tables, state: {**state, "cursor": None},
+}
+
+
+@pytest.mark.parametrize("change", CRAFTED.values(), ids=CRAFTED)
+def test_crafted_checkpoints(text, interrupted, change):
+    crafted(interrupted / NAME, change)
+    before = (interrupted / NAME).read_bytes()
+    model = Word2Vec(**OPTIONS, workers=1, checkpoint=interrupted)
+    model._chunk_positions = CHUNK
+    model.build_vocab(corpus_file=text)
+    vectors = model.wv.vectors.copy()
+    with pytest.raises(CheckpointError, match="cannot go on from the checkpoint") as caught:
+        model.train()
+    assert str(interrupted / NAME) in str(caught.value)
+    assert np.array_equal(model.wv.vectors, vectors)
+    assert (interrupted / NAME).read_bytes() == before
 
 
 def rewritten(path: Path, **metadata: str) -> None:
@@ -379,6 +458,26 @@ def test_two_runs_into_one_folder(text, tmp_path):
     run(text, checkpoint=tmp_path)  # the folder is free again
 
 
+@pytest.mark.parametrize("instead", ["nothing", "a file"])
+def test_a_folder_that_went_away_does_not_hide_the_error(tmp_path, instead):
+    folder = tmp_path / "state"
+    checkpoint = Checkpoint(folder)
+    locks = []
+
+    def train() -> None:
+        with checkpoint.hold():
+            locks.append(checkpoint._lock)
+            shutil.rmtree(folder)
+            if instead == "a file":
+                folder.write_text("")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        train()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(locks[0])
+
+
 def test_debris_of_a_killed_run_is_swept(tmp_path):
     debris = tmp_path / f".{NAME}.0123456789ab.tmp"
     debris.write_bytes(b"half a checkpoint")
@@ -395,8 +494,8 @@ def test_a_folder_that_was_not_used_is_removed(tmp_path):
     with pytest.raises(FileNotFoundError):
         Word2Vec(corpus_file="/nowhere", checkpoint=tmp_path / "state")
     with pytest.raises(ValueError):
-        Word2Vec([["rare"]], checkpoint=tmp_path / "state")
-    assert not (tmp_path / "state").exists()
+        Word2Vec([["rare"]], checkpoint=tmp_path / "deep" / "deeper" / "state")
+    assert not list(tmp_path.iterdir())
     (tmp_path / "file").write_text("")
     with pytest.raises(NotADirectoryError):
         Word2Vec([["a", "b"]], min_count=1, checkpoint=tmp_path / "file")

@@ -11,6 +11,7 @@ import pytest
 
 from planted_text import MODES, SMALL, planted
 from vecsmith import KeyedVectors, Word2Vec
+from vecsmith.io import load_safetensors, save_safetensors
 
 gensim = pytest.importorskip("gensim")
 
@@ -116,6 +117,60 @@ def test_nan_is_not_saved_nor_loaded(text, tmp_path):
     (tmp_path / "model/model.safetensors").write_bytes(before[:start] + array.tobytes())
     with pytest.raises(ValueError, match="nan"):
         Word2Vec.load(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
+    ("mode", "name", "row"),
+    [(MODES["sg-ns-window"], "syn1neg", "vector of '.*' "), (MODES["sg-hs-pair"], "syn1", "row 2")],
+    ids=["syn1neg", "syn1"],
+)
+def test_nan_in_any_table_is_not_saved_nor_loaded(text, tmp_path, mode, name, row):
+    model = Word2Vec(text, **{**SMALL, **mode})
+    model.save(tmp_path / "model")
+    getattr(model, name)[2, 3] = np.inf
+    with pytest.raises(ValueError, match=f"{name}: .*{row}.*holds nan or inf.*smaller alpha"):
+        model.save(tmp_path / "model")
+    path = tmp_path / "model/model.safetensors"
+    tables, _ = load_safetensors(path, mmap=False)
+    tables[name][2, 3] = np.nan
+    save_safetensors(path, tables)
+    with pytest.raises(ValueError, match=f"model: {name}: .*{row}.*holds nan or inf"):
+        Word2Vec.load(tmp_path / "model")
+
+
+BAD_STATES = [
+    ("raw_words", None),
+    ("raw_words", "many"),
+    ("corpus_count", "x"),
+    ("corpus_total_words", -1),
+    ("train_count", True),
+    ("effective_min_count", 1.5),
+    ("total_train_time", "long"),
+    ("min_alpha_yet_reached", [0.1]),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_STATES)
+def test_a_damaged_state_is_refused(text, tmp_path, name, value):
+    Word2Vec(text, **SMALL).save(tmp_path)
+    path = tmp_path / "config.json"
+    config = json.loads(path.read_text())
+    config["state"][name] = value
+    path.write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"config.json: damaged \(expected {name} to be"):
+        Word2Vec.load(tmp_path)
+
+
+def test_a_save_that_fails_leaves_no_folders(text, tmp_path, monkeypatch):
+    model = Word2Vec(text, **SMALL)
+
+    def full(*arguments):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(type(model.vocabulary), "save", full)
+    with pytest.raises(OSError, match="disk full"):
+        model.save(tmp_path / "a" / "b" / "model")
+    assert not list(tmp_path.iterdir())
 
 
 def test_diverged_training_says_what_helps(text, tmp_path):

@@ -242,6 +242,7 @@ def word2vec(
     """
     import torch
 
+    from vecsmith.models._driver import text_check
     from vecsmith.models.word2vec import Word2Vec
 
     if corpus != "-" and not Path(corpus).exists():
@@ -285,7 +286,7 @@ def word2vec(
     assert checkpoint is not None
     with checkpoint.hold():
         started = time.monotonic()
-        model.build_vocab(corpus_file=corpus)
+        model._build_vocab(corpus, accept=text_check(checkpoint, model._plan()))
         read = time.monotonic() - started
         say(
             f"read {model.corpus_total_words:,} words in {read:.1f} s: "

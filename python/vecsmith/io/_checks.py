@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 
-def refuse_nonfinite(vectors: Tensor, words: Sequence[str], what: str) -> None:
-    """Raise ValueError naming the first word whose vector [D] holds nan or infinity."""
+def refuse_nonfinite(vectors: Tensor, words: Sequence[str] | None, what: str) -> None:
+    """Raise ValueError naming the first word (row, where there are no words) whose vector [D] holds
+    nan or infinity."""
     rows = max(1, (1 << 20) // max(1, vectors.shape[1]))
     for start in range(0, len(vectors), rows):
         block = vectors[start : start + rows]
@@ -20,4 +21,5 @@ def refuse_nonfinite(vectors: Tensor, words: Sequence[str], what: str) -> None:
         bad = torch.nonzero(~torch.isfinite(block).all(dim=1))
         if len(bad):
             row = start + int(bad[0])
-            raise ValueError(f"{what}: the vector of {words[row]!r} (row {row}) holds nan or inf")
+            name = f"row {row}" if words is None else f"the vector of {words[row]!r} (row {row})"
+            raise ValueError(f"{what}: {name} holds nan or inf")

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from vecsmith.io import load_safetensors, save_safetensors
+from vecsmith.io._atomic import missing_folders, remove_empty
 
 try:
     import fcntl
@@ -80,7 +81,7 @@ class Checkpoint:
         # True once this object has written the file or gone on from it: it is ours to replace.
         self.owned = False
         self._holders = 0
-        self._made = False
+        self._made: list[Path] = []
         self._lock: int | None = None
 
     @contextlib.contextmanager
@@ -90,30 +91,40 @@ class Checkpoint:
         Raises: FolderInUseError if another run holds it, in this process or any other.
         """
         if self._holders == 0:
-            if self.folder.exists() and not self.folder.is_dir():
-                raise NotADirectoryError(
-                    errno.ENOTDIR, f"expected a folder; got the file {self.folder}"
-                )
-            self._made = not self.folder.exists()
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _acquire(self.folder / _LOCK)
-            # What a run that was killed while writing has left.
-            for debris in self.folder.glob(f".{NAME}.*.tmp"):
-                debris.unlink(missing_ok=True)
+            self._take()
         self._holders += 1
         try:
             yield self
         finally:
             self._holders -= 1
-            if self._holders == 0 and self._lock is not None:
-                # While it is still locked: nobody can have taken it who would lose it.
-                (self.folder / _LOCK).unlink(missing_ok=True)
-                os.close(self._lock)
-                self._lock = None
-            if self._holders == 0 and self._made:
-                # A run that failed before it wrote anything leaves nothing.
-                with contextlib.suppress(OSError):
-                    self.folder.rmdir()
+            if self._holders == 0:
+                self._release()
+
+    def _take(self) -> None:
+        if self.folder.exists() and not self.folder.is_dir():
+            raise NotADirectoryError(
+                errno.ENOTDIR, f"expected a folder; got the file {self.folder}"
+            )
+        self._made = missing_folders(self.folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = _acquire(self.folder / _LOCK)
+            # What a run that was killed while writing has left.
+            for debris in self.folder.glob(f".{NAME}.*.tmp"):
+                debris.unlink(missing_ok=True)
+        except BaseException:
+            self._release()
+            raise
+
+    def _release(self) -> None:
+        """Raises nothing: where the folder went away, that has an error of its own."""
+        if self._lock is not None:
+            # While it is still locked: nobody can have taken it who would lose it.
+            with contextlib.suppress(OSError):
+                (self.folder / _LOCK).unlink()
+            os.close(self._lock)
+            self._lock = None
+        remove_empty(self._made)  # a run that failed before it wrote anything leaves nothing
 
     def read(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
         """The state and the tables (memory-mapped) of the checkpoint in the folder, its checksum
@@ -133,20 +144,38 @@ class Checkpoint:
             )
         if metadata.get("version") != VERSION:
             raise damaged(self.path, f"expected version {VERSION}; got {metadata.get('version')!r}")
-        state = metadata.get("state", "")
-        if metadata.get("checksum") != _checksum_all(state, tables):
+        for name, table in tables.items():
+            if table.dtype != torch.float32 or table.dim() != 2:
+                got = f"{name!r} of {table.dtype} {list(table.shape)}"
+                raise damaged(self.path, f"expected float32 tables [rows, D]; got {got}")
+        text = metadata.get("state")
+        if not isinstance(text, str) or metadata.get("checksum") != _checksum_all(text, tables):
             raise damaged(self.path, "expected the checksum in its header; got another")
-        return dict(json.loads(state)), tables
+        try:
+            state = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise damaged(self.path, f"expected a state that is JSON ({error})") from None
+        if not isinstance(state, dict):
+            raise damaged(self.path, f"expected a state of names and values; got {text[:60]!r}")
+        return state, tables
+
+    def pending(self) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """What :meth:`read` gives, if training is to go on from it; else None."""
+        return self.read() if self.resume and not self.owned else None
 
     def load(self, found: dict[str, Tensor], tables: dict[str, Tensor]) -> None:
         """Copy the tables of a checkpoint into ``tables`` ([rows, D] float32 each).
 
-        Raises: CheckpointError, before anything is changed, if names or shapes differ.
+        Raises: CheckpointError, before anything is changed, if names or shapes differ, or a table
+        holds nan or infinity.
         """
         theirs = {name: tuple(table.shape) for name, table in found.items()}
         ours = {name: tuple(table.shape) for name, table in tables.items()}
         if theirs != ours:
             raise damaged(self.path, f"expected tables {ours}; got {theirs}")
+        for name, table in found.items():
+            if not _finite(table):
+                raise damaged(self.path, f"expected finite tables; got nan or inf in {name!r}")
         for name, table in tables.items():
             table.copy_(found[name])
         self.owned = True
@@ -158,8 +187,7 @@ class Checkpoint:
         infinity: training has diverged. The checkpoint before it is still there.
         """
         for name, table in tables.items():
-            # A sum in fp64 is finite unless a value is not.
-            if not math.isfinite(table.sum(dtype=torch.float64).item()):
+            if not _finite(table):
                 raise ValueError(
                     f"expected finite tables; got nan or inf in {name!r}: training has diverged. "
                     f"{self.path} was left as it was; start again with a smaller alpha"
@@ -232,6 +260,11 @@ def checksum(*tensors: Tensor, start: int = 0) -> str:
         for rows in tensor.detach().split(max(1, _BLOCK_BYTES // row)):
             crc = zlib.crc32(rows.cpu().contiguous().numpy(), crc)  # type: ignore[arg-type]
     return f"{crc:08x}"
+
+
+def _finite(table: Tensor) -> bool:
+    # A sum in fp64 is finite unless a value is not.
+    return math.isfinite(table.sum(dtype=torch.float64).item())
 
 
 def _checksum_all(state: str, tables: dict[str, Tensor]) -> str:

@@ -83,19 +83,24 @@ class Plan:
     """What to train: everything that decides the result besides the tables and the corpus.
 
     settings: the keyword arguments of ``ops.skipgram`` that stay the same for every chunk.
-    words_per_epoch: words that the learning rate counts as one epoch.
     identity: what a checkpoint must agree in, beyond settings: {name: value}, JSON types.
+    words_per_epoch: words that the learning rate counts as one epoch; the text decides it.
     """
 
     settings: dict[str, Any]
     epochs: int
-    words_per_epoch: int
     device: torch.device
     chunk_positions: int
     identity: dict[str, Any]
+    words_per_epoch: int = 1
     compute_loss: bool = False
     num_threads: int = 1
     backend: str | None = None
+
+    def known_before_text(self) -> dict[str, Any]:
+        """What a checkpoint must agree in, as far as it is known before the text is read."""
+        more = {"epochs": self.epochs, "chunk_positions": self.chunk_positions}
+        return {**self.settings, **self.identity, **more}
 
 
 @dataclass
@@ -130,6 +135,27 @@ def chunk_bounds(offsets: Tensor, positions: int) -> list[int]:
     return sorted({0, sentences, *(int(c) for c in cuts)})
 
 
+def text_check(checkpoint: Checkpoint | None, plan: Plan) -> Callable[[Corpus], None] | None:
+    """The check that an encoded text must pass for training to go on from the checkpoint, before
+    it takes the place of an older one; None where there is nothing to go on from.
+
+    Raises: CheckpointError if the checkpoint is damaged, or one of other settings.
+    """
+    found = None if checkpoint is None else checkpoint.pending()
+    if checkpoint is None or found is None:
+        return None
+    path, state, ours = checkpoint.path, found[0], plan.known_before_text()
+    theirs = state.get("settings")
+    if isinstance(theirs, dict):
+        theirs = {name: value for name, value in theirs.items() if name != "words_per_epoch"}
+    check_settings(path, theirs, ours, "settings")
+
+    def check(corpus: Corpus) -> None:
+        check_settings(path, state.get("corpus"), corpus_identity(corpus), "text")
+
+    return check
+
+
 def train(
     tables: Tables,
     corpus: Corpus,
@@ -149,12 +175,11 @@ def train(
     bounds = chunk_bounds(corpus.offsets, plan.chunk_positions)
     chunks = list(itertools.pairwise(bounds))
     cursor = Cursor()
-    identity = {**plan.settings, **plan.identity, "epochs": plan.epochs}
-    identity.update(chunk_positions=plan.chunk_positions, words_per_epoch=plan.words_per_epoch)
+    identity = {**plan.known_before_text(), "words_per_epoch": plan.words_per_epoch}
     state: dict[str, Any] = {}
     if checkpoint is not None:
         state = {"corpus": corpus_identity(corpus), "settings": identity}
-        found = checkpoint.read() if checkpoint.resume and not checkpoint.owned else None
+        found = checkpoint.pending()
         if found is not None:
             resumed, theirs = found
             for part, said in (("corpus", "text"), ("settings", "settings")):
@@ -223,11 +248,11 @@ def _cursor(checkpoint: Checkpoint, found: Any, epochs: int, chunks: int) -> Cur
     """The cursor of a checkpoint. Raises CheckpointError if it is none of this training."""
     try:
         cursor = Cursor(**found)
-        whole = isinstance(cursor.epoch, int) and isinstance(cursor.chunk, int)
+        whole = type(cursor.epoch) is int and type(cursor.chunk) is int  # True is none
         numbers = math.isfinite(cursor.loss + cursor.terms + cursor.seconds)
         if whole and numbers and 0 <= cursor.epoch <= epochs and 0 <= cursor.chunk <= chunks:
             return cursor
-    except TypeError:
+    except (TypeError, OverflowError):
         pass
     raise damaged(
         checkpoint.path, f"expected a place in {epochs} epochs of {chunks} chunks; got {found}"

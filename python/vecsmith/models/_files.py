@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from vecsmith.data import Vocabulary
 from vecsmith.io import atomic_folder, load_safetensors, read_folder, save_safetensors
+from vecsmith.io._atomic import missing_folders, remove_empty
 from vecsmith.io._checks import refuse_nonfinite
 from vecsmith.models._checkpoint import FolderInUseError
 
@@ -25,10 +27,8 @@ _SAVED_PARAMETERS = (
     *("min_alpha", "sg", "hs", "negative", "ns_exponent", "cbow_mean", "epochs", "compute_loss"),
     *("comment", "max_final_vocab", "shrink_windows", "shared_negatives"),
 )
-_SAVED_STATE = (
-    *("train_count", "total_train_time", "corpus_count", "corpus_total_words"),
-    *("running_training_loss", "min_alpha_yet_reached", "effective_min_count"),
-)
+_SAVED_COUNTS = ("train_count", "corpus_count", "corpus_total_words", "effective_min_count")
+_SAVED_MEASURES = ("total_train_time", "running_training_loss", "min_alpha_yet_reached")
 _MACHINE_OPTIONS = {
     *("workers", "device", "checkpoint", "checkpoint_every", "resume", "cache_dir"),
     *("progress", "backend"),
@@ -45,15 +45,21 @@ def save(model: Word2Vec, folder: str | os.PathLike[str]) -> None:
         "vector_size": model.vector_size,
         "parameters": {name: getattr(model, name) for name in _SAVED_PARAMETERS},
         "state": {
-            **{name: getattr(model, name) for name in _SAVED_STATE},
+            **{name: getattr(model, name) for name in (*_SAVED_COUNTS, *_SAVED_MEASURES)},
             "raw_words": model.vocabulary.raw_words,
         },
     }
-    Path(folder).parent.mkdir(parents=True, exist_ok=True)
-    with atomic_folder(folder) as staging:
-        model.vocabulary.save(staging / "vocab.txt")
-        save_safetensors(staging / "model.safetensors", model._tables().named())
-        (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    parent = Path(folder).parent
+    made = missing_folders(parent)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(folder) as staging:
+            model.vocabulary.save(staging / "vocab.txt")
+            save_safetensors(staging / "model.safetensors", model._tables().named())
+            (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    except BaseException:
+        remove_empty(made)
+        raise
     if model.checkpoint is not None and model._finished:
         with contextlib.suppress(FolderInUseError, OSError), model.checkpoint.hold():
             model.checkpoint.remove()
@@ -87,17 +93,17 @@ def load(
         saved, _ = load_safetensors(find("model.safetensors"))
     try:
         model = model_class(**config["parameters"], **options)
-        state = {name: config["state"][name] for name in (*_SAVED_STATE, "raw_words")}
+        state = _state(config["state"])
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: damaged ({error})") from None
-    vocabulary.raw_words = int(state.pop("raw_words"))
+    vocabulary.raw_words = state.pop("raw_words")
     model._set_vocabulary(vocabulary, fresh=False)
     tables = model._tables().named()
     found = {name: tuple(table.shape) for name, table in saved.items()}
     expected = {name: tuple(table.shape) for name, table in tables.items()}
     if found != expected or any(t.dtype != torch.float32 for t in saved.values()):
         raise ValueError(f"{folder}: expected float32 tables {expected}; got {found}")
-    refuse_nonfinite(saved["vectors"], vocabulary.words, str(folder))
+    _refuse_nonfinite(saved, vocabulary, f"{folder}: ")
     for name, table in tables.items():
         table.copy_(saved[name])
     for name, value in state.items():
@@ -105,10 +111,30 @@ def load(
     return model
 
 
+def _state(saved: Any) -> dict[str, Any]:
+    """The state of a model, from its config.json. Raises KeyError, TypeError or ValueError."""
+    counts = {name: saved[name] for name in (*_SAVED_COUNTS, "raw_words")}
+    for name, value in counts.items():
+        if type(value) is not int or value < 0:
+            raise ValueError(f"expected {name} to be an integer >= 0; got {value!r}")
+    measures = {name: saved[name] for name in _SAVED_MEASURES}
+    for name, value in measures.items():
+        if type(value) not in (int, float):  # nan passes: a loss may have come to that
+            raise ValueError(f"expected {name} to be a number; got {value!r}")
+    return {**counts, **measures}
+
+
+def _refuse_nonfinite(tables: dict[str, Tensor], vocabulary: Vocabulary, where: str) -> None:
+    """Raises ValueError naming the table and the word of the first row that holds nan or inf."""
+    for name, table in tables.items():
+        # The rows of the tree are its inner nodes: they have no words.
+        refuse_nonfinite(table, None if name == "syn1" else vocabulary.words, where + name)
+
+
 def _refuse_diverged(model: Word2Vec) -> None:
-    """Raises ValueError if a vector holds nan or infinity, with what may have led to it."""
+    """Raises ValueError if a table holds nan or infinity, with what may have led to it."""
     try:
-        refuse_nonfinite(model._input, model.vocabulary.words, "these vectors")
+        _refuse_nonfinite(model._tables().named(), model.vocabulary, "")
     except ValueError as error:
         if not model.train_count:
             raise

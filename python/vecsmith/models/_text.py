@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import GeneratorType
 from typing import Any
@@ -82,10 +82,10 @@ def source_of(sentences: Any, corpus_file: Any) -> Any:
     raise TypeError(f"expected corpus_file to be a path or an open file; got {corpus_file!r}")
 
 
-def identity(source: Any, cache_dir: Path) -> Any:
+def identity(source: Any, cache_dir: Path, exclude: Sequence[Path]) -> Any:
     """Path, size and time of the files of a text; None for what cannot be known again."""
     if isinstance(source, str) and source != "-":
-        return open_source(source, cache_dir).identity
+        return open_source(source, cache_dir, exclude).identity
     return None
 
 

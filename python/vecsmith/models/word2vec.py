@@ -24,7 +24,7 @@ from vecsmith.data import Corpus, Vocabulary
 from vecsmith.models import _driver, _files
 from vecsmith.models import _options as check
 from vecsmith.models._checkpoint import Checkpoint, checksum
-from vecsmith.models._driver import Cursor, Hooks, Plan, Tables
+from vecsmith.models._driver import Cursor, Hooks, Plan, Tables, text_check
 from vecsmith.models._progress import ReadingBar
 from vecsmith.models._text import RULE_DEFAULT as RULE_DEFAULT  # for those who write a trim_rule
 from vecsmith.models._text import RULE_DISCARD as RULE_DISCARD
@@ -219,10 +219,10 @@ class Word2Vec:
                     "callbacks are not kept by the model: give them to train(); ignored here"
                 )
             return
-        source_of(sentences, corpus_file)
+        source = source_of(sentences, corpus_file)
         with self._holding():
             try:
-                self.build_vocab(sentences, corpus_file, trim_rule=trim_rule)
+                self._build_vocab(source, trim_rule, text_check(self.checkpoint, self._plan()))
                 self.train(callbacks=callbacks)
             finally:
                 self._text.forget()
@@ -270,17 +270,27 @@ class Word2Vec:
                 "expected a model with a vocabulary to update; got one with none: call "
                 "build_vocab without update first"
             )
+        if not update:
+            return self._build_vocab(source, trim_rule)
+        self._text.forget()
+        counted, self.corpus_count = self._counted(source)
+        self.corpus_total_words = counted.raw_words
+        fresh = self._trim(counted, trim_rule, keep=self.vocabulary)
+        return self._grow_vocabulary(self.vocabulary.merged(fresh))
+
+    def _build_vocab(
+        self,
+        source: Any,
+        trim_rule: Callable[[str, int, int], int] | None = None,
+        accept: Callable[[Corpus], None] | None = None,
+    ) -> None:
+        """accept: as in :meth:`Corpus.build`. Where :meth:`train` follows with this text and the
+        model's settings, ``text_check`` gives it; build_vocab alone cannot know that."""
         self._text.forget()
         try:
-            if update:
-                counted, self.corpus_count = self._counted(source)
-                self.corpus_total_words = counted.raw_words
-                fresh = self._trim(counted, trim_rule, keep=self.vocabulary)
-                self._grow_vocabulary(self.vocabulary.merged(fresh))
-                return
-            corpus = self._encode(source, trim_rule=trim_rule)
+            corpus = self._encode(source, trim_rule=trim_rule, accept=accept)
             self._text.corpus = corpus
-            self._text.identity = identity(source, self._text.folder(self.cache_dir))
+            self._text.identity = self._identity(source)
         except BaseException:
             self._text.forget()
             raise
@@ -378,6 +388,7 @@ class Word2Vec:
         source: Any,
         vocabulary: Vocabulary | None = None,
         trim_rule: Callable[[str, int, int], int] | None = None,
+        accept: Callable[[Corpus], None] | None = None,
     ) -> Corpus:
         if isinstance(source, Corpus):
             if vocabulary is not None and source.vocabulary.words != vocabulary.words:
@@ -389,7 +400,7 @@ class Word2Vec:
             if trim_rule is not None:
                 raise ValueError("expected a text with trim_rule; got an encoded Corpus")
             return source
-        settings: dict[str, Any] = {"num_threads": self.workers}
+        settings: dict[str, Any] = {"num_threads": self.workers, "accept": accept}
         if trim_rule is not None:
             if read_once(source):
                 raise ValueError(
@@ -435,12 +446,20 @@ class Word2Vec:
 
     def _build(self, source: Any, folder: Path, **settings: Any) -> Corpus:
         with ReadingBar(self.progress) as bar:
-            return Corpus.build(source, folder, progress=bar, **settings)
+            return Corpus.build(source, folder, progress=bar, exclude=self._written(), **settings)
 
-    def _corpus_for(self, source: Any) -> Corpus:
+    def _written(self) -> list[Path]:
+        """Where this model writes: no text, though it may lie in the folder of the text."""
+        folders = [] if self.checkpoint is None else [self.checkpoint.folder]
+        return folders if self.cache_dir is None else [*folders, self.cache_dir]
+
+    def _identity(self, source: Any) -> Any:
+        return identity(source, self._text.folder(self.cache_dir), self._written())
+
+    def _corpus_for(self, source: Any, plan: Plan) -> Corpus:
         """The text of a call of train(), encoded with this model's vocabulary."""
         if self._text.corpus is not None:
-            found = identity(source, self._text.folder(self.cache_dir))
+            found = self._identity(source)
             if source is None or (found is not None and found == self._text.identity):
                 return self._text.corpus
         if source is None:
@@ -448,7 +467,8 @@ class Word2Vec:
                 "expected sentences or a corpus_file; got neither, and no text is left from "
                 "build_vocab"
             )
-        return self._encode(source, vocabulary=self.vocabulary)
+        accept = text_check(self.checkpoint, plan)
+        return self._encode(source, vocabulary=self.vocabulary, accept=accept)
 
     # --- training -----------------------------------------------------------------------------
 
@@ -514,7 +534,8 @@ class Word2Vec:
         if alpha > self.min_alpha_yet_reached:
             logger.warning("alpha=%g is above the rate that earlier training ended with", alpha)
         with self._holding():
-            corpus = self._corpus_for(source)
+            plan = self._plan(epochs, alpha, min_alpha)
+            corpus = self._corpus_for(source, plan)
             tokens, sentence_count = corpus.tokens.numel(), corpus.offsets.numel() - 1
             words_per_epoch = tokens
             if total_examples is not None:
@@ -527,16 +548,26 @@ class Word2Vec:
             if compute_loss is not None:
                 self.compute_loss = bool(compute_loss)
             self.running_training_loss = 0.0
-            self._train(corpus, max(words_per_epoch, 1), callbacks)
+            plan.words_per_epoch, plan.compute_loss = max(words_per_epoch, 1), self.compute_loss
+            self._train(corpus, plan, callbacks)
             raw_words = corpus.raw_words
             del corpus
         self._text.forget()
         return tokens * epochs, raw_words * epochs
 
-    def _train(self, corpus: Corpus, words_per_epoch: int, callbacks: list[Any]) -> None:
+    def _plan(
+        self,
+        epochs: int | None = None,
+        alpha: float | None = None,
+        min_alpha: float | None = None,
+    ) -> Plan:
+        """All but what the text decides; the model's own settings in place of None."""
         deterministic = torch.are_deterministic_algorithms_enabled()
         settled = {
             "vector_size": self.vector_size,
+            "min_count": self.min_count,
+            "max_vocab_size": self.max_vocab_size,
+            "max_final_vocab": self.max_final_vocab,
             "hs": self.hs,
             "ns_exponent": self.ns_exponent,
             "sample": self.sample,
@@ -544,11 +575,10 @@ class Word2Vec:
             "deterministic": deterministic,
             "device": self.device.type,
         }
-        tables = self._tables()
         if self.checkpoint is not None and self.train_count:
             # What went before is part of the result.
-            settled["tables"] = checksum(*tables.named().values())
-        plan = Plan(
+            settled["tables"] = checksum(*self._tables().named().values())
+        return Plan(
             settings={
                 "window": self.window,
                 "negative": self.negative,
@@ -556,19 +586,20 @@ class Word2Vec:
                 "cbow_mean": bool(self.cbow_mean),
                 "shrink_windows": self.shrink_windows,
                 "shared_negatives": self.shared_negatives,
-                "alpha": self.alpha,
-                "min_alpha": self.min_alpha,
+                "alpha": self.alpha if alpha is None else alpha,
+                "min_alpha": self.min_alpha if min_alpha is None else min_alpha,
                 "seed": self.seed,
             },
-            epochs=self.epochs,
-            words_per_epoch=words_per_epoch,
+            epochs=self.epochs if epochs is None else epochs,
             device=self.device,
             chunk_positions=self._chunk_positions,
             identity=settled,
-            compute_loss=self.compute_loss,
             num_threads=self.workers,
             backend=self.backend,
         )
+
+    def _train(self, corpus: Corpus, plan: Plan, callbacks: list[Any]) -> None:
+        tables = self._tables()
         hooks = Hooks(
             epoch_begin=lambda: _call(callbacks, "on_epoch_begin", self),
             epoch_end=lambda: _call(callbacks, "on_epoch_end", self),
