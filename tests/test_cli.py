@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 
 from vecsmith import KeyedVectors, Word2Vec
 from vecsmith.cli import main
@@ -271,6 +273,74 @@ def test_ctrl_c_while_torch_is_imported(tmp_path):
     assert err == "stopped. What was saved before is unchanged\n"
 
 
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
+def test_ctrl_c_while_the_arguments_are_parsed(vecsmith, text, tmp_path, monkeypatch, signum):
+    """typer imports what it needs then, which takes a moment."""
+    monkeypatch.setattr(
+        typer.core.TyperCommand, "parse_args", lambda *_: signal.raise_signal(signum)
+    )
+    result = vecsmith("word2vec", text, "-o", tmp_path / "v")
+    assert (result.code, result.out) == (130, "")
+    assert result.err == "stopped. What was saved before is unchanged\n"
+
+
+def test_the_output_in_the_folder_of_the_text(vecsmith, text, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.txt").write_bytes(text.read_bytes())
+    for output in ("vectors/", "deep/vectors"):
+        options = ("word2vec", ".", "-o", output, "--dim", 8, "--epochs", 1, "--text")
+        for _ in range(2):
+            if output == "deep/vectors":
+                shutil.rmtree("vectors", ignore_errors=True)
+            result = vecsmith(*options)
+            assert result.code == 0, result.err
+            assert "read 13,500 words" in result.err
+    result = vecsmith("word2vec", ".", "-o", ".")
+    assert result.code == 2
+    assert "expected an output folder other than the folder of the text" in result.err
+
+
+def test_a_damaged_encoded_text_is_read_again(vecsmith, tmp_path):
+    text = big_text(tmp_path / "text.txt")
+    options = ("--dim", 8, "--epochs", 1, "--threads", 1)
+    for output in ("whole", "damaged"):
+        assert vecsmith("word2vec", text, "-o", tmp_path / output, *options).code == 0
+    (tokens,) = (tmp_path / "damaged/corpus").glob("*.tokens")
+    data = tokens.read_bytes()
+    tokens.write_bytes(data[:100_000] + bytes(200_000) + data[300_000:])
+    assert vecsmith("word2vec", text, "-o", tmp_path / "damaged", *options).code == 0
+    whole, damaged = (tmp_path / name / "model.safetensors" for name in ("whole", "damaged"))
+    assert whole.read_bytes() == damaged.read_bytes()
+
+
+def test_a_refused_run_keeps_the_encoded_text(vecsmith, text, tmp_path, monkeypatch):
+    from vecsmith.models import _driver
+
+    def stopped(*arguments, **more):
+        signal.raise_signal(signal.SIGINT)
+        return skipgram(*arguments, **more)
+
+    skipgram = _driver.ops.skipgram
+    options = ("-o", tmp_path / "v", "--dim", 8, "--epochs", 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(_driver.ops, "skipgram", stopped)
+        assert vecsmith("word2vec", text, *options).code == 130
+    before = {p: p.read_bytes() for p in (tmp_path / "v").rglob("*") if p.is_file()}
+    other = big_text(tmp_path / "other.txt")
+    for more, said in (((), "the same text"), (("--max-final-vocab", 9), "max_final_vocab=None")):
+        result = vecsmith("word2vec", other, *options, *more)
+        assert result.code == 2
+        assert result.err.startswith("error: expected the checkpoint")
+        assert said in result.err
+        assert before == {p: p.read_bytes() for p in (tmp_path / "v").rglob("*") if p.is_file()}
+    # Damaged besides, it is read again, and is still the text of the checkpoint.
+    (tokens,) = (tmp_path / "v" / "corpus").glob("*.tokens")
+    tokens.write_bytes(b"\x07" * tokens.stat().st_size)
+    result = vecsmith("word2vec", text, *options)
+    assert result.code == 0, result.err
+    assert "going on from" in result.err
+
+
 def test_warnings_of_the_model_are_lines_of_the_command(vecsmith, text, tmp_path):
     options = ("word2vec", text, "--dim", 8, "--epochs", 1, "--alpha", 0.001, "--min-alpha", 0.01)
     loud = vecsmith(*options, "-o", tmp_path / "loud")
@@ -323,15 +393,20 @@ def test_several_questions_as_json(vecsmith, vectors):
 
 
 def test_questions_from_standard_input(vecsmith, vectors, monkeypatch):
-    lines = "t0w0\nnobody\n\nt1w1 - t1w2 + t2w2\n"
+    lines = "t0w0\nnobody\n\nt1w1 t0w0 +\nt1w1 +\nt1w1 - t1w2 + t2w2\n"
     monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
     result = vecsmith("neighbors", vectors, "-n", 1)
     assert result.code == 0
     assert result.out.splitlines()[0] == "t0w0"
     assert "t1w1 + t2w2 - t1w2" in result.out
-    assert result.err == "error: expected a word of the vocabulary; got 'nobody'\n"
-    monkeypatch.setattr(sys, "stdin", io.StringIO("nobody\n"))
-    assert vecsmith("neighbors", vectors).code == 2
+    assert result.err.splitlines() == [
+        "error: expected a word of the vocabulary; got 'nobody'",
+        "error: expected + or - before 't0w0'; got 't1w1 t0w0 +'",
+        "error: expected a word after the last + or -; got 't1w1 +'",
+    ]
+    for bad in ("nobody\n", "t1w1 +\n"):
+        monkeypatch.setattr(sys, "stdin", io.StringIO(bad))
+        assert vecsmith("neighbors", vectors).code == 2
 
 
 def test_a_reader_that_leaves(vectors):
@@ -365,7 +440,10 @@ def questions(tmp_path) -> tuple[Path, Path]:
         pairs.append(f"t{i}w{k}\tt{j}w1\t{9 - 8 * (i != j)}")
     pairs.append("t0w0\tnobody\t5")
     (tmp_path / "pairs.tsv").write_text("\n".join(pairs) + "\n")
-    analogies = ": one\nt0w0 t0w1 t1w0 t1w1\nt0w0 t0w1 t1w0 nobody\n: two\nt2w0 t2w1 t3w0 t3w1\n"
+    analogies = (
+        ": one\nt0w0 t0w1 t1w0 t1w1\nt0w0 t0w1 t1w0 nobody\nt0w0 t0w1 t1w0\n"
+        ": two\nt2w0 t2w1 t3w0 t3w1\none two three four five\n"
+    )
     (tmp_path / "analogies.txt.gz").write_bytes(gzip.compress(analogies.encode()))
     return tmp_path / "pairs.tsv", tmp_path / "analogies.txt.gz"
 
@@ -380,23 +458,42 @@ def test_evaluate(vecsmith, vectors, questions):
     assert pairs["spearman"] == pytest.approx(spearman[0])
     assert pairs["pearson"] == pytest.approx(pearson[0])
     assert pairs["unknown"] == pytest.approx(unknown / 100)
-    assert pairs["asked"] == 50
+    assert (pairs["asked"], pairs["invalid"]) == (50, 1)
     assert spearman[0] > 0.5
     assert analogies["kind"] == "analogies"
     assert (analogies["asked"], analogies["unknown"]) == (2, pytest.approx(1 / 3))
+    assert analogies["invalid"] == 2
     table = vecsmith("evaluate", vectors, *questions, "--sections").out
     for part in ("pairs.tsv", "analogies.txt.gz", "Spearman", "one", "two", f"{spearman[0]:.3f}"):
         assert part in table
 
 
-@pytest.mark.parametrize("separator", ["\t", ",", " "])
-def test_separators_of_pairs(vecsmith, vectors, tmp_path, separator):
-    rows = [("t0w0", "t0w1", "9"), ("t0w0", "t1w1", "1"), ("t2w0", "t3w1", "2")]
+@pytest.mark.parametrize("columns", [3, 5])
+@pytest.mark.parametrize("mark", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("separator", ["\t", ",", " ", "   "])
+def test_forms_of_pairs(vecsmith, vectors, tmp_path, separator, mark, columns):
+    rows = [("t0w0", "t0w1", "9"), ("t0w0", "t1w1", "1"), ("t2w0", "t3w1", "2"), ("t2w0", "x", "2")]
     path = tmp_path / "pairs"
-    path.write_text("\n".join(map(separator.join, rows)))
+    lines = [separator.join((*row, "N", "0.5")[:columns]) for row in rows]
+    path.write_text("\n".join(lines), encoding=mark)
     result = vecsmith("evaluate", vectors, path, "--json")
     assert result.code == 0, result.err
-    assert json.loads(result.out)[0]["asked"] == 3
+    (row,) = json.loads(result.out)
+    assert (row["asked"], row["unknown"], row["invalid"]) == (3, 0.25, 0)
+
+
+def test_what_has_no_number_is_null_in_json(vecsmith, tmp_path):
+    def strict(text: str):
+        return json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+
+    folder, path = tmp_path / "v", tmp_path / "pairs.tsv"
+    KeyedVectors(["a", "b", "zero"], torch.tensor([[1.0, 2], [2, 1], [0, 0]])).save(folder)
+    path.write_text("a\tb\t1\na\tzero\t1\nb\tzero\t1\n")
+    (row,) = strict(vecsmith("evaluate", folder, path, "--json").out)
+    assert (row["spearman"], row["pearson"], row["asked"]) == (None, None, 3)
+    assert "Spearman -  Pearson -" in vecsmith("evaluate", folder, path).out
+    found = strict(vecsmith("neighbors", folder, "a", "--json").out)["neighbors"]
+    assert found == [{"word": "b", "similarity": 0.8}, {"word": "zero", "similarity": None}]
 
 
 @pytest.mark.parametrize("method", ["pca", "tsne"])
@@ -432,6 +529,7 @@ ERRORS = [
     ("word2vec {text} -o {tmp}/v --epochs 0", "epochs >= 1"),
     ("word2vec {text} -o {tmp}/v --threads 0", "workers >= 1"),
     ("word2vec {text} -o {tmp}/v --min-count 999999", "min_count=999999"),
+    ("word2vec {text} -o {tmp}/x1/x2/x3 --min-count 999999", "min_count=999999"),
     ("word2vec {text} -o {text}", "expected a folder"),
     ("word2vec {text} -o {tmp}/v --shared-negatives all", "shared-negatives"),
     ("word2vec {text} -o {tmp}/v --windw 3", "--windw"),
@@ -511,6 +609,46 @@ def test_the_installed_command():
     )
     assert result.returncode == 2
     assert result.stderr.startswith("error: Missing argument")
+
+
+def closed(redirect: str, *arguments: object) -> subprocess.CompletedProcess:
+    """The command, started by a shell that closes some of its standard streams."""
+    return subprocess.run(
+        [
+            "sh",
+            "-c",
+            f'exec "$0" -m vecsmith "$@" {redirect}',
+            sys.executable,
+            *map(str, arguments),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("redirect", [">&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_closed_output(text, vectors, tmp_path, redirect):
+    result = closed(redirect, "word2vec", text, "-o", tmp_path / "v", "--dim", 8, "--epochs", 1)
+    assert (result.returncode, result.stdout) == (0, "")
+    assert len(KeyedVectors.load(tmp_path / "v")) == 20
+    result = closed(redirect, "neighbors", vectors, "t0w0")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == "" if ">&-" in redirect.split() else "t0w0" in result.stdout
+    # The line of an error is not taken for an answer.
+    result = closed(redirect, "neighbors", vectors, "nobody")
+    assert (result.returncode, result.stdout) == (2, "")
+
+
+def test_closed_input(vectors, tmp_path):
+    for arguments in (("word2vec", "-", "-o", tmp_path / "v"), ("neighbors", vectors)):
+        result = closed("<&-", *arguments)
+        assert (result.returncode, result.stdout) == (2, "")
+        assert re.fullmatch(
+            r"error: expected .* standard input; got one that is closed\n", result.stderr
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_empty_output_name_is_not_the_current_folder(vecsmith, text, tmp_path, monkeypatch):

@@ -7,14 +7,13 @@ traceback with ``--debug``); Ctrl-C and SIGTERM end with 130.
 from __future__ import annotations
 
 import contextlib
-import functools
 import logging
 import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any
+from collections.abc import Iterator, Sequence
+from typing import Annotated
 
 import typer
 
@@ -41,19 +40,6 @@ app = typer.Typer(
 )
 
 
-def _command(function: Callable[..., None]) -> None:
-    """Adds a command; typer would end one that is interrupted without a word."""
-
-    @functools.wraps(function)
-    def run(*arguments: Any, **options: Any) -> None:
-        try:
-            function(*arguments, **options)
-        except KeyboardInterrupt as stop:
-            raise typer.Exit(_stopped(stop)) from None
-
-    app.command(function.__name__)(run)
-
-
 for _function in (
     _word2vec.word2vec,
     _vectors.neighbors,
@@ -61,7 +47,7 @@ for _function in (
     _vectors.plot,
     _info.info,
 ):
-    _command(_function)
+    app.command(_function.__name__)(_function)
 
 
 def _version(value: bool) -> None:
@@ -106,19 +92,22 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(arguments: list[str], debug: bool) -> int:
     try:
-        code = app(args=arguments, prog_name="vecsmith", standalone_mode=False)
+        # Not app(arguments): that ends an interrupt, while it parses too, without a word.
+        command = typer.main.get_command(app)
+        try:
+            with command.make_context("vecsmith", arguments) as context:
+                command.invoke(context)
+            code = 0
+        except typer.Exit as end:
+            code = end.exit_code
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        return code
     except BrokenPipeError:
         # The reader (head, less) has all it wants. Python would flush once more at exit.
         _drop_output()
         return 0
-    except KeyboardInterrupt as stop:  # before or after the command itself
+    except KeyboardInterrupt as stop:
         return _stopped(stop)
-    except SystemExit as stop:
-        if not _flushes():
-            return 0
-        return stop.code if isinstance(stop.code, int) else FAILED
     except BaseException as error:
         if debug:
             raise
@@ -185,15 +174,6 @@ def _log_lines() -> Iterator[None]:
 
 def _error_line(text: str) -> None:
     print(" ".join(text.split()), file=sys.stderr)
-
-
-def _flushes() -> bool:
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _drop_output()
-        return False
-    return True
 
 
 def _drop_output() -> None:
