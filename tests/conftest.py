@@ -178,7 +178,7 @@ def _poison(tensor: torch.Tensor) -> torch.Tensor:
         tensor.fill_(float("nan"))
     elif tensor.dtype == torch.bool:
         tensor.fill_(True)
-    elif tensor.numel():
+    else:
         tensor.fill_(torch.iinfo(tensor.dtype).max - 42)
     return tensor
 

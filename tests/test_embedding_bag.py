@@ -32,7 +32,8 @@ def table_of(case, weight):
     """The table in the dtype of a case, and its values in fp64."""
     if case.dtype == torch.uint8:
         packed = ops.quantize_rows(weight)
-        return packed.to(case.device), reference.dequantize(packed).double()
+        scale, bias = packed[:, -8:].contiguous().view(torch.float32).double().split(1, 1)
+        return packed.to(case.device), packed[:, :-8] * scale + bias
     return weight.to(case.dtype).to(case.device), weight.to(case.dtype).double()
 
 
@@ -105,7 +106,11 @@ def test_embedding(operator_case):
     for shape in ((40,), (8, 5), (2, 4, 5), (0,), (3, 0)):
         some = indices[: torch.Size(shape).numel()].reshape(shape).to(case.device)
         out = ops.embedding(some, table, padding_idx=3, backend=case.backend, num_threads=2)
-        assert torch.equal(out, reference.embedding(table, some))
+        expected = reference.embedding(table, some)
+        if case.dtype == torch.uint8:  # scale q + bias, rounded once or twice
+            torch.testing.assert_close(out, expected)
+        else:
+            assert torch.equal(out, expected)
 
 
 def test_embedding_is_the_product_of_a_one_hot_matrix_and_the_table(operator_case):
@@ -270,7 +275,7 @@ def test_the_gradient_of_embedding_leaves_padding_out(operator_case):
         pytest.skip("a quantized table has no gradient")
     weight, indices, _ = problem(rows=9, sizes=(60,))
     for sparse in (False, True):
-        mine = weight.to(case.dtype).to(case.device).requires_grad_()
+        mine = weight.clone().to(case.dtype).to(case.device).requires_grad_()
         theirs = weight.double().requires_grad_()
         grad = torch.randn(60, 37).to(case.dtype)
         ops.embedding(
@@ -349,7 +354,7 @@ RULES = {
     "sgd-decay": ops.UpdateRule("sgd", 0.1, weight_decay=0.01, maximize=True),
     "momentum": ops.UpdateRule("sgd", 0.1, momentum=0.9, dampening=0.5),
     "nesterov": ops.UpdateRule("sgd", 0.1, momentum=0.9, nesterov=True),
-    "adagrad": ops.UpdateRule("adagrad", 0.1, eps=1e-10, lr_decay=0.1),
+    "adagrad": ops.UpdateRule("adagrad", 0.1, eps=0.1, lr_decay=0.1),
     "rowwise_adagrad": ops.UpdateRule("rowwise_adagrad", 0.1),
     "adam": ops.UpdateRule("adam", 0.01),
     "adam-decay": ops.UpdateRule("adam", 0.01, weight_decay=0.1, beta1=0.5, beta2=0.7, eps=1e-3),
@@ -372,9 +377,9 @@ def test_update(operator_case, assert_close_to_reference, rule, mode):
     if case.dtype == torch.uint8:
         pytest.skip("a quantized table is not trained")
     rule = RULES[rule]
-    dim = {"sum": 37, "mean": 64, "max": 19, "weighted": 16, "none": 130}[mode]
-    weight, indices, offsets = problem(rows=60, dim=dim, sizes=(3, 0, 7, 1, 0, 29, 4))
-    indices %= 40
+    dim = {"sum": 37, "mean": 64, "max": 67, "weighted": 16, "none": 130}[mode]
+    weight, indices, offsets = problem(rows=600, dim=dim, sizes=(3, 0, 7, 1, 0, 29, 4) * 20)
+    indices %= 400
     weight = weight.to(case.dtype)
     samples = torch.randn(indices.numel()).to(case.dtype) if mode == "weighted" else None
     mode = "sum" if mode == "weighted" else mode
@@ -414,7 +419,7 @@ def test_update(operator_case, assert_close_to_reference, rule, mode):
     assert_close_to_reference(*tables, what="table")
     for a, b, c in zip(*kept, strict=True):
         assert_close_to_reference(a, b, c, what="state")
-    assert torch.equal(tables[0][40:], weight[40:])
+    assert torch.equal(tables[0][400:], weight[400:])
     assert torch.equal(tables[0][3], weight[3])
 
 
@@ -466,7 +471,6 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(operator_case):
     torch.testing.assert_close(dense.double(), truth, rtol=1e-5, atol=1e-3)
 
 
-@pytest.mark.cases(backend="native", dtype=torch.float32)
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(1, 70),
@@ -475,7 +479,7 @@ def test_the_bits_do_not_depend_on_the_number_of_threads(operator_case):
     st.sampled_from(MODES),
     st.integers(0, 2**16),
 )
-def test_any_shape(operator_case, rows, dim, sizes, mode, seed):
+def test_any_shape(rows, dim, sizes, mode, seed):
     weight, indices, offsets = problem(rows, dim, sizes, seed=seed)
     out = ops.embedding_bag(indices, weight, offsets, mode=mode, padding_idx=0, num_threads=3)
     theirs = functional.embedding_bag(indices, weight, offsets, mode=mode, padding_idx=0)

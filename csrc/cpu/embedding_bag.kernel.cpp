@@ -55,14 +55,11 @@ VECSMITH_INLINE int64_t column(int64_t at, int v, int64_t dim, int n) {
   return c + n <= dim ? c : dim - n;
 }
 
+// Into the second-level cache: requests for the first level queue behind its few line buffers, and
+// the processor waits for them.
 VECSMITH_INLINE void fetch(const char* p, int64_t bytes) {
-  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 0, 3);
-  __builtin_prefetch(p + bytes - 1, 0, 3);
-}
-
-VECSMITH_INLINE void fetch_to_write(const char* p, int64_t bytes) {
-  for (int64_t b = 0; b < bytes; b += 64) __builtin_prefetch(p + b, 1, 3);
-  __builtin_prefetch(p + bytes - 1, 1, 3);
+  const char* const end = p + bytes;
+  for (; p < end; p += 64) __builtin_prefetch(p, 0, 2);
 }
 
 VECSMITH_INLINE int64_t row_bytes(const Rows& rows) {
@@ -81,7 +78,7 @@ VECSMITH_INLINE float weight_at(const void* weights, ElementType type, int64_t n
 
 // How far ahead rows are asked for: about as many cache lines as can be on the way.
 VECSMITH_INLINE int64_t rows_ahead(int64_t bytes) {
-  const int64_t lines = (bytes + 127) / 64, ahead = 96 / lines;
+  const int64_t lines = (bytes + 127) / 64, ahead = 160 / lines;
   return ahead < 2 ? 2 : ahead > kBagAhead ? kBagAhead : ahead;
 }
 
@@ -388,16 +385,20 @@ VECSMITH_INLINE void dots(const Bags& bags, const Rows& grad, const Rows& table,
       const int64_t later = n + 8;
       if (later < bags.count) fetch(table.data + bags.index(later) * table.stride, bytes);
       const char* row = table.data + bags.index(n) * table.stride;
-      vfloat sum{};
+      vfloat sum{}, other{};  // two, so that an addition does not wait for the one before it
       if (bags.index(n) != bags.padding) {
-        for (int64_t at = 0; at < full; at += kLanes)
+        int64_t at = 0;
+        for (; at + 2 * kLanes <= full; at += 2 * kLanes) {
           sum += G::get(g, at, kLanes) * E::get(row, at, kLanes);
+          other += G::get(g, at + kLanes, kLanes) * E::get(row, at + kLanes, kLanes);
+        }
+        if (at < full) sum += G::get(g, at, kLanes) * E::get(row, at, kLanes);
         if (full < dim) {
           const int tail = static_cast<int>(dim - full);
           sum += G::get(g, full, tail) * E::get(row, full, tail);
         }
       }
-      const vfloat value = splat(sum_of_lanes(sum));
+      const vfloat value = splat(sum_of_lanes(sum + other));
       char* to = static_cast<char*>(out);
       if (type == kFloat32)
         Float32::put(to, n, value, 1);
@@ -574,6 +575,8 @@ VECSMITH_INLINE void step(const BagUpdate& job, char* w, int64_t row, float* sum
   });
 }
 
+constexpr int64_t kLinesAhead = 128;
+
 template <class W, int kKind>
 __attribute__((noinline)) void update_segments(const BagUpdate& job, int64_t first, int64_t last,
                                                float* sum) {
@@ -583,16 +586,18 @@ __attribute__((noinline)) void update_segments(const BagUpdate& job, int64_t fir
       kKind == kMomentum || kKind == kAdagrad || kKind == kAdam || kKind == kRowwiseAdam;
   const int64_t lines =
       (bytes + 63) / 64 + (first_state ? dim / 16 + 1 : 0) + (kKind == kAdam ? dim / 16 + 1 : 0);
-  const int64_t ahead = lines > 48 ? 1 : 48 / lines < 8 ? 48 / lines : 8;
+  const int64_t ahead = lines > kLinesAhead        ? 1
+                        : kLinesAhead / lines < 16 ? kLinesAhead / lines
+                                                   : 16;
   int64_t part = 0;  // the first long row from here on
   while (part < job.long_count && job.long_rows[part] < first) ++part;
   const auto fetch_segment = [&](int64_t u) VECSMITH_LAMBDA {
     const int64_t row = job.sorted[job.begins[u]].row;
-    fetch_to_write(job.table.data + row * job.table.stride, bytes);
+    fetch(job.table.data + row * job.table.stride, bytes);
     if constexpr (first_state)
-      fetch_to_write(reinterpret_cast<const char*>(job.state[0] + row * dim), dim * 4);
+      fetch(reinterpret_cast<const char*>(job.state[0] + row * dim), dim * 4);
     if constexpr (kKind == kAdam)
-      fetch_to_write(reinterpret_cast<const char*>(job.state[1] + row * dim), dim * 4);
+      fetch(reinterpret_cast<const char*>(job.state[1] + row * dim), dim * 4);
     if constexpr (kKind == kRowwiseAdagrad) __builtin_prefetch(job.state[0] + row, 1, 3);
     if constexpr (kKind == kRowwiseAdam) __builtin_prefetch(job.state[1] + row, 1, 3);
   };

@@ -108,6 +108,7 @@ struct BagSegments::Lists {
     bag_of = arena.take<int32_t>(n);
     bag_scale = arena.take<float>(given.mode == kMean ? static_cast<size_t>(given.bags) : 0);
     histogram = arena.take<uint32_t>(static_cast<size_t>(workers) << digit_bits);
+    places = arena.take<uint32_t>(static_cast<size_t>(workers) << digit_bits);
   }
 
   void find_long();
@@ -121,7 +122,7 @@ struct BagSegments::Lists {
   uint32_t* begins;
   int32_t* bag_of;
   float* bag_scale;
-  uint32_t* histogram;
+  uint32_t *histogram, *places;
   bool own_bags = false;  // each position is a bag of its own
   int64_t kept = 0, segments = 0;
   std::vector<int64_t> long_rows, part_of;
@@ -132,7 +133,7 @@ namespace {
 // What the workers tell each other while they sort.
 struct Shared {
   std::atomic<int64_t> bad{-1};
-  std::atomic<bool> infinite{false};
+  std::atomic<bool> infinite{false}, ascending{true};
   std::vector<int64_t> kept, heads;
 };
 
@@ -154,7 +155,7 @@ BagSegments::BagSegments(const Bags& bags, const Rows& grad, const int64_t* posi
   const size_t bytes = 2 * Arena::room<SortedSample>(n) + Arena::room<uint32_t>(n + 1) +
                        Arena::room<int32_t>(n) +
                        Arena::room<float>(bags.mode == kMean ? static_cast<size_t>(bags.bags) : 0) +
-                       Arena::room<uint32_t>(static_cast<size_t>(threads) << digits);
+                       2 * Arena::room<uint32_t>(static_cast<size_t>(threads) << digits);
   lists_ = std::make_unique<Lists>(bags, grad, positions, threads, samples, digits, bytes);
   Lists& lists = *lists_;
   lists.own_bags = none || (bags.offset_count < 0 && bags.length == 1);
@@ -165,8 +166,10 @@ BagSegments::BagSegments(const Bags& bags, const Rows& grad, const int64_t* posi
   const auto finite = VECSMITH_PICK_KERNEL(all_finite);
   const uint32_t buckets = uint32_t{1} << digits, mask = buckets - 1;
 
+  Barrier barrier;
   parallel(threads, [&](int worker, int size) {
     uint32_t* const mine = lists.histogram + (static_cast<size_t>(worker) << digits);
+    uint32_t* const place = lists.places + (static_cast<size_t>(worker) << digits);
     if (check_finite) {
       const int64_t values = grad.dim * (none ? bags.count : bags.bags);
       const int64_t from = share(values, worker, size), to = share(values, worker + 1, size);
@@ -203,9 +206,17 @@ BagSegments::BagSegments(const Bags& bags, const Rows& grad, const int64_t* posi
       return true;
     };
     if (lists.own_bags) {
-      for (int64_t i = first; i < last && sample(i, bags.index(i)); ++i) {
+      int64_t before = first ? bags.index(first - 1) : -1;
+      bool ascending = true;
+      for (int64_t i = first; i < last; ++i) {
+        const int64_t row = bags.index(i);
+        ascending &= row > before;
+        before = row;
+        if (!sample(i, row)) break;
       }
+      if (!ascending) shared.ascending = false;
     } else {
+      shared.ascending = false;
       bool good = true;
       for (int64_t bag = first; bag < last && good; ++bag) {
         const int64_t end = bags.bag_begin(bag + 1);
@@ -220,35 +231,33 @@ BagSegments::BagSegments(const Bags& bags, const Rows& grad, const int64_t* posi
     }
     shared.kept[static_cast<size_t>(worker)] = to - (lists.other + start);
     SortedSample *from = lists.other, *into = lists.sorted;
-    barrier();
+    barrier.wait(size);
     if (shared.bad >= 0 || shared.infinite) return;
     int64_t total = 0;
     for (int w = 0; w < size; ++w) total += shared.kept[static_cast<size_t>(w)];
     int64_t begin = start, end = start + shared.kept[static_cast<size_t>(worker)];
-    for (int pass = 0; pass < passes; ++pass) {
+    // What a combined gradient brings is in order.
+    const bool in_order = shared.ascending && total == samples;
+    for (int pass = 0; pass < passes && !in_order; ++pass) {
       const int shift = pass * digits;
       if (pass) {
         begin = share(total, worker, size);
         end = share(total, worker + 1, size);
         std::fill_n(mine, buckets, 0u);
         for (int64_t i = begin; i < end; ++i) ++mine[(from[i].row >> shift) & mask];
-        barrier();
+        barrier.wait(size);
       }
-      // Where each worker's samples of each digit go.
-      if (worker == 0) {
-        uint32_t sum = 0;
-        for (uint32_t d = 0; d < buckets; ++d)
-          for (int w = 0; w < size; ++w) {
-            uint32_t& at = lists.histogram[(static_cast<size_t>(w) << digits) + d];
-            const uint32_t here = at;
-            at = sum;
-            sum += here;
-          }
-      }
-      barrier();
-      for (int64_t i = begin; i < end; ++i) into[mine[(from[i].row >> shift) & mask]++] = from[i];
+      // Where this worker's samples of each digit go: behind those of smaller digits, and of the
+      // same from the workers before.
+      uint32_t sum = 0;
+      for (uint32_t d = 0; d < buckets; ++d)
+        for (int w = 0; w < size; ++w) {
+          if (w == worker) place[d] = sum;
+          sum += lists.histogram[(static_cast<size_t>(w) << digits) + d];
+        }
+      for (int64_t i = begin; i < end; ++i) into[place[(from[i].row >> shift) & mask]++] = from[i];
       std::swap(from, into);
-      barrier();
+      barrier.wait(size);
     }
     // `from` has the sorted samples. Where does each row begin?
     begin = share(total, worker, size);
@@ -256,7 +265,7 @@ BagSegments::BagSegments(const Bags& bags, const Rows& grad, const int64_t* posi
     int64_t heads = 0;
     for (int64_t i = begin; i < end; ++i) heads += i == 0 || from[i].row != from[i - 1].row;
     shared.heads[static_cast<size_t>(worker) + 1] = heads;
-    barrier();
+    barrier.wait(size);
     int64_t at = 0;
     for (int w = 0; w < worker; ++w) at += shared.heads[static_cast<size_t>(w) + 1];
     const int64_t stop = at + heads;
@@ -268,7 +277,7 @@ BagSegments::BagSegments(const Bags& bags, const Rows& grad, const int64_t* posi
       lists.segments = at;
       lists.kept = total;
     }
-    barrier();
+    barrier.wait(size);
     if (worker == 0) {
       lists.begins[lists.segments] = static_cast<uint32_t>(total);
       lists.sorted = from;
@@ -334,7 +343,8 @@ void BagSegments::update(const Rows& table, float* const* state, const Rule& rul
   const auto sum_part = VECSMITH_PICK_KERNEL(embedding_bag_part);
   const auto update_segments = VECSMITH_PICK_KERNEL(embedding_bag_update);
   std::atomic<int64_t> next_part{0}, next{0};
-  parallel(lists.threads, [&](int worker, int) {
+  Barrier barrier;
+  parallel(lists.threads, [&](int worker, int size) {
     if (parts) {
       int64_t row = 0;
       for (int64_t p; (p = next_part.fetch_add(1)) < parts;) {
@@ -344,11 +354,12 @@ void BagSegments::update(const Rows& table, float* const* state, const Rule& rul
         const int64_t last = std::min<int64_t>(first + kLongSegment, job.begins[segment + 1]);
         sum_part(job, first, last, job.parts + p * padded);
       }
-      barrier();
+      barrier.wait(size);
     }
     float* const sum = job.parts + (parts + worker) * padded;
     for (int64_t u; (u = next.fetch_add(kSegmentsAtOnce)) < job.segments;)
       update_segments(job, u, std::min(u + kSegmentsAtOnce, job.segments), sum);
+    barrier.wait(size);  // (the region's own end waits by running)
   });
 }
 

@@ -1,8 +1,11 @@
 // Workers of a driver, on the OpenMP runtime that torch brings.
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <exception>
+#include <thread>
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -34,12 +37,29 @@ void parallel(int threads, const Body& body) {
   body(0, 1);
 }
 
-// All workers wait for each other.
-inline void barrier() {
-#ifdef _OPENMP
-#pragma omp barrier
-#endif
-}
+// Where all workers of a region wait for each other. Not OpenMP's: that one waits by running, for
+// milliseconds, and where another process has the processor of a neighbor, the neighbor does not
+// get ours.
+class Barrier {
+ public:
+  // size: of the region, the same from all.
+  void wait(int size) {
+    if (size == 1) return;
+    const int turn = turn_.load(std::memory_order_relaxed);
+    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
+      arrived_.store(0, std::memory_order_relaxed);
+      turn_.store(turn + 1, std::memory_order_release);
+      return;
+    }
+    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins)
+      if (spins >= kSpins) std::this_thread::sleep_for(std::chrono::microseconds(20));
+  }
+
+ private:
+  static constexpr int kSpins = 1 << 16;
+  alignas(64) std::atomic<int> arrived_{0};
+  alignas(64) std::atomic<int> turn_{0};
+};
 
 // Where worker w's part of n things begins; it ends where the next one's begins.
 inline int64_t share(int64_t n, int64_t worker, int64_t size) { return n * worker / size; }

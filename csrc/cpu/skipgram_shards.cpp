@@ -3,39 +3,12 @@
 // merged. Since all draws are known beforehand, so are the rows that each shard is going to touch:
 // those that no other touches are trained where they are, and of the others each shard has a copy.
 #include <algorithm>
-#include <atomic>
-#include <chrono>
 #include <stdexcept>
-#include <thread>
 
 #include "cpu/skipgram_worker.h"
 
 namespace vecsmith {
 namespace {
-
-// Where workers wait for each other.
-class Barrier {
- public:
-  void set_size(int size) { size_ = size; }
-
-  void wait() {
-    const int turn = turn_.load(std::memory_order_relaxed);
-    if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-      arrived_.store(0, std::memory_order_relaxed);
-      turn_.store(turn + 1, std::memory_order_release);
-      return;
-    }
-    // A neighbor who was put to sleep may need our processor: after a while we sleep too.
-    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins)
-      if (spins >= kSpins) std::this_thread::sleep_for(std::chrono::microseconds(20));
-  }
-
- private:
-  static constexpr int kSpins = 1 << 16;
-  int size_ = 1;
-  alignas(64) std::atomic<int> arrived_{0};
-  alignas(64) std::atomic<int> turn_{0};
-};
 
 // A set of rows.
 class RowSet {
@@ -246,14 +219,9 @@ void skipgram_sharded(const SkipgramJob& job,
     shards.push_back(std::make_unique<Shard>(job, bounds[s], bounds[s + 1], longest, sync, rows));
   Barrier barrier;
   parallel(threads, [&](int worker, int team) {
-  // The system may have given fewer than asked for.
-#ifdef _OPENMP
-#pragma omp single
-#endif
-    barrier.set_size(team);
     const auto each = [&](const auto& body) {
       for (int s = worker; s < kSkipgramShards; s += team) body(s);
-      barrier.wait();
+      barrier.wait(team);
     };
     const auto active = [](const auto& shard) { return shard->active(); };
     each([&](int s) { shards[s]->plan(job); });

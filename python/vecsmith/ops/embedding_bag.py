@@ -38,7 +38,8 @@ _TYPE = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.uint8: 3}
 
 _LIBRARY = torch.library.Library("vecsmith", "FRAGMENT")
 _BAGS = "Tensor indices, Tensor? offsets, Tensor? per_sample_weights"
-_HOW = "str mode, bool include_last_offset, int padding_idx"
+# (torch calls functionalized operators with an argument "mode" of its own)
+_HOW = "str pooling, bool include_last_offset, int padding_idx"
 _WHERE = "int num_threads, str backend"
 _LIBRARY.define(
     f"embedding_bag(Tensor weight, {_BAGS}, {_HOW}, bool sparse, {_WHERE}) -> (Tensor, Tensor)"
