@@ -118,7 +118,7 @@ def _samples(
     """(row [M], gradient [M, D] in wide precision) of every position that is not padding."""
     if mode == "none":
         flat, bag = indices.reshape(-1).long(), torch.arange(indices.numel(), device=grad.device)
-        grad = grad.reshape(flat.numel(), -1)
+        grad = grad.reshape(flat.numel(), grad.shape[-1])
     else:
         flat, bag, _ = bags(indices, offsets, include_last_offset)
     kept = (flat != padding_idx).nonzero().reshape(-1)
@@ -204,7 +204,7 @@ def embedding_bag_update(
         square = g * g if rule.name == "adagrad" else (g * g).mean(1)
         s = state[0][rows] + square
         state[0][rows] = s.to(state[0].dtype)
-        s = s.reshape(rows.numel(), -1)
+        s = s.reshape(rows.numel(), s.numel() // max(rows.numel(), 1))
         w = w - rule.lr / (1 + (rule.step - 1) * rule.lr_decay) * g / (s.sqrt() + rule.eps)
     else:
         square = g * g if rule.name == "adam" else (g * g).mean(1)
@@ -212,5 +212,5 @@ def embedding_bag_update(
         v = state[1][rows] + (1 - rule.beta2) * (square - state[1][rows])
         state[0][rows], state[1][rows] = m.to(state[0].dtype), v.to(state[1].dtype)
         size = rule.lr * (1 - rule.beta2**rule.step) ** 0.5 / (1 - rule.beta1**rule.step)
-        w = w - size * m / (v.reshape(rows.numel(), -1).sqrt() + rule.eps)
+        w = w - size * m / (v.reshape(rows.numel(), v.numel() // max(rows.numel(), 1)).sqrt() + rule.eps)
     weight[rows] = w.to(weight.dtype)
