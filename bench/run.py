@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from bench import (
+    bench_embedding_bag,
     bench_skipgram,
     word2vec_curves,
     word2vec_job,
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     common += ["--no-write"] if given.no_write else []
     text = ["--corpus", str(given.corpus)] if given.corpus else []
     status = bench_skipgram.main(common)
+    status |= bench_embedding_bag.main(common)
     status |= word2vec_speed.main([*common, *text])
     status |= word2vec_job.main([*common, *text])
     if Path("/proc/self/status").exists():

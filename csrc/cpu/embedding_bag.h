@@ -111,9 +111,10 @@ struct Rule {
   bool maximize;
 };
 
-// One sample of the sorted list.
+// One sample of a sorted list. source: its bag, or its position where more than the bag's gradient
+// is needed (weights per sample, maxima).
 struct SortedSample {
-  uint32_t position, row;
+  uint32_t source, row;
 };
 
 struct BagUpdate {
@@ -123,8 +124,9 @@ struct BagUpdate {
   Rows table;  // changed in place; of kStore and kScatter where the sums are written
   float* state[2];
   Rule rule;
+  int64_t first_row;           // of the table: what a sample's row is counted from
   const SortedSample* sorted;  // by row, and within a row by position
-  const int32_t* bag_of;       // [count], or null where a position is its own bag
+  const int32_t* bag_of;       // [count], or null where a sample's source is the bag
   const float* bag_scale;      // [bags], 1 / size, or null
   const uint32_t* begins;      // [segments + 1]: where each row's samples begin
   int64_t segments;
@@ -150,6 +152,12 @@ VECSMITH_DECLARE_KERNEL(
     // out[n] = <grad[bag(n)], table[index(n)]> for the positions of bags first .. last-1.
     void embedding_bag_dots(const Bags& bags, const Rows& grad, const Rows& table, int64_t first,
                             int64_t last, void* out, ElementType type);
+    // Samples first .. last-1 whose rows are in low .. low+span-1: how many, and (with `positions`)
+    // their positions and rows; up to 16 more than there are may be written.
+    int64_t embedding_bag_select(const Bags& bags, int64_t first, int64_t last, uint32_t low,
+                                 uint32_t span, uint32_t* positions, uint32_t* rows);
+    // The first of samples first .. last-1 that is no row of the table; -1 if there is none.
+    int64_t embedding_bag_bad(const Bags& bags, int64_t first, int64_t last);
     // Whether all are finite.
     bool all_finite(const void* values, ElementType type, int64_t count))
 

@@ -433,8 +433,8 @@ namespace {
 
 constexpr int64_t kGradsAhead = 10;
 
-VECSMITH_INLINE int64_t grad_row(const BagUpdate& job, uint32_t position) {
-  return job.bag_of ? job.bag_of[position] : static_cast<int64_t>(position);
+VECSMITH_INLINE int64_t grad_row(const BagUpdate& job, uint32_t source) {
+  return job.bag_of ? job.bag_of[source] : static_cast<int64_t>(source);
 }
 
 template <class G, int V, bool kScaled>
@@ -445,7 +445,7 @@ VECSMITH_INLINE void sum_columns(const BagUpdate& job, int64_t first, int64_t la
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v) total[v] = vfloat{};
   for (int64_t s = first; s < last; ++s) {
-    const uint32_t position = job.sorted[s].position;
+    const uint32_t position = job.sorted[s].source;
     const int64_t bag = grad_row(job, position);
     const char* row = job.grad.data + bag * job.grad.stride;
     float c = 1.0f;
@@ -469,7 +469,7 @@ VECSMITH_INLINE void sum_maxima(const BagUpdate& job, int64_t first, int64_t las
   const int64_t dim = job.grad.dim;
   for (int64_t d = 0; d < dim; ++d) sum[d] = 0.0f;
   for (int64_t s = first; s < last; ++s) {
-    const uint32_t position = job.sorted[s].position;
+    const uint32_t position = job.sorted[s].source;
     const int64_t bag = grad_row(job, position);
     const int64_t* where = job.positions + bag * dim;
     const char* row = job.grad.data + bag * job.grad.stride;
@@ -592,7 +592,7 @@ __attribute__((noinline)) void update_segments(const BagUpdate& job, int64_t fir
   int64_t part = 0;  // the first long row from here on
   while (part < job.long_count && job.long_rows[part] < first) ++part;
   const auto fetch_segment = [&](int64_t u) VECSMITH_LAMBDA {
-    const int64_t row = job.sorted[job.begins[u]].row;
+    const int64_t row = job.first_row + job.sorted[job.begins[u]].row;
     fetch(job.table.data + row * job.table.stride, bytes);
     if constexpr (first_state)
       fetch(reinterpret_cast<const char*>(job.state[0] + row * dim), dim * 4);
@@ -608,10 +608,10 @@ __attribute__((noinline)) void update_segments(const BagUpdate& job, int64_t fir
   for (int64_t u = first; u < last; ++u) {
     if (fetched && u + ahead < last) fetch_segment(u + ahead);
     const int64_t begin = job.begins[u], end = job.begins[u + 1];
-    const int64_t row = job.sorted[begin].row;
+    const int64_t row = job.first_row + job.sorted[begin].row;
     if (far)
       for (int64_t s = begin + kGradsAhead; s < end + kGradsAhead && s < samples; ++s)
-        fetch(job.grad.data + grad_row(job, job.sorted[s].position) * job.grad.stride,
+        fetch(job.grad.data + grad_row(job, job.sorted[s].source) * job.grad.stride,
               row_bytes(job.grad));
     float* g = sum;
     if (__builtin_expect(part < job.long_count && job.long_rows[part] == u, 0)) {
@@ -667,6 +667,61 @@ void embedding_bag_part(const BagUpdate& job, int64_t first, int64_t last, float
   // Lanes beyond the row are summed with the others.
   for (int64_t at = job.grad.dim / kLanes * kLanes; at < job.part_stride; ++at) sum[at] = 0.0f;
   sum_samples(job, first, last, sum);
+}
+
+int64_t embedding_bag_select(const Bags& bags, int64_t first, int64_t last, uint32_t low,
+                             uint32_t span, uint32_t* positions, uint32_t* rows) {
+  int64_t count = 0, i = first;
+#if defined(__AVX512F__)
+  const __m512i base = _mm512_set1_epi32(static_cast<int>(low));
+  const __m512i width = _mm512_set1_epi32(static_cast<int>(span));
+  const __m512i padding = _mm512_set1_epi32(static_cast<int>(bags.padding));
+  __m512i position =
+      _mm512_add_epi32(_mm512_set1_epi32(static_cast<int>(first)),
+                       _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+  for (; i + 16 <= last; i += 16, position = _mm512_add_epi32(position, _mm512_set1_epi32(16))) {
+    __m512i row;
+    if (bags.wide) {
+      const int64_t* p = static_cast<const int64_t*>(bags.indices) + i;
+      row = _mm512_inserti64x4(_mm512_castsi256_si512(_mm512_cvtepi64_epi32(_mm512_loadu_si512(p))),
+                               _mm512_cvtepi64_epi32(_mm512_loadu_si512(p + 8)), 1);
+    } else {
+      row = _mm512_loadu_si512(static_cast<const int32_t*>(bags.indices) + i);
+    }
+    const __mmask16 here = _mm512_cmplt_epu32_mask(_mm512_sub_epi32(row, base), width) &
+                           _mm512_cmpneq_epi32_mask(row, padding);
+    if (positions) {  // (compressing into memory is slow on some processors)
+      _mm512_storeu_si512(positions + count, _mm512_maskz_compress_epi32(here, position));
+      _mm512_storeu_si512(rows + count, _mm512_maskz_compress_epi32(here, row));
+    }
+    count += __builtin_popcount(here);
+  }
+#endif
+  for (; i < last; ++i) {
+    const uint32_t row = static_cast<uint32_t>(bags.index(i));
+    if (positions) {
+      positions[count] = static_cast<uint32_t>(i);
+      rows[count] = row;
+    }
+    count += (row - low < span) & (static_cast<int64_t>(row) != bags.padding);
+  }
+  return count;
+}
+
+int64_t embedding_bag_bad(const Bags& bags, int64_t first, int64_t last) {
+  const auto rows = static_cast<uint64_t>(bags.rows);
+  uint64_t bad = 0;
+  if (bags.wide) {
+    const int64_t* p = static_cast<const int64_t*>(bags.indices);
+    for (int64_t i = first; i < last; ++i) bad |= static_cast<uint64_t>(p[i]) >= rows;
+  } else {
+    const int32_t* p = static_cast<const int32_t*>(bags.indices);
+    for (int64_t i = first; i < last; ++i)
+      bad |= static_cast<uint64_t>(static_cast<int64_t>(p[i])) >= rows;
+  }
+  for (int64_t i = first; bad && i < last; ++i)
+    if (static_cast<uint64_t>(bags.index(i)) >= rows) return i;
+  return -1;
 }
 
 bool all_finite(const void* values, ElementType type, int64_t count) {
