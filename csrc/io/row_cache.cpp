@@ -3,12 +3,17 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cerrno>
 #include <string>
 #include <system_error>
 #include <utility>
 
 #include "io/team.h"
+
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace vecsmith::io {
 namespace {
@@ -30,14 +35,22 @@ uint64_t with_slot(uint64_t word, int32_t slot) {
 uint64_t load(const uint64_t* word) { return __atomic_load_n(word, __ATOMIC_RELAXED); }
 void store(uint64_t* word, uint64_t value) { __atomic_store_n(word, value, __ATOMIC_RELAXED); }
 
-constexpr int64_t kAhead = 16;      // words fetched ahead
-constexpr int64_t kMovesAhead = 6;  // rows
+constexpr int64_t kAhead = 40;       // words fetched ahead
+constexpr int64_t kMovesAhead = 12;  // rows
+constexpr int64_t kMovesAtOnce = 64;
 constexpr int64_t kLeastPorch = 64;
 constexpr int64_t kLeastSweep = 1024;
 constexpr double kRareShare = 0.02;
 
+inline void pause() {
+#if defined(__SSE2__)
+  _mm_pause();
+#endif
+}
+
+// Into the second level: it takes more lines at a time than the first.
 inline void fetch(const char* from, int64_t bytes) {
-  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
 }
 
 // The least work that is worth a thread.
@@ -83,7 +96,7 @@ uint32_t RowCache::count_of(uint64_t word) const {
   return static_cast<uint32_t>(word & kMostCount) >> halvings(batch_of(word));
 }
 
-void RowCache::end_batch() {
+void RowCache::end_window() {
   if (now_ - boundaries_[0] < window_) return;
   std::copy_backward(boundaries_, boundaries_ + 7, boundaries_ + 8);
   boundaries_[0] = now_ + 1;
@@ -112,56 +125,75 @@ void RowCache::renumber() {
 
 // --- A batch. ----------------------------------------------------------------------------------
 
+void RowCache::Found::reserve(int64_t size) {
+  distinct_size = missing_size = holes_size = 0;
+  bad = -1;
+  if (size <= room) return;
+  const auto count = static_cast<size_t>(size);
+  distinct.reset(new int64_t[count]);
+  missing.reset(new int64_t[count]);
+  holes.reset(new int64_t[count]);
+  room = size;
+}
+
+// Whether a row is the first of its kind is as random as the batch: nothing branches on it.
 template <class Index>
 void RowCache::look_up(const Index* ids, int64_t count, int32_t* out, Use use, int threads) {
   const uint64_t change = use == Use::update ? kChanged : 0;
   const uint64_t now = static_cast<uint64_t>(now_) << 9;
+  const auto rows = static_cast<uint64_t>(rows_);
+  uint64_t* const words = words_;
+  const uint32_t window = boundaries_[0];
   run_team(threads, [&](int t) {
-    Found& found = found_[t];
     const int64_t begin = part_begin(count, t, threads), end = part_begin(count, t + 1, threads);
+    Found& found = found_[t];
+    found.reserve(end - begin + 1);
+    int64_t* const distinct = found.distinct.get();
+    int64_t* const missing = found.missing.get();
+    int64_t* const holes = found.holes.get();
+    int64_t distinct_size = 0, missing_size = 0, holes_size = 0;
+    uint64_t unused;
     for (int64_t i = begin; i < end; ++i) {
-      if (i + kAhead < end) {
-        const auto next = static_cast<uint64_t>(static_cast<int64_t>(ids[i + kAhead]));
-        if (next < static_cast<uint64_t>(rows_)) __builtin_prefetch(words_ + next);
-      }
+      if (i + kAhead < end) __builtin_prefetch(words + static_cast<int64_t>(ids[i + kAhead]));
       const auto id = static_cast<int64_t>(ids[i]);
-      if (static_cast<uint64_t>(id) >= static_cast<uint64_t>(rows_)) {
+      if (static_cast<uint64_t>(id) >= rows) {
         found.bad = i;
         return;
       }
-      uint64_t word = load(words_ + id);
-      if (batch_of(word) != now_) {
-        const uint64_t seen = std::min(count_of(word) + 1, kMostCount);
-        const uint64_t rest = word & ~(uint64_t{kMostBatches} << 9 | kMostCount);
-        word = rest | now | seen | (is_here(word) ? change : 0);
-        store(words_ + id, word);
-        found.distinct.push_back(id);
-        if (!is_here(word)) found.missing.push_back(id);
-      }
-      if (!is_here(word))
-        found.holes.push_back({i, id});
-      else if (out)
-        out[i] = slot_of(word);
+      const uint64_t word = load(words + id);
+      const uint32_t batch = batch_of(word);
+      const bool first = batch << 9 != now;
+      const bool here = is_here(word);
+      uint64_t seen = word & kMostCount;
+      if (batch < window) seen >>= halvings(batch);
+      seen += seen < kMostCount;
+      const uint64_t next =
+          (word & ~(uint64_t{kMostBatches} << 9 | kMostCount)) | now | seen | (here ? change : 0);
+      store(first ? words + id : &unused, next);
+      distinct[distinct_size] = id;
+      distinct_size += first;
+      missing[missing_size] = id;
+      missing_size += first & !here;
+      holes[holes_size] = i;
+      holes_size += !here;
+      if (out) out[i] = slot_of(word);
     }
+    found.distinct_size = distinct_size;
+    found.missing_size = missing_size;
+    found.holes_size = holes_size;
   });
 }
 
+// Looks up, and has the rows of the batch stay. Returns the ticket.
 template <class Index>
-uint64_t RowCache::plan_locked(const Index* ids, int64_t count, int32_t* out, Use use,
-                               int threads) {
+uint64_t RowCache::start(const Index* ids, int64_t count, int32_t* out, Use use, int threads) {
   if (now_ + 1 >= kMostBatches) renumber();
   ++now_;
   threads = team(count, threads, 4096);
-  found_.resize(std::max<size_t>(found_.size(), static_cast<size_t>(threads)));
-  for (Found& found : found_) {
-    found.distinct.clear();
-    found.missing.clear();
-    found.holes.clear();
-    found.bad = -1;
-  }
-  look_up(ids, count, use == Use::prefetch ? nullptr : out, use, threads);
+  found_.resize(static_cast<size_t>(threads));
   moves_.clear();
   full_ = false;
+  look_up(ids, count, out, use, threads);
   for (const Found& found : found_)
     if (found.bad >= 0)
       throw std::out_of_range("expected indices in 0.." + std::to_string(rows_ - 1) + "; got " +
@@ -175,37 +207,32 @@ uint64_t RowCache::plan_locked(const Index* ids, int64_t count, int32_t* out, Us
   }
   rows.clear();
   for (const Found& found : found_)
-    rows.insert(rows.end(), found.distinct.begin(), found.distinct.end());
-  assign();
-  // Who comes is changed if who is here is.
-  if (use == Use::update)
-    for (const SlotMove& move : moves_) words_[move.loaded] |= kChanged;
-  if (use == Use::prefetch) {
+    rows.insert(rows.end(), found.distinct.get(), found.distinct.get() + found.distinct_size);
+  return tickets_;
+}
+
+void RowCache::count_batch(int64_t count) {
+  if (flights_.back().prefetch) {
     statistics_.prefetched += static_cast<int64_t>(moves_.size());
   } else {
     ++statistics_.batches;
     statistics_.lookups += count;
     statistics_.hits += count;
-    for (const Found& found : found_) statistics_.hits -= static_cast<int64_t>(found.holes.size());
+    for (const Found& found : found_) statistics_.hits -= found.holes_size;
   }
   statistics_.loads += static_cast<int64_t>(moves_.size());
   for (const SlotMove& move : moves_) {
     statistics_.evictions += move.evicted >= 0;
     statistics_.write_backs += move.changed;
   }
-  end_batch();
-  return tickets_;
+  end_window();
 }
 
-void RowCache::finish_locked(int32_t* out, uint64_t ticket) {
+// Throws CacheFullError where rows got no slot.
+void RowCache::end_batch(uint64_t ticket) {
   if (full_) {
     release_locked(ticket);
     throw CacheFullError("");
-  }
-  const bool prefetch = flights_.back().prefetch;
-  if (!prefetch && out) {
-    for (const Found& found : found_)
-      for (const Hole& hole : found.holes) out[hole.at] = slot_of(words_[hole.id]);
   }
   // What was fetched ahead of this batch is among its rows now; of other batches, the latest few.
   int64_t ahead = 0;
@@ -214,53 +241,82 @@ void RowCache::finish_locked(int32_t* out, uint64_t ticket) {
     if (!flight.prefetch) continue;
     if (ahead++ == 0) first = flight.ticket;
   }
-  if (first && (!prefetch || ahead > 4)) release_locked(first);
+  if (first && (!flights_.back().prefetch || ahead > 4)) release_locked(first);
 }
 
 template <class Index>
 uint64_t RowCache::begin(const Index* ids, int64_t count, int32_t* out, Use use, RowFile& file,
                          const std::vector<RowPart>& parts, int threads) {
   const std::lock_guard<std::mutex> guard(mutex_);
-  const uint64_t ticket = plan_locked(ids, count, out, use, threads);
-  const auto size = static_cast<int64_t>(moves_.size());
-  if (size > 0) {
-    int64_t bytes = 0;
-    for (const RowPart& part : parts) bytes += part.bytes;
-    for (const SlotMove& move : moves_)
-      if (move.changed) {
-        file.will_write();
-        break;
+  if (use == Use::prefetch) out = nullptr;
+  const uint64_t ticket = start(ids, count, out, use, threads);
+  int64_t bytes = 0, missing = 0;
+  for (const RowPart& part : parts) bytes += part.bytes;
+  for (const Found& found : found_) missing += found.missing_size;
+  const auto fetch_ahead = [&](int64_t i) {
+    const SlotMove& move = moves_[i];
+    const char* from = file.find(move.loaded);
+    if (from) fetch(from, bytes);
+    if (move.changed)
+      for (const RowPart& part : parts) fetch(part.data + move.slot * part.bytes, part.bytes);
+  };
+  // The first thread says who goes where, and the others begin to carry meanwhile; it then helps.
+  std::atomic<int64_t> planned{0}, next{0};
+  std::atomic<bool> done{false};
+  const int movers = std::max(team(missing, threads, 64), static_cast<int>(found_.size()));
+  run_team(missing ? movers : 1, [&](int t) {
+    if (t == 0) {
+      assign(use, [&] {
+        planned.store(static_cast<int64_t>(moves_.size()), std::memory_order_release);
+      });
+      for (const SlotMove& move : moves_)
+        if (move.changed) {
+          file.will_write();
+          break;
+        }
+      planned.store(static_cast<int64_t>(moves_.size()), std::memory_order_release);
+      done.store(true, std::memory_order_release);
+    }
+    for (;;) {
+      const int64_t first = next.fetch_add(kMovesAtOnce, std::memory_order_relaxed);
+      int64_t last = planned.load(std::memory_order_acquire);
+      while (last < first + kMovesAtOnce && !done.load(std::memory_order_acquire)) {
+        pause();
+        last = planned.load(std::memory_order_acquire);
       }
-    const int movers = team(size, threads, 32);
-    run_team(movers, [&](int t) {
-      const int64_t end = part_begin(size, t + 1, movers);
-      for (int64_t i = part_begin(size, t, movers); i < end; ++i) {
-        if (i + 2 * kMovesAhead < end) {
-          const SlotMove& far = moves_[i + 2 * kMovesAhead];
-          __builtin_prefetch(file.header(far.loaded));
-          if (far.changed) __builtin_prefetch(file.header(far.evicted), 1);
-        }
-        if (i + kMovesAhead < end) {
-          const SlotMove& near = moves_[i + kMovesAhead];
-          const char* from = file.find(near.loaded);
-          if (from) fetch(from, bytes);
-          if (near.changed)
-            for (const RowPart& part : parts) fetch(part.data + near.slot * part.bytes, part.bytes);
-        }
+      last = std::min(planned.load(std::memory_order_acquire), first + kMovesAtOnce);
+      if (first >= last) break;
+      for (int64_t i = first; i < last; ++i) {
+        __builtin_prefetch(file.header(moves_[i].loaded));
+        if (moves_[i].changed) __builtin_prefetch(file.header(moves_[i].evicted), 1);
+      }
+      for (int64_t i = first; i < std::min(last, first + kMovesAhead); ++i) fetch_ahead(i);
+      for (int64_t i = first; i < last; ++i) {
+        if (i + kMovesAhead < last) fetch_ahead(i + kMovesAhead);
         const SlotMove& move = moves_[i];
         if (move.changed) file.write_row(move.evicted, parts.data(), parts.size(), move.slot);
         file.read_row(move.loaded, parts.data(), parts.size(), move.slot);
       }
-    });
-  }
-  finish_locked(out, ticket);
+    }
+    RowFile::written();
+    if (out && t < static_cast<int>(found_.size()))
+      for (int64_t k = 0; k < found_[t].holes_size; ++k) {
+        const int64_t at = found_[t].holes[k];
+        out[at] = slot_of(load(words_ + ids[at]));
+      }
+  });
+  count_batch(count);
+  end_batch(ticket);
   return ticket;
 }
 
 template <class Index>
 uint64_t RowCache::plan(const Index* ids, int64_t count, Use use, int threads) {
   const std::lock_guard<std::mutex> guard(mutex_);
-  return plan_locked(ids, count, nullptr, use, threads);
+  const uint64_t ticket = start(ids, count, static_cast<int32_t*>(nullptr), use, threads);
+  assign(use, [] {});
+  count_batch(count);
+  return ticket;
 }
 
 template <class Index>
@@ -268,7 +324,7 @@ void RowCache::finish(uint64_t ticket, const Index* ids, int64_t count, int32_t*
   const std::lock_guard<std::mutex> guard(mutex_);
   if (flights_.empty() || flights_.back().ticket != ticket)
     throw std::invalid_argument("expected the ticket of the latest plan");
-  finish_locked(nullptr, ticket);
+  end_batch(ticket);
   moves_.clear();
   for (int64_t i = 0; out && i < count; ++i) out[i] = slot_of(words_[ids[i]]);
 }
@@ -307,9 +363,10 @@ void RowCache::release(uint64_t ticket) {
 
 // --- Who stays and who goes. -------------------------------------------------------------------
 
-void RowCache::assign() {
+template <class Publish>
+void RowCache::assign(Use use, const Publish& publish) {
   int64_t missing = 0;
-  for (const Found& found : found_) missing += static_cast<int64_t>(found.missing.size());
+  for (const Found& found : found_) missing += found.missing_size;
   if (missing == 0) return;
   const int64_t most = std::max<int64_t>(1, slots_ / 2);
   porch_target_ =
@@ -320,14 +377,14 @@ void RowCache::assign() {
   if (free_.empty() && victims_.size() < 64) sweep(sweep_);
   starved_ = false;
   for (const Found& found : found_) {
-    const size_t size = found.missing.size();
-    for (size_t i = 0; i < size; ++i) {
+    for (int64_t i = 0; i < found.missing_size; ++i) {
       const int64_t id = found.missing[i];
       const uint64_t word = words_[id];
       if (is_here(word)) continue;  // another thread missed it as well
       SlotMove move{-1, id, -1, false};
       move.slot = take_slot(&move);
-      if (move.slot < 0 && (let_go() || drop_prefetched())) {
+      if (move.slot < 0) {
+        if (!let_go() && drop_prefetched()) let_go();
         porch_left_ = porch_size_;
         move.slot = take_slot(&move);
       }
@@ -336,8 +393,10 @@ void RowCache::assign() {
         return;
       }
       ids_[move.slot] = id;
-      words_[id] = with_slot(words_[id], move.slot);
+      // Who comes is changed if who is here is.
+      words_[id] = with_slot(words_[id], move.slot) | (use == Use::update ? kChanged : 0);
       moves_.push_back(move);
+      if (moves_.size() % kMovesAtOnce == 0) publish();
     }
   }
   if (starved_)
@@ -556,6 +615,7 @@ void RowCache::write_changed(RowFile& file, const std::vector<RowPart>& parts, i
       }
       file.write_row(ids[i], parts.data(), parts.size(), slots[i]);
     }
+    RowFile::written();
   });
   cleaned_locked(ids);
 }

@@ -18,6 +18,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <stdexcept>
 #include <vector>
@@ -106,13 +107,13 @@ class RowCache {
     bool prefetch;
     std::vector<int64_t> ids;  // its rows, some twice
   };
-  struct Hole {
-    int64_t at, id;
-  };
+  // What a thread finds in its part of a batch.
   struct Found {
-    std::vector<int64_t> distinct;  // rows that this thread was the first to see
-    std::vector<int64_t> missing;   // those of them that are not here
-    std::vector<Hole> holes;
+    void reserve(int64_t size);
+    std::unique_ptr<int64_t[]> distinct;  // rows that it was the first to see
+    std::unique_ptr<int64_t[]> missing;   // those of them that are not here
+    std::unique_ptr<int64_t[]> holes;     // where in the batch rows are that are not here
+    int64_t distinct_size = 0, missing_size = 0, holes_size = 0, room = 0;
     int64_t bad = -1;  // where the first index out of range is
     char apart[64];
   };
@@ -120,12 +121,14 @@ class RowCache {
   template <class Index>
   void look_up(const Index* ids, int64_t count, int32_t* out, Use use, int threads);
   template <class Index>
-  uint64_t plan_locked(const Index* ids, int64_t count, int32_t* out, Use use, int threads);
-  void finish_locked(int32_t* out, uint64_t ticket);
+  uint64_t start(const Index* ids, int64_t count, int32_t* out, Use use, int threads);
+  void count_batch(int64_t count);
+  void end_batch(uint64_t ticket);
   void release_locked(uint64_t ticket);
   void changed_locked(std::vector<int64_t>* ids, std::vector<int32_t>* slots) const;
   void cleaned_locked(const std::vector<int64_t>& ids);
-  void assign();
+  template <class Publish>
+  void assign(Use use, const Publish& publish);
   int32_t take_slot(SlotMove* move);
   bool drop_prefetched();
   bool let_go();
@@ -133,7 +136,7 @@ class RowCache {
   void sweep(int64_t slots);
   int32_t pop_victim();
   int32_t any_victim();
-  void end_batch();
+  void end_window();
   void renumber();
   uint32_t halvings(uint32_t batch) const;
   uint32_t count_of(uint64_t word) const;

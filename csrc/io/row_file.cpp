@@ -16,6 +16,10 @@
 #include "io/file.h"
 #include "io/team.h"
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
 namespace vecsmith::io {
 namespace {
 
@@ -153,6 +157,17 @@ class Draft {
   bool owned_ = false;
 };
 
+// Past the caches; `to` and `bytes` are multiples of 16.
+inline void stream(char* to, const char* from, int64_t bytes) {
+#if defined(__SSE2__)
+  for (int64_t i = 0; i < bytes; i += 16)
+    _mm_stream_si128(reinterpret_cast<__m128i*>(to + i),
+                     _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i)));
+#else
+  std::memcpy(to, from, static_cast<size_t>(bytes));
+#endif
+}
+
 inline void prefetch(const char* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i);
 }
@@ -179,7 +194,13 @@ void RowFile::describe(const RowLayout& layout, int64_t rows, const std::string&
   part_bytes_ = io::part_bytes(layout);
   record_ = 0;
   for (const int64_t bytes : part_bytes_) record_ += bytes;
-  place_ = (record_ + 15) / 16 * 16;
+  // Large records begin with a cache line, and are written past the caches: they are not read again
+  // soon, and need not be fetched to be overwritten.
+  const int64_t line = record_ >= 512 ? 64 : 16;
+  first_ = line;
+  place_ = (record_ + line - 1) / line * line;
+  streams_ = line == 64;
+  for (const int64_t bytes : part_bytes_) streams_ = streams_ && bytes % 16 == 0;
 }
 
 void RowFile::map(int64_t size, bool write) {
@@ -203,7 +224,7 @@ std::unique_ptr<RowFile> RowFile::in_memory(const RowLayout& layout, int64_t row
   std::unique_ptr<RowFile> out(new RowFile);
   out->describe(layout, rows, "");
   out->places_ = 1;
-  out->stride_ = kRowHeader + out->place_;
+  out->stride_ = out->first_ + out->place_;
   out->running_ = 1;
   out->map(rows * out->stride_, true);
   return out;
@@ -216,7 +237,7 @@ std::unique_ptr<RowFile> RowFile::build(const std::string& path, const RowLayout
   out->describe(layout, rows, label);
   out->path_ = path;
   out->places_ = 2;
-  out->stride_ = kRowHeader + 2 * out->place_;
+  out->stride_ = out->first_ + 2 * out->place_;
   const size_t slash = path.rfind('/');
   const size_t name = slash == std::string::npos ? 0 : slash + 1;
   // One name for all attempts: what a killed one leaves is used by the next.
@@ -288,8 +309,8 @@ void RowFile::copy_from(const RowFile& from) {
     const auto* generation = reinterpret_cast<const uint64_t*>(from.header(id));
     for (int k = 0; k < places_; ++k) {
       if (!from.counts(generation[k])) continue;
-      char* to = base_ + id * stride_ + kRowHeader + k * place_;
-      std::memcpy(to, from.header(id) + kRowHeader + k * from.place_, static_cast<size_t>(bytes));
+      char* to = base_ + id * stride_ + first_ + k * place_;
+      std::memcpy(to, from.header(id) + from.first_ + k * from.place_, static_cast<size_t>(bytes));
       to += bytes;
       for (size_t p = shared; p < part_bytes_.size(); to += part_bytes_[p++])
         fill_part(layout_, id, p, to);
@@ -407,7 +428,7 @@ void RowFile::read_header() {
   } catch (const std::invalid_argument& error) {
     damaged(std::string("damaged: ") + error.what());
   }
-  stride_ = kRowHeader + 2 * place_;
+  stride_ = first_ + 2 * place_;
 }
 
 void RowFile::read_commit() {
@@ -524,11 +545,14 @@ void RowFile::write_row(int64_t id, const RowPart* parts, size_t count, int64_t 
     else if (counts(generation[0]))
       place = !counts(generation[1]) || generation[0] > generation[1];
   }
-  char* to = row + kRowHeader + place * place_;
+  char* to = row + first_ + place * place_;
   int64_t offset = 0;
   for (size_t p = 0; p < count; ++p) {
-    std::memcpy(to + offset, parts[p].data + at * parts[p].bytes,
-                static_cast<size_t>(parts[p].bytes));
+    const char* from = parts[p].data + at * parts[p].bytes;
+    if (streams_)
+      stream(to + offset, from, parts[p].bytes);
+    else
+      std::memcpy(to + offset, from, static_cast<size_t>(parts[p].bytes));
     offset += parts[p].bytes;
   }
   if (count < part_bytes_.size() && now != to) {
@@ -541,6 +565,12 @@ void RowFile::write_row(int64_t id, const RowPart* parts, size_t count, int64_t 
   // Not before the row is whole: the process may be killed here.
   std::atomic_signal_fence(std::memory_order_release);
   generation[place] = running_;
+}
+
+void RowFile::written() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
 }
 
 void RowFile::read(const int64_t* ids, int64_t count, const std::vector<RowPart>& parts,
@@ -569,6 +599,7 @@ void RowFile::write(const int64_t* ids, int64_t count, const std::vector<RowPart
       if (i + kAhead < count) __builtin_prefetch(header(ids[i + kAhead]), 1);
       write_row(ids[i], parts.data(), parts.size(), i);
     }
+    written();
   });
 }
 

@@ -15,7 +15,7 @@
 //
 //   0      header: layout, shape, label; written once
 //   4096   commit record, even sequence numbers; 8192: odd ones. The newer whole one counts.
-//   16384  rows: { generation[2]; place[2] } each
+//   16384  rows: { generation[2]; place[2] } each, large ones on the borders of cache lines
 //
 // Without a file (in_memory) rows have one place, and there is nothing to flush.
 #pragma once
@@ -84,8 +84,6 @@ class RowFile {
 
   // --- One row at a time, for row_cache.cpp. ---------------------------------------------------
 
-  static constexpr int64_t kRowHeader = 16;
-
   const char* header(int64_t id) const { return base_ + id * stride_; }
   // The row's record, in its newest place that counts; null if it was never written.
   const char* find(int64_t id) const {
@@ -94,10 +92,12 @@ class RowFile {
     const uint64_t a = generation[0], b = places_ > 1 ? generation[1] : 0;
     const bool first = counts(a), second = counts(b);
     if (!first && !second) return nullptr;
-    return at + kRowHeader + (second && (!first || b > a) ? place_ : 0);
+    return at + first_ + (second && (!first || b > a) ? place_ : 0);
   }
   void read_row(int64_t id, const RowPart* parts, size_t count, int64_t at) const;
+  // For all to see after written(), which each thread calls when it has written its last.
   void write_row(int64_t id, const RowPart* parts, size_t count, int64_t at);
+  static void written();
   void will_write() { dirty_ = true; }  // before the first write_row of a batch
   // Asks the system to have these rows in memory soon.
   void will_need(const int64_t* ids, int64_t count) const;
@@ -128,8 +128,10 @@ class RowFile {
   RowLayout layout_;
   std::string label_, path_, metadata_;
   std::vector<int64_t> part_bytes_;
-  int64_t rows_ = 0, record_ = 0, place_ = 0, stride_ = 0, size_ = 0;
+  int64_t rows_ = 0, size_ = 0;
+  int64_t record_ = 0, first_ = 0, place_ = 0, stride_ = 0;  // a record; its places in a row
   int places_ = 1;
+  bool streams_ = false;
   bool read_only_ = false;
   bool failed_ = false;
 

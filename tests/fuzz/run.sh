@@ -41,8 +41,9 @@ flags+=("-fsanitize=$sanitize")
 
 corpus_sources=(csrc/io/{corpus,remap,word_table,utf8,file,sampling_tables}.cpp)
 word2vec_format_sources=(csrc/io/word2vec_format.cpp)
+row_cache_sources=(csrc/io/{row_cache,row_file,row_layout,file}.cpp)
 skipgram_sources=(csrc/cpu/{skipgram,skipgram_hogwild,skipgram_shards,isa}.cpp)
-targets=(corpus word2vec_format skipgram)
+targets=(corpus word2vec_format row_cache skipgram)
 
 # The kernels, once per ISA level, as CMakeLists.txt has them. (Which levels run is decided there and
 # then: the others are only compiled.)
