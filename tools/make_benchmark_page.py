@@ -23,6 +23,8 @@ SCRIPTS = (
     ("word2vec_memory", "bench/word2vec_memory.py"),
     ("word2vec_curves", "bench/word2vec_curves.py"),
     ("skipgram", "bench/bench_skipgram.py"),
+    ("embedding", "bench/bench_embedding_bag.py"),
+    ("two_tower", "examples/two_tower.py"),
 )
 
 INTRODUCTION = """\

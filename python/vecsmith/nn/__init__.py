@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from vecsmith.nn.cached_table import CachedTable
 from vecsmith.nn.collection import EmbeddingBagCollection, EmbeddingBagConfig
 from vecsmith.nn.compressed import (
     HashedTable,
@@ -24,6 +25,7 @@ from vecsmith.nn.table import Table
 __all__ = [
     "Embedding",
     "EmbeddingBag",
+    "CachedTable",
     "EmbeddingBagCollection",
     "EmbeddingBagConfig",
     "HashedTable",

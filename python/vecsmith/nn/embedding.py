@@ -117,7 +117,7 @@ class Embedding(torch.nn.Embedding):
         max_norm: rows that are looked up are scaled down, in place, to this norm at most.
         norm_type: p of that norm.
         scale_grad_by_freq: gradients are divided by how often the row is in the batch.
-        sparse: the gradient of ``weight`` is a coalesced ``torch.sparse_coo`` tensor.
+        sparse: the gradient of ``weight`` is a ``torch.sparse_coo`` tensor with each row once.
         _weight: [V, D], used as the weight without a copy.
         _freeze: the weight does not require a gradient.
         device, dtype: of the weight.
@@ -203,7 +203,7 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
         embedding_dim: D, the length of a row.
         max_norm, norm_type, scale_grad_by_freq: as in :class:`Embedding`.
         mode: "sum", "mean" or "max".
-        sparse: the gradient of ``weight`` is a coalesced ``torch.sparse_coo`` tensor.
+        sparse: the gradient of ``weight`` is a ``torch.sparse_coo`` tensor with each row once.
         _weight: [V, D], used as the weight without a copy.
         include_last_offset: ``offsets`` are [B + 1] and end with the end of the last bag.
         padding_idx: entries that are skipped (negative: from the end).

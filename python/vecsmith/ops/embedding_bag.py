@@ -90,7 +90,7 @@ def embedding(
     name = "embedding"
     dim = _check_weight(name, weight)
     _check_indices(name, indices, weight)
-    out, _ = torch.ops.vecsmith.embedding_bag(
+    out = _look_up(
         weight,
         indices.reshape(-1),
         None,
@@ -151,7 +151,7 @@ def embedding_bag(
     arguments = _check_bags(
         *(name, indices, weight, offsets, per_sample_weights, mode, include_last_offset)
     )
-    out, _ = torch.ops.vecsmith.embedding_bag(
+    return _look_up(
         weight,
         *arguments,
         mode,
@@ -161,7 +161,6 @@ def embedding_bag(
         _threads(name, num_threads),
         backend or "",
     )
-    return out
 
 
 def embedding_bag_gradient(
@@ -280,21 +279,14 @@ def embedding_bag_update(
         raise ValueError(f"{name}: expected grad on {weight.device}; got it on {grad.device}")
     grad = _check_grad(name, grad, arguments, mode, include_last_offset, weight.shape[1])
     _check_positions(name, positions, mode, grad)
-    torch.ops.vecsmith.embedding_bag_update(
-        weight.detach(),
-        [t.detach() for t in state],
-        grad.detach(),
-        *arguments,
-        positions,
-        mode,
-        bool(include_last_offset),
-        _padding(name, padding_idx, weight.shape[0]),
-        rule.name,
-        _settings(rule),
-        rule.step,
-        _threads(name, num_threads),
-        backend or "",
-    )
+    bags = (*arguments, positions, mode, bool(include_last_offset))
+    padding = _padding(name, padding_idx, weight.shape[0])
+    where = (_threads(name, num_threads), backend or "")
+    if _is_plain(weight, grad, indices):
+        return _update(weight, list(state), grad, *bags, padding, rule, *where)
+    tables = (weight.detach(), [t.detach() for t in state], grad.detach())
+    how = (padding, rule.name, _settings(rule), rule.step)
+    return torch.ops.vecsmith.embedding_bag_update(*tables, *bags, *how, *where)
 
 
 # --- checks ---------------------------------------------------------------------------------------
@@ -478,8 +470,17 @@ def _workers(num_threads: int) -> int:
     return num_threads or torch.get_num_threads()
 
 
+_NATIVE: set[tuple[str, torch.dtype]] = set()  # where the choice has been made before
+
+
 def _choose(tensor: Tensor, backend: str) -> str:
-    return choose(OPERATOR, tensor.device.type, tensor.dtype, backend or None)
+    key = (tensor.device.type, tensor.dtype)
+    if not backend and key in _NATIVE:
+        return "native"
+    chosen = choose(OPERATOR, *key, backend or None)
+    if not backend and chosen == "native":
+        _NATIVE.add(key)
+    return chosen
 
 
 def _bags(
@@ -509,7 +510,7 @@ def _bags(
     )
 
 
-def _forward_impl(
+def _forward(
     weight,
     indices,
     offsets,
@@ -731,7 +732,12 @@ def _backward_fake(
     return table, per_sample_weights.new_empty(indices.shape)
 
 
-def _update_impl(
+def _update_impl(*arguments):
+    *tables, name, settings, step, num_threads, backend = arguments
+    return _update(*tables, _rule(name, settings, step), num_threads, backend)
+
+
+def _update(
     weight,
     state,
     grad,
@@ -743,12 +749,9 @@ def _update_impl(
     include_last_offset,
     padding_idx,
     rule,
-    settings,
-    step,
     num_threads,
     backend,
 ):
-    rule = _rule(rule, settings, step)
     chosen = _choose(weight, backend)
     bags = (indices, offsets, per_sample_weights)
     if chosen == "native":
@@ -796,6 +799,42 @@ def _forward_context(ctx, inputs, output):
     ctx.how, ctx.sparse, ctx.where = how, sparse, (threads, backend)
     ctx.mark_non_differentiable(output[1])
     ctx.set_materialize_grads(False)
+
+
+class _Pooled(torch.autograd.Function):
+    """The operator without torch's machinery around it, which takes longer than a small look-up."""
+
+    @staticmethod
+    def forward(ctx, *arguments):
+        output = _forward(*arguments)
+        _forward_context(ctx, arguments, output)
+        return output
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return _forward_backward(ctx, *grads)
+
+
+def _is_plain(*tensors: Tensor) -> bool:
+    """Whether this is an eager call on ordinary tensors: not traced, faked or transformed."""
+    return (
+        not torch.compiler.is_compiling()
+        and all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
+        and torch._C._len_torch_dispatch_stack() == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+    )
+
+
+def _look_up(weight, indices, offsets, per_sample_weights, *rest) -> Tensor:
+    arguments = (weight, indices, offsets, per_sample_weights, *rest)
+    if not _is_plain(weight, indices):
+        return torch.ops.vecsmith.embedding_bag(*arguments)[0]
+    trained = weight.requires_grad or (
+        per_sample_weights is not None and per_sample_weights.requires_grad
+    )
+    if trained and torch.is_grad_enabled():
+        return _Pooled.apply(*arguments)[0]  # pyright: ignore
+    return _forward(*arguments)[0]
 
 
 def _forward_backward(ctx, grad, _):
@@ -882,7 +921,7 @@ def _backward_backward(ctx, table, samples):
 
 
 for _name, _impl, _fake in (
-    ("embedding_bag", _forward_impl, _forward_fake),
+    ("embedding_bag", _forward, _forward_fake),
     ("embedding_bag_backward", _backward_impl, _backward_fake),
     ("embedding_bag_gradient", _gradient_impl, _gradient_fake),
     ("embedding_bag_update", _update_impl, _update_fake),

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from vecsmith import ops
-from vecsmith.ops.embedding_bag import _check_bags, _check_weight
+from vecsmith.ops.embedding_bag import _check_bags, _check_weight, _forward
 from vecsmith.optim.sparse import RowOptimizer, RowStep, take_steps
 
 _HANDLES: Any = WeakTensorKeyDictionary()  # of the hooks
@@ -230,9 +230,7 @@ class _Lookup(torch.autograd.Function):
         ctx.where = (0, backend)
         # Plain Python objects: autograd would refuse the second of two passes over the table.
         ctx.weight = weight
-        out, positions = torch.ops.vecsmith.embedding_bag(
-            weight.detach(), *arguments, *ctx.how, False, *ctx.where
-        )
+        out, positions = _forward(weight.detach(), *arguments, *ctx.how, False, *ctx.where)
         ctx.save_for_backward(*arguments, positions if mode == "max" else None)
         return out
 
@@ -344,7 +342,8 @@ def embedding_bag(
         )
     if padding_idx is not None and padding_idx < 0:
         padding_idx += weight.shape[0]
-    return _EAGER[0](
+    look_up = _EAGER[0] if torch.compiler.is_compiling() else _look_up
+    return look_up(
         weight, per_sample_weights, indices, offsets, mode, include_last_offset, padding_idx
     )
 
