@@ -1,0 +1,580 @@
+"""The operator `embedding_bag`: pooled look-ups and whole training steps against torch and FBGEMM.
+
+    pytest bench/bench_embedding_bag.py --benchmark-enable    pytest-benchmark, one group per shape
+    python -m bench.bench_embedding_bag                        interleaved, with ratios and JSON
+
+1M rows, 4,096 bags of 20 indices, drawn by Zipf's law (exponent 1.05) or uniformly. A step is the
+forward pass, the backward pass with a given gradient, and the optimizer's step. FBGEMM takes part
+where a release of fbgemm-gpu-cpu is installed that loads beside this torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench._ours import CACHE, forced
+from bench._runner import Check, Group, Ratio, finish, parser, run
+
+ROWS, BAGS, LENGTH, ZIPF = 1_000_000, 4096, 20, 1.05
+BATCHES = 8
+RATE = 0.01
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A table and how its rows are drawn."""
+
+    name: str
+    dim: int = 64
+    uniform: bool = False
+    rows: int = ROWS
+
+
+SHAPES = (
+    Shape("zipf-64"),
+    Shape("uniform-64", uniform=True),
+    Shape("zipf-37", dim=37),
+    Shape("uniform-37", dim=37, uniform=True),
+)
+
+
+def batches(shape: Shape) -> list[Tensor]:
+    """Some batches of indices."""
+    generator = np.random.default_rng(0)
+    if shape.uniform:
+        return [
+            torch.from_numpy(generator.integers(0, shape.rows, BAGS * LENGTH))
+            for _ in range(BATCHES)
+        ]
+    weights = np.arange(1, shape.rows + 1) ** -ZIPF
+    below = np.cumsum(weights / weights.sum())
+    drawn = [np.searchsorted(below, generator.random(BAGS * LENGTH)) for _ in range(BATCHES)]
+    return [torch.from_numpy(np.minimum(d, shape.rows - 1)) for d in drawn]
+
+
+OFFSETS = torch.arange(0, BAGS * LENGTH, LENGTH)
+
+
+def timed(call: Callable[[int], Any], repeats: int = 24) -> Callable[[], float]:
+    """An entry: milliseconds of a call, the median over the batches."""
+
+    def entry() -> float:
+        call(0)
+        times = []
+        for n in range(repeats):
+            started = time.perf_counter()
+            call(n % BATCHES)
+            times.append(time.perf_counter() - started)
+        return sorted(times)[repeats // 2] * 1e3
+
+    return entry
+
+
+def at_level(isa: str, call: Callable[[int], Any]) -> Callable[[int], Any]:
+    def forced_call(n: int) -> Any:
+        with forced(isa):
+            return call(n)
+
+    return forced_call
+
+
+def levels() -> list[str]:
+    """The ISA levels here, best first, without `base`."""
+    from vecsmith import _native
+
+    return [level for level in reversed(_native.isa_levels()) if level != "base"]
+
+
+# --- forward --------------------------------------------------------------------------------------
+
+
+def layers(shape: Shape, **options: Any) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """(ours, torch's) with the same table."""
+    from vecsmith import nn
+
+    ours = nn.EmbeddingBag(shape.rows, shape.dim, mode="sum", **options)
+    theirs = torch.nn.EmbeddingBag(shape.rows, shape.dim, mode="sum", **options)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+def forward_group(shape: Shape, threads: int) -> Group:
+    """The look-up alone, with the graph for a backward pass."""
+    ours, theirs = layers(shape)
+    ids = batches(shape)
+    huge = torch.nn.EmbeddingBag(shape.rows, shape.dim, mode="sum", _weight=ours.weight)
+    entries = {
+        "vecsmith": timed(lambda n: ours(ids[n], OFFSETS)),
+        "torch": timed(lambda n: theirs(ids[n], OFFSETS)),
+        "torch, on vecsmith's huge pages": timed(lambda n: huge(ids[n], OFFSETS)),
+    }
+    for level in levels()[1:]:
+        entries[f"vecsmith, {level}"] = timed(at_level(level, lambda n: ours(ids[n], OFFSETS)))
+
+    def check() -> list[Check]:
+        error = float((ours(ids[0], OFFSETS) - theirs(ids[0], OFFSETS)).abs().max())
+        return [Check(f"the output differs from torch's by {error:.1e}", error < 1e-4)]
+
+    return Group(
+        name=f"embedding_bag_forward_{shape.name.replace('-', '_')}",
+        title=f"EmbeddingBag, forward, {shape.name}, {threads} threads",
+        unit="ms",
+        higher_is_better=False,
+        entries=entries,
+        check=check,
+        ratios=[
+            Ratio(
+                f"{shape.name}: vecsmith / torch",
+                "vecsmith",
+                "torch",
+                1.5 if shape.dim == 37 else 1.15,
+            ),
+            Ratio(
+                f"{shape.name}: vecsmith / torch on the same pages",
+                "vecsmith",
+                "torch, on vecsmith's huge pages",
+            ),
+        ],
+        settings={**shape.__dict__, "bags": BAGS, "length": LENGTH, "threads": threads},
+    )
+
+
+def probe() -> Callable[..., float] | None:
+    """The yardstick for reading random rows; None where it cannot be built."""
+    compiler = shutil.which("c++") or shutil.which("g++")
+    if compiler is None:
+        return None
+    CACHE.mkdir(parents=True, exist_ok=True)
+    library = CACHE / "gather_bandwidth.so"
+    source = Path(__file__).parent / "gather_bandwidth.cpp"
+    flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
+    subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
+    function = ctypes.CDLL(str(library)).gather
+    function.restype = ctypes.c_float
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = (pointer, number, pointer, number, ctypes.c_int, ctypes.c_int)
+    return function
+
+
+def bandwidth_group(threads: int) -> Group:
+    """The forward pass as a fraction of what a plain reader of the same rows reaches."""
+    shape = Shape("uniform-64", uniform=True)
+    ours, _ = layers(shape)
+    ids = batches(shape)
+    read = probe()
+    if read is None:
+        raise RuntimeError("no C++ compiler for the yardstick")
+    table = ours.weight.detach()
+    gigabytes = BAGS * LENGTH * shape.dim * 4 / 1e9
+
+    def reader(way: int) -> float:
+        call = timed(
+            lambda n: read(
+                *(table.data_ptr(), shape.dim, ids[n].data_ptr(), ids[n].numel(), threads, way)
+            )
+        )
+        return gigabytes / (call() / 1e3)
+
+    def look_up() -> float:
+        with torch.no_grad():
+            return gigabytes / (timed(lambda n: ours(ids[n], OFFSETS))() / 1e3)
+
+    def check() -> list[Check]:
+        with torch.no_grad():
+            mine = float(ours(ids[0], OFFSETS).double().sum())
+        read_sum = read(
+            *(table.data_ptr(), shape.dim, ids[0].data_ptr(), ids[0].numel(), threads, 4)
+        )
+        scale = (BAGS * LENGTH * shape.dim) ** 0.5
+        return [Check("both read the same rows", abs(mine - read_sum) < 1e-3 * scale)]
+
+    return Group(
+        name="embedding_bag_bandwidth",
+        title=f"EmbeddingBag, forward, of the bandwidth of reading random rows, {threads} threads",
+        unit="GB/s",
+        entries={"vecsmith": look_up, "plain reader": lambda: max(reader(w) for w in range(6))},
+        check=check,
+        ratios=[Ratio("forward / plain reader", "vecsmith", "plain reader", 0.85)],
+        settings={**shape.__dict__, "bags": BAGS, "length": LENGTH, "threads": threads},
+    )
+
+
+def one_hot_group(threads: int) -> Group:
+    """An embedding is the product of a one-hot matrix and the table; a gather does it sooner."""
+    rows, count, dim = 10_000, 1024, 64
+    from vecsmith import ops
+
+    table = torch.randn(rows, dim)
+    ids = [torch.randint(0, rows, (count,)) for _ in range(BATCHES)]
+
+    def product(n: int) -> Tensor:
+        return torch.nn.functional.one_hot(ids[n], rows).to(table.dtype) @ table
+
+    def check() -> list[Check]:
+        same = torch.equal(product(0), ops.embedding(ids[0], table))
+        return [Check("the product and the gather are equal", same)]
+
+    return Group(
+        name="embedding_one_hot",
+        title=f"one-hot product and gather, {rows:,} x {dim}, {count} rows, {threads} threads",
+        unit="ms",
+        higher_is_better=False,
+        entries={
+            "gather": timed(lambda n: ops.embedding(ids[n], table)),
+            "one-hot product": timed(product, 8),
+        },
+        check=check,
+        ratios=[Ratio("gather / one-hot product", "gather", "one-hot product")],
+        settings={"rows": rows, "dim": dim, "count": count, "threads": threads},
+    )
+
+
+# --- training steps -------------------------------------------------------------------------------
+
+RULES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    # vecsmith.optim, torch.optim, arguments
+    "adam": ("SparseAdam", "SparseAdam", {"lr": RATE}),
+    "adagrad": ("SparseAdagrad", "Adagrad", {"lr": RATE}),
+    "sgd": ("SparseSGD", "SGD", {"lr": RATE}),
+}
+BARS = {
+    ("adam", False): 18.0,
+    ("adagrad", False): 14.0,
+    ("sgd", False): 5.0,
+    ("adam", True): 10.0,
+    ("adagrad", True): 8.0,
+    ("sgd", True): 4.0,
+}
+
+
+def step_of(module: torch.nn.Module, ids: list[Tensor], grad: Tensor, optimizer: Any = None):
+    """A whole training step."""
+
+    def step(n: int) -> None:
+        module(ids[n], OFFSETS).backward(grad)
+        if optimizer is not None:
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return step
+
+
+def step_group(shape: Shape, rule: str, threads: int) -> Group:
+    """A rule in backward, on sparse gradients, and torch's."""
+    from vecsmith import optim
+
+    ours, theirs = layers(shape, sparse=True)
+    plain, _ = layers(shape, sparse=True)
+    plain.load_state_dict(ours.state_dict())
+    mine, their, arguments = RULES[rule]
+    optim.apply_optimizer_in_backward(getattr(optim, mine), ours.parameters(), arguments)
+    ids, grad = batches(shape), torch.randn(BAGS, shape.dim)
+    peer = getattr(torch.optim, their)(theirs.parameters(), **arguments)
+    own = getattr(optim, mine)(plain.parameters(), **arguments)
+    steps = {
+        "vecsmith, in backward": step_of(ours, ids, grad),
+        "vecsmith.optim": step_of(plain, ids, grad, own),
+        "torch": step_of(theirs, ids, grad, peer),
+    }
+
+    def check() -> list[Check]:
+        before = theirs.weight.detach().clone()
+        for step in steps.values():
+            for n in range(2):
+                step(n)
+        moved = float((theirs.weight - before).abs().max())
+        found = []
+        for name, module in (("in backward", ours), ("vecsmith.optim", plain)):
+            error = float((module.weight - theirs.weight).detach().abs().max())
+            text = f"after two steps {name} differs from torch by {error:.1e}; moved {moved:.1e}"
+            found.append(Check(text, error <= 1e-3 * moved))
+        return found
+
+    bar = BARS[rule, shape.uniform]
+    return Group(
+        name=f"embedding_bag_step_{rule}_{shape.name.replace('-', '_')}",
+        title=f"EmbeddingBag, whole step, {rule}, {shape.name}, {threads} threads",
+        unit="ms",
+        higher_is_better=False,
+        entries={name: timed(step) for name, step in steps.items()},
+        check=check,
+        ratios=[
+            Ratio(
+                f"{rule}, {shape.name}: in backward / torch", "vecsmith, in backward", "torch", bar
+            ),
+            Ratio(f"{rule}, {shape.name}: vecsmith.optim / torch", "vecsmith.optim", "torch"),
+        ],
+        settings={**shape.__dict__, "bags": BAGS, "length": LENGTH, "threads": threads},
+    )
+
+
+def fbgemm() -> Any:
+    """FBGEMM's table-batched embeddings for training; None where they do not load."""
+    try:
+        import fbgemm_gpu.split_table_batched_embeddings_ops_training as found
+    except (ImportError, OSError, AttributeError):
+        return None
+    return found
+
+
+def fbgemm_group(shape: Shape, threads: int) -> Group | None:
+    """Row-wise Adagrad in backward, and FBGEMM's."""
+    peer = fbgemm()
+    if peer is None:
+        return None
+    import fbgemm_gpu
+    from fbgemm_gpu.split_embedding_configs import EmbOptimType
+
+    from vecsmith import optim
+
+    ours, _ = layers(shape)
+    arguments = {"lr": RATE, "eps": 1e-8}
+    optim.apply_optimizer_in_backward(optim.RowwiseAdagrad, ours.parameters(), arguments)
+    place = (peer.EmbeddingLocation.HOST, peer.ComputeDevice.CPU)
+    theirs = peer.SplitTableBatchedEmbeddingBagsCodegen(
+        [(shape.rows, shape.dim, *place)],
+        optimizer=EmbOptimType.EXACT_ROWWISE_ADAGRAD,
+        learning_rate=RATE,
+        eps=1e-8,
+    )
+    weights = theirs.split_embedding_weights()[0]
+    weights.data.copy_(ours.weight.detach())
+    ids, grad = batches(shape), torch.randn(BAGS, shape.dim)
+    ends = torch.arange(0, BAGS * LENGTH + 1, LENGTH)
+
+    def their_step(n: int) -> None:
+        theirs(ids[n], ends).backward(grad)
+
+    step = step_of(ours, ids, grad)
+
+    def check() -> list[Check]:
+        before = ours.weight.detach().clone()
+        for n in range(2):
+            step(n)
+            their_step(n)
+        moved = float((ours.weight - before).detach().abs().max())
+        error = float((ours.weight.detach() - weights).abs().max())
+        text = f"after two steps the tables differ by {error:.1e}; moved {moved:.1e}"
+        return [Check(text, error <= 1e-3 * moved)]
+
+    return Group(
+        name=f"embedding_bag_fbgemm_{shape.name.replace('-', '_')}",
+        title=f"EmbeddingBag, whole step, row-wise Adagrad, {shape.name}, {threads} threads",
+        unit="ms",
+        higher_is_better=False,
+        entries={"vecsmith": timed(step), "FBGEMM": timed(their_step)},
+        check=check,
+        ratios=[Ratio(f"{shape.name}: vecsmith / FBGEMM", "vecsmith", "FBGEMM", 1.3)],
+        settings={
+            **shape.__dict__,
+            "threads": threads,
+            "fbgemm": getattr(fbgemm_gpu, "__version__", "?"),
+        },
+    )
+
+
+# --- memory, and tables in a file -----------------------------------------------------------------
+
+_MEMORY = """
+import sys, torch
+from bench import bench_embedding_bag as b
+from vecsmith import optim
+torch.set_num_threads(int(sys.argv[1]))
+shape = b.Shape("zipf-64")
+ours, theirs = b.layers(shape, sparse=True)
+ids, grad = b.batches(shape), torch.randn(b.BAGS, shape.dim)
+if sys.argv[2] == "torch":
+    del ours
+    step = b.step_of(theirs, ids, grad, torch.optim.SparseAdam(theirs.parameters(), lr=b.RATE))
+else:
+    del theirs
+    optim.apply_optimizer_in_backward(optim.SparseAdam, ours.parameters(), {"lr": b.RATE})
+    step = b.step_of(ours, ids, grad)
+def field(name):
+    line = next(l for l in open("/proc/self/status") if l.startswith(name + ":"))
+    return int(line.split()[1])
+step(0)
+# The optimizer's state is memory of the table, not of a step: all of its pages are touched.
+for optimizer in optim.get_in_backward_optimizers(ours) if "ours" in globals() else []:
+    for values in optimizer.state.values():
+        for value in values.values():
+            if torch.is_tensor(value):
+                value.add_(0)
+if sys.argv[2] == "torch":
+    for n in range(1, b.BATCHES):
+        step(n)
+before = field("VmRSS")
+open("/proc/self/clear_refs", "w").write("5")
+for n in range(b.BATCHES):
+    step(n)
+print((field("VmHWM") - before) / 1024)
+"""
+
+
+def memory_group(threads: int) -> Group:
+    """Peak memory of a step beyond table and state (fresh processes; Linux)."""
+    touched = [len(torch.unique(ids)) for ids in batches(Shape("zipf-64"))]
+    limit = max(touched) * 64 * 4 * 2 / 2**20
+
+    def measure(which: str) -> float:
+        done = subprocess.run(
+            [sys.executable, "-c", _MEMORY, str(threads), which],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parent.parent,
+        )
+        return max(float(done.stdout), 0.01)
+
+    return Group(
+        name="embedding_bag_memory",
+        title=f"EmbeddingBag, whole step with Adam, zipf-64: peak memory, {threads} threads",
+        unit="MB",
+        higher_is_better=False,
+        entries={
+            "vecsmith, in backward": lambda: measure("vecsmith"),
+            "torch": lambda: measure("torch"),
+            "touched rows x D x 4 bytes x 2": lambda: limit,
+        },
+        check=lambda: [Check(f"a batch touches up to {max(touched):,} rows", True)],
+        ratios=[
+            Ratio(
+                "limit / vecsmith",
+                "vecsmith, in backward",
+                "touched rows x D x 4 bytes x 2",
+                1.0,
+            ),
+            Ratio("torch / vecsmith", "vecsmith, in backward", "torch"),
+        ],
+        settings={"threads": threads},
+    )
+
+
+def file_group(threads: int, folder: Path) -> Group:
+    """A table in a file four times as large as its cache, and the same table in memory."""
+    from vecsmith import nn, optim
+
+    shape = Shape("zipf-64")
+    cached = nn.CachedTable(
+        shape.rows, shape.dim, storage="mmap", path=folder / "table", cache_rows=shape.rows // 4
+    )
+    memory = nn.EmbeddingBag(shape.rows, shape.dim, mode="sum")
+    with torch.no_grad():
+        memory.weight.copy_(cached.export())
+    filed = nn.EmbeddingBag(shape.rows, shape.dim, mode="sum", table=cached)
+    for module in (memory, filed):
+        optim.apply_optimizer_in_backward(optim.SparseAdam, module.parameters(), {"lr": RATE})
+    grad = torch.randn(BAGS, shape.dim)
+    # New rows in every step, as in training.
+    generator = np.random.default_rng(1)
+    weights = np.arange(1, shape.rows + 1) ** -ZIPF
+    below = np.cumsum(weights / weights.sum())
+    many = [
+        torch.from_numpy(
+            np.minimum(np.searchsorted(below, generator.random(BAGS * LENGTH)), shape.rows - 1)
+        )
+        for _ in range(64)
+    ]
+    places = {"memory": 0, "file": 0}
+
+    def steps(name: str, module: torch.nn.Module, count: int = 24) -> float:
+        times = []
+        for _ in range(count):
+            ids = many[places[name] % len(many)]
+            places[name] += 1
+            started = time.perf_counter()
+            module(ids, OFFSETS).backward(grad)
+            times.append(time.perf_counter() - started)
+        return 1 / sorted(times)[count // 2]
+
+    def check() -> list[Check]:
+        for name, module in (("memory", memory), ("file", filed)):
+            steps(name, module, 120)  # the cache fills
+        error = float((cached.export() - memory.weight).detach().abs().max())
+        cached.reset_statistics()
+        return [Check(f"after 120 steps the tables differ by {error:.1e}", error < 1e-6)]
+
+    return Group(
+        name="embedding_bag_file",
+        title=f"EmbeddingBag with Adam, table in a file, cache a quarter, {threads} threads",
+        unit="steps/s",
+        entries={
+            "in a file": lambda: steps("file", filed),
+            "in memory": lambda: steps("memory", memory),
+        },
+        check=check,
+        ratios=[Ratio("in a file / in memory", "in a file", "in memory", 0.6)],
+        settings={**shape.__dict__, "cache_rows": shape.rows // 4, "threads": threads},
+    )
+
+
+# --- pytest-benchmark -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["native", "reference", "torch"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_embedding_bag(benchmark, shape: Shape, backend: str) -> None:
+    from vecsmith import ops
+
+    ours, theirs = layers(shape)
+    ids = batches(shape)[0]
+    benchmark.group = shape.name
+
+    def call() -> Tensor:
+        if backend == "torch":
+            return theirs(ids, OFFSETS)
+        return ops.embedding_bag(ids, ours.weight, OFFSETS, mode="sum", backend=backend)
+
+    assert benchmark.pedantic(call, rounds=5, warmup_rounds=1).shape == (BAGS, shape.dim)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser(__doc__, rounds=5, corpus=False)
+    options.add_argument("--only", help="names of groups that contain this")
+    given = options.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    made: list[tuple[str, Callable[[], Group | None]]] = []
+    for shape in SHAPES:
+        made.append((f"forward {shape.name}", lambda s=shape: forward_group(s, given.threads)))
+    made.append(("bandwidth", lambda: bandwidth_group(given.threads)))
+    for shape in SHAPES[:2]:
+        for rule in RULES:
+            make = lambda s=shape, r=rule: step_group(s, r, given.threads)  # noqa: E731
+            made.append((f"step {rule} {shape.name}", make))
+        made.append((f"fbgemm {shape.name}", lambda s=shape: fbgemm_group(s, given.threads)))
+    if os.path.exists("/proc/self/clear_refs"):
+        made.append(("memory", lambda: memory_group(given.threads)))
+    made.append(("one-hot", lambda: one_hot_group(given.threads)))
+    records = []
+    with tempfile.TemporaryDirectory() as scratch:
+        made.append(("file", lambda: file_group(given.threads, Path(scratch))))
+        for name, make in made:
+            if given.only and given.only not in name:
+                continue
+            group = make()
+            if group is None:
+                print(
+                    f"{name}: fbgemm-gpu-cpu is not installed, or does not load beside this torch"
+                )
+                continue
+            records.append(run(group, given.rounds))
+    return finish(records, given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
