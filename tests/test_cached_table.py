@@ -100,6 +100,23 @@ def test_training_is_that_of_a_table_in_memory(place, rule, by_copies):
     table.close()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("rule", RULES, ids=RULE_NAMES)
+def test_a_cache_on_a_gpu(place, rule):
+    cached, dense, table = pair(rule, device="cuda", **place)
+    dense.cuda()
+    for batch in range(40):
+        indices = rows_of(batch, 40, 8).cuda()
+        if batch % 4 == 1:
+            table.prefetch(rows_of(batch + 1, 40, 8).cuda())
+        for layer in (cached, dense):
+            layer(indices).square().sum().backward()
+        if batch % 10 == 5:
+            table.flush()
+    torch.testing.assert_close(table.export(), dense.weight.detach().cpu())
+    table.close()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("index", [torch.int32, torch.int64])
 @pytest.mark.parametrize("mode", ["sum", "mean", "max", "none"])
@@ -144,6 +161,26 @@ def test_modes_and_dtypes(tmp_path, dtype, index, mode, dim):
         (expected * slope).sum().backward()
         if mode != "none" and weights is not None:
             assert torch.equal(use[0].grad, use[1].grad)
+    same_table(table, dense)
+    table.close()
+
+
+def test_rows_that_come_from_the_disk(tmp_path):
+    place = {"storage": "mmap", "path": tmp_path / "table"}
+    rule, loaded = RULES[4], 0
+    cached, dense, table = pair(rule, **place)
+    for batch in range(25):
+        if batch % 5 == 4:
+            table.close()
+            with open(tmp_path / "table") as raw:  # out of the memory of the system
+                os.posix_fadvise(raw.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            table = CachedTable(ROWS, DIM, cache_rows=SLOTS, **place)
+            cached = nn.EmbeddingBag(ROWS, DIM, mode="sum", table=table)
+            optim.apply_optimizer_in_backward(rule[0], table.parameters(), rule[1])
+        for layer in (cached, dense):
+            layer(rows_of(batch, 40, 8)).square().sum().backward()
+        loaded += table.statistics()["loads"]
+    assert loaded > ROWS
     same_table(table, dense)
     table.close()
 

@@ -1,6 +1,7 @@
 #include "io/row_cache.h"
 
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <atomic>
@@ -51,6 +52,15 @@ inline void pause() {
 // Into the second level: it takes more lines at a time than the first.
 inline void fetch(const char* from, int64_t bytes) {
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(from + i, 0, 2);
+}
+
+// Page faults of this thread that had to wait for the disk.
+int64_t waits_for_disk() {
+#if defined(RUSAGE_THREAD)
+  struct rusage usage;
+  if (getrusage(RUSAGE_THREAD, &usage) == 0) return usage.ru_majflt;
+#endif
+  return 0;
 }
 
 // The least work that is worth a thread.
@@ -263,8 +273,13 @@ uint64_t RowCache::begin(const Index* ids, int64_t count, int32_t* out, Use use,
   // The first thread says who goes where, and the others begin to carry meanwhile; it then helps.
   std::atomic<int64_t> planned{0}, next{0};
   std::atomic<bool> done{false};
+  // Where rows come from the disk, many are asked for at a time. That costs a call of the system
+  // for each, so only if some of the last batch did.
+  std::atomic<int64_t> waits{0};
+  const bool from_disk = from_disk_;
   const int movers = std::max(team(missing, threads, 64), static_cast<int>(found_.size()));
   run_team(missing ? movers : 1, [&](int t) {
+    const int64_t waits_before = waits_for_disk();
     if (t == 0) {
       assign(use, [&] {
         planned.store(static_cast<int64_t>(moves_.size()), std::memory_order_release);
@@ -286,6 +301,11 @@ uint64_t RowCache::begin(const Index* ids, int64_t count, int32_t* out, Use use,
       }
       last = std::min(planned.load(std::memory_order_acquire), first + kMovesAtOnce);
       if (first >= last) break;
+      if (from_disk)
+        for (int64_t i = first; i < last; ++i) {
+          file.will_need(&moves_[i].loaded, 1);
+          if (moves_[i].changed) file.will_need(&moves_[i].evicted, 1);
+        }
       for (int64_t i = first; i < last; ++i) {
         __builtin_prefetch(file.header(moves_[i].loaded));
         if (moves_[i].changed) __builtin_prefetch(file.header(moves_[i].evicted), 1);
@@ -304,7 +324,10 @@ uint64_t RowCache::begin(const Index* ids, int64_t count, int32_t* out, Use use,
         const int64_t at = found_[t].holes[k];
         out[at] = slot_of(load(words_ + ids[at]));
       }
+    waits += waits_for_disk() - waits_before;
   });
+  from_disk_ = waits * 64 > static_cast<int64_t>(moves_.size()) ||
+               (from_disk && !moves_.empty() && now_ % 64);
   count_batch(count);
   end_batch(ticket);
   return ticket;

@@ -166,6 +166,7 @@ class RowCache {
   std::vector<Found> found_;
   std::vector<SlotMove> moves_;
   bool full_ = false;
+  bool from_disk_ = false;
   CacheStatistics statistics_;
   mutable std::mutex mutex_;
 };

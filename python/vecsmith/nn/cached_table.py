@@ -485,7 +485,10 @@ class CachedTable(Table):
         ids = indices.detach().reshape(-1).clone()
         if self._loader is None:
             self._loader = concurrent.futures.ThreadPoolExecutor(1, "vecsmith-prefetch")
-        self._loading = self._loader.submit(_prefetch, weakref.ref(self), ids)
+        stream = None  # the one that the steps are on
+        if self.cache.device.type == "cuda":
+            stream = torch.cuda.current_stream(self.cache.device)
+        self._loading = self._loader.submit(_prefetch, weakref.ref(self), ids, stream)
 
     def _wait(self) -> None:
         """Until what is loaded in the background is there. Not with the lock, which that takes."""
@@ -787,11 +790,11 @@ def _give_up(file: RowFile) -> None:
     file.close()
 
 
-def _prefetch(reference: weakref.ref[CachedTable], ids: Tensor) -> None:
+def _prefetch(reference: weakref.ref[CachedTable], ids: Tensor, stream: Any) -> None:
     table = reference()
     if table is None or table._file.closed or ids.dtype not in (torch.int32, torch.int64):
         return
-    with table._lock:
+    with table._lock, torch.cuda.stream(stream):
         try:
             # Released by the next forward pass, not with this object.
             _, ticket = table._batch(ids, PREFETCH)
