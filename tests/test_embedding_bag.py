@@ -572,6 +572,58 @@ def test_the_update_bumps_the_version(operator_case):
     assert all(t._version > b for t, b in zip((weight, *state), before, strict=True))
 
 
+# --- many tables ----------------------------------------------------------------------------------
+
+
+def tables_of_many(trained):
+    """Requests for tables of several widths, modes and dtypes, one of them without entries."""
+    requests = []
+    for n, (dim, mode) in enumerate([(16, "sum"), (37, "max"), (5, "mean"), (64, "sum")]):
+        sizes = (0, 0) if n == 2 else (3, 0, 9, 200 * n)
+        weight, indices, offsets = problem(rows=20 + n, dim=dim, sizes=sizes, seed=n)
+        request = {"indices": indices, "weight": weight, "offsets": offsets, "mode": mode}
+        if n == 3:
+            request["per_sample_weights"] = torch.randn(indices.numel(), requires_grad=trained)
+        if n == 1:
+            request["padding_idx"] = 4
+        weight.requires_grad_(trained)
+        requests.append(request)
+    return requests
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_many_tables_in_one_call(trained):
+    requests = tables_of_many(trained)
+    for threads in (1, 2, 3):
+        together = ops.embedding_bags(requests, num_threads=threads)
+        apart = [ops.embedding_bag(**request) for request in requests]
+        for a, b in zip(together, apart, strict=True):
+            assert torch.equal(a, b)
+    if not trained:
+        return
+    inputs = [r["weight"] for r in requests] + [requests[3]["per_sample_weights"]]
+    found = []
+    for outputs in (together, apart):
+        loss = sum(out.pow(2).sum() for out in outputs)
+        found.append(torch.autograd.grad(loss, inputs, create_graph=True))
+        second = torch.autograd.grad(sum(g.pow(2).sum() for g in found[-1]), inputs)
+        found[-1] = (*found[-1], *second)
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_many_tables_are_refused_together():
+    requests = tables_of_many(False)
+    assert ops.embedding_bags([]) == []
+    with pytest.raises(TypeError, match="by name"):
+        ops.embedding_bags([{"weight": requests[0]["weight"]}])
+    with pytest.raises(TypeError, match="by name"):
+        ops.embedding_bags([{**requests[0], "num_threads": 2}])
+    requests[1]["indices"] = requests[1]["indices"] + 100
+    with pytest.raises(IndexError, match=r"0\.\.20"):
+        ops.embedding_bags(requests)
+
+
 # --- quantized rows -------------------------------------------------------------------------------
 
 

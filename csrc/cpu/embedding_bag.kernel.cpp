@@ -86,7 +86,28 @@ struct Cursor {
   int64_t bag, position;  // the next sample, in this bag
 };
 
-// Addresses of the next samples of bags .. last-1.
+// Addresses of samples from .. from+count-1; false where one of them is no row (`bad`).
+template <class Index>
+VECSMITH_INLINE bool addresses(const Bags& bags, const Rows& table, int64_t from, int64_t count,
+                               const char** row, int64_t& bad) {
+  const Index* indices = static_cast<const Index*>(bags.indices) + from;
+  const auto rows = static_cast<uint64_t>(bags.rows);
+  uint64_t most = 0;
+  for (int64_t k = 0; k < count; ++k) {
+    const auto id = static_cast<uint64_t>(static_cast<int64_t>(indices[k]));
+    most = most > id ? most : id;
+    row[k] = table.data + id * static_cast<uint64_t>(table.stride);
+  }
+  if (__builtin_expect(count == 0 || most < rows, 1)) return true;
+  for (int64_t k = 0; k < count; ++k)
+    if (static_cast<uint64_t>(static_cast<int64_t>(indices[k])) >= rows) {
+      bad = from + k;
+      return false;
+    }
+  return true;
+}
+
+// The next samples of bags .. last-1, in a block of pieces.
 template <class Index>
 VECSMITH_INLINE bool fill(const Bags& bags, const Rows& table, int64_t last, Cursor& cursor,
                           BagBlock& block, int64_t& bad) {
@@ -97,56 +118,41 @@ VECSMITH_INLINE bool fill(const Bags& bags, const Rows& table, int64_t last, Cur
                ? bag * bags.length
                : (bag < bags.offset_count ? static_cast<int64_t>(offsets[bag]) : bags.count);
   };
-  const uint64_t rows = static_cast<uint64_t>(bags.rows);
-  block.samples = block.pieces = 0;
-  block.base = cursor.position;
-  while (cursor.bag < last && block.samples < kBagBlock && block.pieces < kBagBlock) {
+  const int64_t base = block.base = cursor.position;
+  const int64_t left = begin_of(last) - base, count = left < kBagBlock ? left : kBagBlock;
+  if (!addresses<Index>(bags, table, base, count, block.row, bad)) return false;
+  if (bags.mode == kMax || bags.padding >= 0)
+    for (int64_t k = 0; k < count; ++k) block.position[k] = static_cast<int32_t>(k);
+  if (bags.weights)
+    for (int64_t k = 0; k < count; ++k)
+      block.weight[k] = weight_at(bags.weights, bags.weight_type, base + k);
+  int64_t at = 0;  // of the block's samples; behind `cursor` where padding was left out
+  block.pieces = 0;
+  while (cursor.bag < last && block.pieces < kBagBlock) {
     const int64_t begin = begin_of(cursor.bag), end = begin_of(cursor.bag + 1);
-    const int64_t room = kBagBlock - block.samples, left = end - cursor.position;
-    const int64_t take = left < room ? left : room, from = cursor.position;
-    int64_t at = block.samples;
-    uint64_t most = 0;
-    if (bags.padding < 0) {
-      for (int64_t k = 0; k < take; ++k) {
-        const uint64_t id = static_cast<uint64_t>(static_cast<int64_t>(indices[from + k]));
-        most = most > id ? most : id;
-        block.row[at + k] = table.data + id * static_cast<uint64_t>(table.stride);
-      }
-      if (bags.mode == kMax)
-        for (int64_t k = 0; k < take; ++k)
-          block.position[at + k] = static_cast<int32_t>(from + k - block.base);
-      if (bags.weights)
-        for (int64_t k = 0; k < take; ++k)
-          block.weight[at + k] = weight_at(bags.weights, bags.weight_type, from + k);
-      at += take;
-    } else {
-      for (int64_t k = 0; k < take; ++k) {
-        const int64_t id = static_cast<int64_t>(indices[from + k]);
-        most = most > static_cast<uint64_t>(id) ? most : static_cast<uint64_t>(id);
-        block.row[at] = table.data + id * table.stride;
-        block.position[at] = static_cast<int32_t>(from + k - block.base);
-        if (bags.weights) block.weight[at] = weight_at(bags.weights, bags.weight_type, from + k);
-        at += id != bags.padding;
-      }
-    }
-    if (take && most >= rows) {
-      for (int64_t k = 0; k < take; ++k)
-        if (static_cast<uint64_t>(static_cast<int64_t>(indices[from + k])) >= rows) {
-          bad = from + k;
-          return false;
-        }
-    }
+    const int64_t stop = end < base + count ? end : base + count;
     BagPiece& piece = block.piece[block.pieces++];
     piece.bag = cursor.bag;
-    piece.begin = static_cast<int32_t>(block.samples);
+    piece.begin = static_cast<int32_t>(at);
+    piece.first = cursor.position == begin;
+    piece.last = stop == end;
+    if (bags.padding < 0) {
+      at = stop - base;
+    } else {
+      for (int64_t k = cursor.position - base; k < stop - base; ++k) {
+        block.row[at] = block.row[k];
+        block.position[at] = static_cast<int32_t>(k);
+        if (bags.weights) block.weight[at] = block.weight[k];
+        at += static_cast<int64_t>(indices[base + k]) != bags.padding;
+      }
+    }
     piece.end = static_cast<int32_t>(at);
-    piece.first = from == begin;
-    piece.last = take == left;
-    block.samples = at;
-    cursor.position += take;
+    cursor.position = stop;
     if (!piece.last) break;
     ++cursor.bag;
+    if (stop == base + count && count == kBagBlock) break;
   }
+  block.samples = at;
   return true;
 }
 
@@ -154,23 +160,9 @@ VECSMITH_INLINE bool fill(const Bags& bags, const Rows& table, int64_t last, Cur
 template <class Index>
 VECSMITH_INLINE bool fill_plain(const Bags& bags, const Rows& table, int64_t last, Cursor& cursor,
                                 BagBlock& block, int64_t& bad) {
-  const Index* indices = static_cast<const Index*>(bags.indices);
   const int64_t left = last - cursor.position, from = cursor.position;
   const int64_t take = left < kBagBlock ? left : kBagBlock;
-  uint64_t most = 0;
-  for (int64_t k = 0; k < take; ++k) {
-    const uint64_t id = static_cast<uint64_t>(static_cast<int64_t>(indices[from + k]));
-    most = most > id ? most : id;
-    block.row[k] = table.data + id * static_cast<uint64_t>(table.stride);
-  }
-  if (take && most >= static_cast<uint64_t>(bags.rows)) {
-    for (int64_t k = 0; k < take; ++k)
-      if (static_cast<uint64_t>(static_cast<int64_t>(indices[from + k])) >=
-          static_cast<uint64_t>(bags.rows)) {
-        bad = from + k;
-        return false;
-      }
-  }
+  if (!addresses<Index>(bags, table, from, take, block.row, bad)) return false;
   block.samples = take;
   block.base = from;
   cursor.position += take;

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from vecsmith.nn.embedding import EmbeddingBag
 from vecsmith.nn.table import Table
+from vecsmith.optim import in_backward
 
 _POOLINGS = ("sum", "mean", "max")
 _DTYPES = {
@@ -365,5 +366,19 @@ def _weights_of(features: Any) -> Tensor | None:
 
 
 def _look_up(requests: list[_Request]) -> list[Tensor]:
-    """All look-ups: [B, D] each."""
-    return [request.layer(request.values, request.offsets, request.weights) for request in requests]
+    """All look-ups: [B, D] each. Those that the operator takes are one call."""
+    given = [(r.layer, (r.values, r.offsets, r.weights)) for r in requests]
+    fast = [layer._is_fast(*tensors) for layer, tensors in given]
+    together = iter(
+        in_backward.embedding_bags(
+            [
+                {"weight": layer.weight, **layer._arguments(*tensors)}
+                for (layer, tensors), is_fast in zip(given, fast, strict=True)
+                if is_fast
+            ]
+        )
+    )
+    return [
+        next(together) if is_fast else layer(*tensors)
+        for (layer, tensors), is_fast in zip(given, fast, strict=True)
+    ]

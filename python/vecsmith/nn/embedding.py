@@ -269,15 +269,27 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
     ) -> Tensor:
         """The pooled rows of every bag: [B, D]. Raises: as :func:`vecsmith.ops.embedding_bag`."""
         table = _table_of(self)
-        if table is None and not (
-            self.max_norm is None
-            and not self.scale_grad_by_freq
-            and _is_fast(self.weight, input, offsets, per_sample_weights)
-        ):
+        if table is None and not self._is_fast(input, offsets, per_sample_weights):
             return super().forward(input, offsets, per_sample_weights)
+        arguments = self._arguments(input, offsets, per_sample_weights)
+        if table is not None:
+            return table.embedding_bag(**arguments)
+        return in_backward.embedding_bag(weight=self.weight, **arguments)
+
+    def _is_fast(self, *given: Tensor | None) -> bool:
+        return (
+            self.max_norm is None and not self.scale_grad_by_freq and _is_fast(self.weight, *given)
+        )
+
+    def _arguments(
+        self, input: Tensor, offsets: Tensor | None, per_sample_weights: Tensor | None
+    ) -> dict[str, Any]:
+        """What the operator is given beside the weight."""
         if offsets is not None:
             input, offsets = _of_one_dtype(input, offsets)
-        arguments = {
+        return {
+            "indices": input,
+            "offsets": offsets,
             "mode": self.mode,
             "per_sample_weights": per_sample_weights,
             # torch ignores it for bags of one length.
@@ -285,9 +297,6 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
             "padding_idx": self.padding_idx,
             "sparse": self.sparse,
         }
-        if table is not None:
-            return table.embedding_bag(input, offsets, **arguments)
-        return in_backward.embedding_bag(input, self.weight, offsets, **arguments)
 
     def reset_parameters(self) -> None:
         """Rows from N(0, 1), that of ``padding_idx`` zero; a table has its own way."""

@@ -23,6 +23,7 @@ from vecsmith.ops.embedding_bag import (
     embedding_bag,
     embedding_bag_gradient,
     embedding_bag_update,
+    embedding_bags,
 )
 from vecsmith.ops.skipgram import skipgram, skipgram_pairs
 
@@ -37,6 +38,7 @@ __all__ = [
     "embedding_bag",
     "embedding_bag_gradient",
     "embedding_bag_update",
+    "embedding_bags",
     "empty_table",
     "explain",
     "quantize_rows",

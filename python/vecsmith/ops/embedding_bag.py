@@ -6,7 +6,7 @@ What it computes is written down in :mod:`vecsmith.reference.embedding_bag`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -132,8 +132,8 @@ def embedding_bag(
         mode: "sum", "mean" or "max".
         per_sample_weights: of indices' shape, in weight's dtype or float32; mode "sum" alone.
         padding_idx: entries that are left out, and get no gradient (negative: from the end).
-        sparse: the gradient of ``weight`` is a ``torch.sparse_coo`` tensor of the touched rows, each
-            row once, ascending. Not under torch.compile.
+        sparse: the gradient of ``weight`` is a ``torch.sparse_coo`` tensor of the touched rows,
+            each row once, ascending. Not under torch.compile.
         backend: "native", "triton" or "reference" to force one.
         num_threads: default ``torch.get_num_threads()``.
 
@@ -146,14 +146,81 @@ def embedding_bag(
         IndexError: an index out of 0..V-1.
         BackendUnavailable: a forced backend that cannot run.
     """
-    name = "embedding_bag"
+    return _look_up(
+        *_arguments(
+            *("embedding_bag", indices, weight, offsets, mode, per_sample_weights),
+            *(include_last_offset, padding_idx, sparse, backend, num_threads),
+        )
+    )
+
+
+def embedding_bags(
+    requests: Sequence[Mapping[str, Any]], *, num_threads: int | None = None
+) -> list[Tensor]:
+    """:func:`embedding_bag` of many tables in one call: on the CPU its threads share the samples of
+    all of them, so that small tables are not waited for one after another.
+
+    Args:
+        requests: for each table the arguments of :func:`embedding_bag` by name: ``indices``,
+            ``weight``, and what else there is but ``num_threads``.
+        num_threads: default ``torch.get_num_threads()``.
+
+    Returns:
+        The pooled rows of each: [B, D].
+
+    Raises:
+        As :func:`embedding_bag`, before any look-up is made.
+    """
+    made = []
+    for request in requests:
+        unknown = set(request) - _BAG_ARGUMENTS
+        if unknown or not {"indices", "weight"} <= set(request):
+            raise TypeError(
+                "embedding_bags: expected the arguments of embedding_bag by name; got "
+                f"{', '.join(sorted(request))}"
+            )
+        values = {**_DEFAULTS, **request}
+        made.append(_arguments("embedding_bag", num_threads=num_threads, **values))
+    if len(made) < 2 or not all(_is_plain(a[0], a[1]) for a in made):
+        return [_look_up(*arguments) for arguments in made]
+    with torch.no_grad():
+        outputs = _forward_many(made)
+    return [_look_up(*a, made=output) for a, output in zip(made, outputs, strict=True)]
+
+
+_DEFAULTS: dict[str, Any] = {
+    "offsets": None,
+    "mode": "mean",
+    "per_sample_weights": None,
+    "include_last_offset": False,
+    "padding_idx": None,
+    "sparse": False,
+    "backend": None,
+}
+_BAG_ARGUMENTS = {"indices", "weight", *_DEFAULTS}
+
+
+def _arguments(
+    name: str,
+    indices: Tensor,
+    weight: Tensor,
+    offsets: Tensor | None,
+    mode: str,
+    per_sample_weights: Tensor | None,
+    include_last_offset: bool,
+    padding_idx: int | None,
+    sparse: bool,
+    backend: str | None,
+    num_threads: int | None,
+) -> tuple[Any, ...]:
+    """The checked arguments of the registered operator."""
     _check_weight(name, weight)
-    arguments = _check_bags(
+    bags = _check_bags(
         *(name, indices, weight, offsets, per_sample_weights, mode, include_last_offset)
     )
-    return _look_up(
+    return (
         weight,
-        *arguments,
+        *bags,
         mode,
         bool(include_last_offset),
         _padding(name, padding_idx, weight.shape[0]),
@@ -523,25 +590,14 @@ def _forward(
     backend,
 ):
     rows = weight.shape[0]
-    quantized = weight.dtype == torch.uint8
-    dim = weight.shape[1] - 8 * quantized
     chosen = _choose(weight, backend)
     if chosen == "native":
-        count = _bag_count(indices, offsets, include_last_offset)
-        out = torch.empty((count, dim), dtype=torch.float32 if quantized else weight.dtype)
-        size = (count, dim) if mode == "max" else (0,)
-        positions = torch.empty(size, dtype=torch.int64)
-        job = (
-            _bags(
-                *(indices, offsets, per_sample_weights),
-                *(mode, include_last_offset, padding_idx, rows),
-            ),
-            (weight.data_ptr(), _TYPE[weight.dtype], dim, weight.stride(0)),
-            _address(out),
-            _address(positions),
+        job, output = _native_job(
+            *(weight, indices, offsets, per_sample_weights),
+            *(mode, include_last_offset, padding_idx),
         )
         native().embedding_bag([job], _workers(num_threads))
-        return out, positions
+        return output
     _check_contents("embedding_bag", indices, offsets, include_last_offset, rows)
     if chosen == "triton":
         from vecsmith.kernels import embedding_bag as kernels
@@ -559,6 +615,32 @@ def _forward(
     return reference.embedding_bag(
         weight, indices, offsets, per_sample_weights, mode, include_last_offset, padding_idx
     )
+
+
+def _native_job(
+    weight, indices, offsets, per_sample_weights, mode, include_last_offset, padding_idx
+):
+    """(a look-up as the native module takes it, (out, positions) that it will fill)."""
+    quantized = weight.dtype == torch.uint8
+    dim = weight.shape[1] - 8 * quantized
+    count = _bag_count(indices, offsets, include_last_offset)
+    out = torch.empty((count, dim), dtype=torch.float32 if quantized else weight.dtype)
+    positions = torch.empty((count, dim) if mode == "max" else (0,), dtype=torch.int64)
+    bags = _bags(
+        *(indices, offsets, per_sample_weights),
+        *(mode, include_last_offset, padding_idx, weight.shape[0]),
+    )
+    table = (weight.data_ptr(), _TYPE[weight.dtype], dim, weight.stride(0))
+    return (bags, table, _address(out), _address(positions)), (out, positions)
+
+
+def _forward_many(requests):
+    """_forward of each; what the native module takes is one call."""
+    if not all(_choose(r[0], r[9]) == "native" for r in requests):
+        return [_forward(*request) for request in requests]
+    jobs, outputs = zip(*(_native_job(*request[:7]) for request in requests), strict=True)
+    native().embedding_bag(list(jobs), _workers(requests[0][8]))
+    return list(outputs)
 
 
 def _forward_fake(
@@ -805,14 +887,14 @@ class _Pooled(torch.autograd.Function):
     """The operator without torch's machinery around it, which takes longer than a small look-up."""
 
     @staticmethod
-    def forward(ctx, *arguments):
-        output = _forward(*arguments)
+    def forward(ctx, made, *arguments):
+        output = made or _forward(*arguments)
         _forward_context(ctx, arguments, output)
         return output
 
     @staticmethod
     def backward(ctx, *grads):
-        return _forward_backward(ctx, *grads)
+        return None, *_forward_backward(ctx, *grads, first=1)
 
 
 def _is_plain(*tensors: Tensor) -> bool:
@@ -825,7 +907,8 @@ def _is_plain(*tensors: Tensor) -> bool:
     )
 
 
-def _look_up(weight, indices, offsets, per_sample_weights, *rest) -> Tensor:
+def _look_up(weight, indices, offsets, per_sample_weights, *rest, made=None) -> Tensor:
+    """made: (out, positions), where they have been computed already."""
     arguments = (weight, indices, offsets, per_sample_weights, *rest)
     if not _is_plain(weight, indices):
         return torch.ops.vecsmith.embedding_bag(*arguments)[0]
@@ -833,18 +916,18 @@ def _look_up(weight, indices, offsets, per_sample_weights, *rest) -> Tensor:
         per_sample_weights is not None and per_sample_weights.requires_grad
     )
     if trained and torch.is_grad_enabled():
-        return _Pooled.apply(*arguments)[0]  # pyright: ignore
-    return _forward(*arguments)[0]
+        return _Pooled.apply(made, *arguments)[0]  # pyright: ignore
+    return (made or _forward(*arguments))[0]
 
 
-def _forward_backward(ctx, grad, _):
+def _forward_backward(ctx, grad, _, first=0):
     nothing = (None,) * 10
     if grad is None:
         return nothing
     weight, indices, offsets, weights, positions = ctx.saved_tensors
     if weight.dtype == torch.uint8:
         raise RuntimeError("embedding_bag: a quantized table has no gradient")
-    needs_weight, needs_weights = ctx.needs_input_grad[0], ctx.needs_input_grad[3]
+    needs_weight, needs_weights = ctx.needs_input_grad[first], ctx.needs_input_grad[first + 3]
     sparse = needs_weight and ctx.sparse
     table = None
     if sparse:

@@ -8,7 +8,7 @@ while a part of the graph may still read it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from vecsmith import ops
-from vecsmith.ops.embedding_bag import _check_bags, _check_weight, _forward
+from vecsmith.ops.embedding_bag import _check_bags, _check_weight, _forward, _forward_many
 from vecsmith.optim.sparse import RowOptimizer, RowStep, take_steps
 
 _HANDLES: Any = WeakTensorKeyDictionary()  # of the hooks
@@ -220,18 +220,18 @@ class _Lookup(torch.autograd.Function):
     gradient to the table's optimizer."""
 
     @staticmethod
-    def forward(ctx, weight, per_sample_weights, indices, offsets, mode, last, padding_idx):
-        name = "embedding_bag_gradient" if mode == "none" else "embedding_bag"
-        _check_weight(name, weight)
-        arguments = _check_bags(name, indices, weight, offsets, per_sample_weights, mode, last)
-        padding = -1 if padding_idx is None else padding_idx
-        backend = "reference" if weight.dtype == torch.float64 else ""
-        ctx.how = (mode, last, padding)
-        ctx.where = (0, backend)
+    def forward(ctx, made, weight, per_sample_weights, indices, offsets, mode, last, padding_idx):
+        # made: (arguments, (out, positions)), where they have been computed already.
+        arguments, output = made or (
+            _checked(weight, per_sample_weights, indices, offsets, mode, last, padding_idx),
+            None,
+        )
+        out, positions = output or _forward(*arguments)
+        _, indices, offsets, weights, *how, _, threads, backend = arguments
+        ctx.how, ctx.where = tuple(how), (threads, backend)
         # Plain Python objects: autograd would refuse the second of two passes over the table.
         ctx.weight = weight
-        out, positions = _forward(weight.detach(), *arguments, *ctx.how, False, *ctx.where)
-        ctx.save_for_backward(*arguments, positions if mode == "max" else None)
+        ctx.save_for_backward(indices, offsets, weights, positions if mode == "max" else None)
         return out
 
     @staticmethod
@@ -242,7 +242,7 @@ class _Lookup(torch.autograd.Function):
         indices, offsets, weights, positions = ctx.saved_tensors
         mode, last, padding = ctx.how
         to_weights = None
-        if ctx.needs_input_grad[1]:
+        if ctx.needs_input_grad[2]:
             _, to_weights = torch.ops.vecsmith.embedding_bag_backward(
                 *(grad, weight.detach(), indices, offsets, weights, positions, *ctx.how),
                 *(False, True, *ctx.where),
@@ -263,11 +263,29 @@ class _Lookup(torch.autograd.Function):
             assert isinstance(optimizer, RowOptimizer)
             step = RowStep(optimizer, weight, grad.detach().contiguous(), indices, **bags)
             _current_pass().add(step)
-        return None, to_weights, None, None, None, None, None
+        return None, None, to_weights, None, None, None, None, None
 
 
-def _look_up(*arguments: Any) -> Tensor:
-    return _Lookup.apply(*arguments)  # pyright: ignore[reportReturnType]
+def _checked(
+    weight: Tensor,
+    per_sample_weights: Tensor | None,
+    indices: Tensor,
+    offsets: Tensor | None,
+    mode: str,
+    last: bool,
+    padding_idx: int | None,
+) -> tuple[Any, ...]:
+    """The arguments of ops/embedding_bag.py's _forward."""
+    name = "embedding_bag_gradient" if mode == "none" else "embedding_bag"
+    _check_weight(name, weight)
+    bags = _check_bags(name, indices, weight, offsets, per_sample_weights, mode, last)
+    padding = -1 if padding_idx is None else padding_idx % weight.shape[0]
+    backend = "reference" if weight.dtype == torch.float64 else ""
+    return (weight.detach(), *bags, mode, bool(last), padding, False, 0, backend)
+
+
+def _look_up(*arguments: Any, made: Any = None) -> Tensor:
+    return _Lookup.apply(made, *arguments)  # pyright: ignore[reportReturnType]
 
 
 # _look_up as torch.compile leaves it alone. Made on first use: torch._dynamo is slow to import.
@@ -346,6 +364,30 @@ def embedding_bag(
     return look_up(
         weight, per_sample_weights, indices, offsets, mode, include_last_offset, padding_idx
     )
+
+
+def embedding_bags(requests: Sequence[dict[str, Any]]) -> list[Tensor]:
+    """:func:`vecsmith.ops.embedding_bags` of parameters that may have optimizers in backward. Each
+    request has all of the arguments of :func:`embedding_bag` by name."""
+    if torch.compiler.is_compiling():
+        return [embedding_bag(**request) for request in requests]
+    fused = [is_fused(request["weight"]) for request in requests]
+    plain = ops.embedding_bags([r for r, is_one in zip(requests, fused, strict=True) if not is_one])
+    own = []
+    for request, is_one in zip(requests, fused, strict=True):
+        if is_one:
+            names = ("weight", "per_sample_weights", "indices", "offsets", "mode")
+            names = (*names, "include_last_offset", "padding_idx")
+            given = [request[name] for name in names]
+            own.append((given, _checked(*given)))
+    with torch.no_grad():
+        outputs = _forward_many([checked for _, checked in own]) if own else []
+    stepped = [
+        _look_up(*given, made=(checked, output))
+        for (given, checked), output in zip(own, outputs, strict=True)
+    ]
+    ways = {True: iter(stepped), False: iter(plain)}
+    return [next(ways[is_one]) for is_one in fused]
 
 
 def is_fused(weight: Tensor) -> bool:

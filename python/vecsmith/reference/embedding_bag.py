@@ -212,5 +212,7 @@ def embedding_bag_update(
         v = state[1][rows] + (1 - rule.beta2) * (square - state[1][rows])
         state[0][rows], state[1][rows] = m.to(state[0].dtype), v.to(state[1].dtype)
         size = rule.lr * (1 - rule.beta2**rule.step) ** 0.5 / (1 - rule.beta1**rule.step)
-        w = w - size * m / (v.reshape(rows.numel(), v.numel() // max(rows.numel(), 1)).sqrt() + rule.eps)
+        w = w - size * m / (
+            v.reshape(rows.numel(), v.numel() // max(rows.numel(), 1)).sqrt() + rule.eps
+        )
     weight[rows] = w.to(weight.dtype)
