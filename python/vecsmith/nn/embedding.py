@@ -278,7 +278,10 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
 
     def _is_fast(self, *given: Tensor | None) -> bool:
         return (
-            self.max_norm is None and not self.scale_grad_by_freq and _is_fast(self.weight, *given)
+            _table_of(self) is None
+            and self.max_norm is None
+            and not self.scale_grad_by_freq
+            and _is_fast(self.weight, *given)
         )
 
     def _arguments(
