@@ -391,7 +391,7 @@ def fbgemm_group(shape: Shape, threads: int) -> Group | None:
 # --- memory, and tables in a file -----------------------------------------------------------------
 
 _MEMORY = """
-import sys, torch
+import ctypes, sys, torch
 from bench import bench_embedding_bag as b
 from vecsmith import nn, optim
 torch.set_num_threads(int(sys.argv[1]))
@@ -410,6 +410,7 @@ step = b.step_of(table, ids, grad)
 def field(name):
     line = next(l for l in open("/proc/self/status") if l.startswith(name + ":"))
     return int(line.split()[1])
+ctypes.CDLL(None).malloc_trim(0)  # what was freed is not at hand for the steps
 before = field("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")
 for n in range(b.BATCHES):

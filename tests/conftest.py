@@ -90,7 +90,8 @@ def _operator_of(path: Path) -> str | None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "cases(**fields): keep only the operator cases with these field values"
+        "markers",
+        "cases(**fields): keep only the operator cases with these values (or one of a tuple)",
     )
 
 
@@ -107,7 +108,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         parameters = [
             p
             for p in parameters
-            if all(getattr(p.values[0], k) == v for k, v in mark.kwargs.items())
+            if all(
+                getattr(p.values[0], k) in (v if isinstance(v, tuple) else (v,))
+                for k, v in mark.kwargs.items()
+            )
         ]
     if not parameters:
         raise pytest.UsageError(f"{metafunc.definition.nodeid}: no operator case is left to run")

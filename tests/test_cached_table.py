@@ -80,7 +80,7 @@ def same_table(table: CachedTable, dense: torch.nn.Module) -> None:
 def test_training_is_that_of_a_table_in_memory(place, rule, by_copies):
     """By copies is how a cache on another device is served."""
     cached, dense, table = pair(rule, **place)
-    table._by_copies = by_copies
+    table._slots.by_copies = by_copies
     for batch in range(40):
         indices = rows_of(batch, 40, 8)
         slope = torch.randn(40, DIM)
@@ -253,7 +253,7 @@ def test_a_shared_table_and_two_passes(place):
 
 def test_the_numbers_of_batches_start_over(place):
     cached, dense, table = pair(RULES[4], **place)
-    table._slots.start_at(table._slots.most_batches - 17)
+    table._slots.native.start_at(table._slots.native.most_batches - 17)
     for batch in range(60):
         indices = rows_of(batch, 30, 6)
         waiting = [layer(rows_of(batch + 900, 10, 2)) for layer in (cached, dense)]
@@ -599,8 +599,8 @@ def test_bad_indices_change_nothing(place):
             table.embedding_bag(indices, **{"mode": "sum", **how})
     same_table(table, dense)
     # And no row is held for what was refused.
-    table._write_changed()
-    assert table._slots.clear()
+    table._slots.write_changed(table._parts())
+    assert table._slots.native.clear()
     same_table(table, dense)
     table.close()
 

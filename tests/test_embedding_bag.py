@@ -15,6 +15,9 @@ from vecsmith import ops
 from vecsmith.reference import embedding_bag as reference
 
 MODES = ("sum", "mean", "max")
+# Triton's interpreter takes seconds for what the others do at once: many shapes of it are in
+# test_embedding_bag_triton.py.
+quick = pytest.mark.cases(backend=("native", "reference"))
 DIMS = (1, 37, 64, 130)
 
 
@@ -41,6 +44,7 @@ def to(case, *tensors):
     return [t if t is None else t.to(case.device) for t in tensors]
 
 
+@quick
 @pytest.mark.parametrize("padding_idx", [None, 3])
 @pytest.mark.parametrize("mode", [*MODES, "weighted"])
 @pytest.mark.parametrize("dim", DIMS)
@@ -132,6 +136,7 @@ def test_embedding_is_the_product_of_a_one_hot_matrix_and_the_table(operator_cas
     )
 
 
+@quick
 def test_long_bags_and_many_threads(operator_case, assert_close_to_reference):
     """Bags that go over several blocks of samples, and more threads than bags."""
     case = operator_case
@@ -202,6 +207,7 @@ def gradients(call, weight, samples, grad):
     return table, None if samples is None else samples.grad
 
 
+@quick
 @pytest.mark.parametrize("sparse", [False, True], ids=["dense", "sparse"])
 @pytest.mark.parametrize("padding_idx", [None, 3])
 @pytest.mark.parametrize("mode", [*MODES, "weighted"])
@@ -369,6 +375,7 @@ def states(rule, weight, dtype=torch.float32):
     ]
 
 
+@quick
 @pytest.mark.parametrize("mode", [*MODES, "weighted", "none"])
 @pytest.mark.parametrize("rule", RULES)
 def test_update(operator_case, assert_close_to_reference, rule, mode):
