@@ -815,7 +815,8 @@ def _backward_fake(
 
 
 def _update_impl(*arguments):
-    *tables, name, settings, step, num_threads, backend = arguments
+    tables: Any = arguments[:-5]
+    name, settings, step, num_threads, backend = arguments[-5:]
     return _update(*tables, _rule(name, settings, step), num_threads, backend)
 
 
@@ -903,7 +904,7 @@ def _is_plain(*tensors: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
         and torch._C._len_torch_dispatch_stack() == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore
     )
 
 
