@@ -815,9 +815,9 @@ def _backward_fake(
 
 
 def _update_impl(*arguments):
-    tables: Any = arguments[:-5]
-    name, settings, step, num_threads, backend = arguments[-5:]
-    return _update(*tables, _rule(name, settings, step), num_threads, backend)
+    *tables, name, settings, step, num_threads, backend = arguments
+    rule = _rule(name, settings, step)
+    return _update(*tables, rule=rule, num_threads=num_threads, backend=backend)
 
 
 def _update(
