@@ -41,6 +41,7 @@ constexpr int64_t kMovesAhead = 12;  // rows
 constexpr int64_t kMovesAtOnce = 64;
 constexpr int64_t kLeastPorch = 64;
 constexpr int64_t kLeastSweep = 1024;
+constexpr size_t kHugePage = 2 << 20;
 constexpr double kRareShare = 0.02;
 
 inline void pause() {
@@ -75,14 +76,18 @@ RowCache::RowCache(int64_t rows, int64_t slots) : rows_(rows), slots_(slots) {
     throw std::invalid_argument("expected 1..2^31 rows, got " + std::to_string(rows));
   if (slots < 1 || slots >= (int64_t{1} << 31))
     throw std::invalid_argument("expected 1..2^31 - 1 slots, got " + std::to_string(slots));
-  const auto words = static_cast<size_t>(rows);
-  void* at = mmap(nullptr, words * 8, PROT_READ | PROT_WRITE,
+  // On the border of a huge page, so that all of it can be on such pages.
+  const size_t size = static_cast<size_t>(rows) * sizeof(uint64_t);
+  mapped_ = size + kHugePage;
+  void* at = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE,
                   MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) throw std::system_error(errno, std::generic_category());
+  map_ = at;
+  const auto first = (reinterpret_cast<uintptr_t>(at) + kHugePage - 1) / kHugePage * kHugePage;
+  words_ = reinterpret_cast<uint64_t*>(first);
 #ifdef MADV_HUGEPAGE
-  madvise(at, words * 8, MADV_HUGEPAGE);
+  madvise(words_, size, MADV_HUGEPAGE);
 #endif
-  words_ = static_cast<uint64_t*>(at);
   ids_.assign(static_cast<size_t>(slots), -1);
   on_porch_.assign(static_cast<size_t>(slots), 0);
   porch_.assign(static_cast<size_t>(slots) + 1, 0);
@@ -90,9 +95,7 @@ RowCache::RowCache(int64_t rows, int64_t slots) : rows_(rows), slots_(slots) {
   for (int64_t s = slots; s-- > 0;) free_.push_back(static_cast<int32_t>(s));
 }
 
-RowCache::~RowCache() {
-  if (words_) munmap(words_, static_cast<size_t>(rows_) * 8);
-}
+RowCache::~RowCache() { munmap(map_, mapped_); }
 
 // --- Counting. ---------------------------------------------------------------------------------
 

@@ -143,7 +143,9 @@ class RowCache {
   uint32_t oldest() const { return flights_.empty() ? now_ + 1 : flights_.front().batch; }
 
   int64_t rows_, slots_;
-  uint64_t* words_ = nullptr;      // [rows]
+  uint64_t* words_ = nullptr;  // [rows]
+  void* map_ = nullptr;
+  size_t mapped_ = 0;
   std::vector<int64_t> ids_;       // [slots]: the row in it, -1 if none
   std::vector<uint8_t> on_porch_;  // [slots]
   std::vector<int32_t> free_;      // slots never used

@@ -7,7 +7,6 @@ import json
 import os
 import threading
 import weakref
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vecsmith.io._row_cache import PREFETCH, READ, UPDATE, CacheFullError, RowCache
-from vecsmith.io.row_file import RowFile
+from vecsmith.io import RowFile
+from vecsmith.nn._slots import PREFETCH, READ, UPDATE, Slots, Ticket
 from vecsmith.nn.table import Table
 from vecsmith.ops import _checks as check
 from vecsmith.ops._pages import empty_pages
@@ -28,28 +27,6 @@ _DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _CACHE_ROWS = 1 << 18
 _CHUNK_BYTES = 64 << 20
 _FILE_MODES = ("r", "r+", "x", "a")
-
-
-class _Ticket:
-    """Rows of a batch stay in their slots until it is released, or forgotten."""
-
-    def __init__(self, cache: Any, number: int) -> None:
-        self._release = weakref.finalize(self, cache.release, number)
-        self._release.atexit = False
-
-    def release(self) -> None:
-        self._release()
-
-    def keep(self) -> None:
-        """It does not matter any more whether this object lives."""
-        self._release.detach()
-
-    def check(self, *_: Any) -> None:
-        if not self._release.alive:
-            raise RuntimeError(
-                "expected one backward pass for a batch of a CachedTable: after it the rows may "
-                "leave their slots; got another (retain_graph=True)"
-            )
 
 
 class _NoOptimizer(torch.autograd.Function):
@@ -187,13 +164,13 @@ class CachedTable(Table):
         self._optimizer: RowOptimizer | None = None
         self._loader: concurrent.futures.ThreadPoolExecutor | None = None
         self._loading: concurrent.futures.Future[None] | None = None
-        self._by_copies = False  # as on other devices than the CPU (tests)
+        self._known: tuple[Tensor, ...] = ()  # what _parts gave last
         self._file = self._open(seed, file_mode)
         self._closer = weakref.finalize(self, _give_up, self._file)
         where = None if device is None else torch.device(device)
         slots = empty_pages(cache_rows, embedding_dim, dtype=dtype, device=where)
         self.cache = nn.Parameter(slots.zero_(), requires_grad=not self._file.read_only)
-        self._slots = RowCache(num_embeddings, cache_rows)
+        self._slots = Slots(num_embeddings, cache_rows, self._file)
 
     @classmethod
     def from_pretrained(
@@ -257,7 +234,7 @@ class CachedTable(Table):
         """Takes another file in the place of the one there was, which is closed."""
         self._file.close()
         self._closer.detach()
-        self._file = file
+        self._file = self._slots.file = file
         self._closer = weakref.finalize(self, _give_up, file)
 
     def _alive(self) -> None:
@@ -280,7 +257,7 @@ class CachedTable(Table):
             self._alive()
             if self._file.read_only:
                 raise ValueError(f"{type(self).__name__}: expected a table open for writing")
-            self._write_changed()
+            self._slots.write_changed(self._parts())
             self._file.flush(json.dumps({"step": self.steps}).encode())
 
     def close(self) -> None:
@@ -316,15 +293,19 @@ class CachedTable(Table):
 
     # --- the optimizer ------------------------------------------------------------------------
 
-    def _states(self) -> tuple[Tensor, ...]:
-        """The optimizer's state of the slots, [slots, n] each."""
-        if self._optimizer is None:
-            return ()
-        states = self._optimizer.row_state(self.cache)
-        return tuple(state if state.dim() == 2 else state.unsqueeze(1) for state in states)
-
-    def _parts(self) -> list[Tensor]:
-        return [self.cache.detach(), *self._states()]
+    def _parts(self) -> tuple[Tensor, ...]:
+        """What is in the slots: rows, and the optimizer's state."""
+        known = self._known
+        optimizer = self._optimizer
+        state = {} if optimizer is None else optimizer.state[self.cache]
+        # row_state() moves and makes what has to be; as a rule nothing has.
+        if known and known[0].data_ptr() == self.cache.data_ptr():
+            names = () if optimizer is None else self._names
+            if all(state.get(name) is part for name, part in zip(names, known[1:], strict=True)):
+                return known
+        states = () if optimizer is None else optimizer.row_state(self.cache)
+        self._known = (self.cache.detach(), *states)
+        return self._known
 
     def _attach(self) -> bool:
         """Makes room in the file for the state of the optimizer there is now. Returns whether a
@@ -341,14 +322,14 @@ class CachedTable(Table):
             )
         if self._file.read_only:
             raise ValueError(f"{name}: expected a table open for writing to train it")
-        self._write_changed()
-        if not self._slots.clear():
+        self._slots.write_changed(self._parts())
+        if not self._slots.native.clear():
             raise RuntimeError(
                 f"{name}: expected no batch between its forward and backward pass where the "
                 "optimizer changes"
             )
         steps = self.steps
-        self._optimizer = None
+        self._optimizer, self._known = None, ()
         if optimizer is None:
             return False
         group = optimizer._group_of(self.cache)
@@ -366,6 +347,7 @@ class CachedTable(Table):
             states = [(1 if per_row else dim, value) for _, per_row in names]
             self._use(self._file.with_states(states, json.dumps({"states": names}).encode()))
         self._optimizer = optimizer
+        self._names = tuple(key for key, _ in names)
         if steps and names:
             optimizer.state[self.cache].setdefault("step", optimizer._counter(steps))
         return True
@@ -397,79 +379,7 @@ class CachedTable(Table):
             self._use(self._file.with_states([]))
             self._file.flush()
 
-    # --- rows in and out of the cache ---------------------------------------------------------
-
-    def _batch(self, indices: Tensor, use: int) -> tuple[Tensor, _Ticket]:
-        """The slots of the rows of a batch, int32, which are there until the ticket is released."""
-        name = type(self).__name__
-        ids = indices.detach().to(device="cpu").contiguous()
-        slots = torch.empty(ids.shape, dtype=torch.int32)
-        arguments = (ids.data_ptr(), ids.numel(), ids.dtype == torch.int64)
-        parts = self._parts()
-        threads = 1 if use == PREFETCH else torch.get_num_threads()
-        try:
-            if self.cache.device.type == "cpu" and not self._by_copies:
-                number = self._slots.begin(
-                    *(*arguments, slots.data_ptr(), use, self._file._native),
-                    *([part.data_ptr() for part in parts], threads),
-                )
-            else:
-                number = self._move(arguments, slots, use, parts, threads)
-        except IndexError as error:
-            raise IndexError(f"{name}: {error}") from None
-        except CacheFullError:
-            raise ValueError(
-                f"{name}: expected at most {self._slots.slots} distinct rows in a batch and those "
-                "that wait for their backward pass; got more (make cache_rows larger or the "
-                "batches smaller)"
-            ) from None
-        return slots.to(self.cache.device), _Ticket(self._slots, number)
-
-    def _move(
-        self,
-        arguments: tuple[int, int, bool],
-        slots: Tensor,
-        use: int,
-        parts: list[Tensor],
-        threads: int,
-    ) -> int:
-        """The same where the slots are in another memory than the rows."""
-        number, changed, leave, loaded, come = self._slots.plan(*arguments, use, threads)
-        try:
-            if len(changed):
-                self._file.write(changed, self._gather(parts, leave))
-            rows = self._file.read(loaded, len(parts)) if len(loaded) else []
-            places = torch.from_numpy(come).long().to(self.cache.device)
-            rows = [row.to(self.cache.device) for row in rows]
-        except BaseException:
-            self._slots.cancel(number)
-            raise
-        for part, row in zip(parts, rows, strict=False):
-            part.index_copy_(0, places, row)
-        self._slots.finish(number, *arguments, slots.data_ptr())
-        return number
-
-    def _gather(self, parts: Sequence[Tensor], slots: np.ndarray) -> list[Tensor]:
-        places = torch.from_numpy(slots).long().to(self.cache.device)
-        return [part.index_select(0, places).cpu() for part in parts]
-
-    def _write_changed(self) -> None:
-        if self._file.read_only:
-            return
-        parts = self._parts()
-        if self.cache.device.type == "cpu" and not self._by_copies:
-            addresses = [part.data_ptr() for part in parts]
-            self._slots.write_changed(self._file._native, addresses, torch.get_num_threads())
-            return
-        ids, slots = self._slots.changed()
-        step = self._chunk()
-        for start in range(0, len(ids), step):
-            end = start + step
-            self._file.write(ids[start:end], self._gather(parts, slots[start:end]))
-        self._slots.cleaned(ids)
-
-    def _chunk(self) -> int:
-        return max(1, _CHUNK_BYTES // (4 * self.embedding_dim))
+    # --- looking up ---------------------------------------------------------------------------
 
     def prefetch(self, indices: Tensor) -> None:
         """Loads the rows of a batch to come, in the background; returns at once.
@@ -495,8 +405,6 @@ class CachedTable(Table):
         loading, self._loading = self._loading, None
         if loading is not None:
             loading.result()
-
-    # --- looking up ---------------------------------------------------------------------------
 
     def embedding(
         self, indices: Tensor, *, padding_idx: int | None = None, sparse: bool = False
@@ -595,12 +503,14 @@ class CachedTable(Table):
         while node is not None and type(node).__name__ != "_LookupBackward":
             node = node.next_functions[0][0]
         assert node is not None
-        node.register_prehook(ticket.check)
-        # The rows are updated when the backward pass ends; callbacks run in the order in which
-        # they come, and this one comes after the look-up's own.
-        queue = torch.autograd.Variable._execution_engine.queue_callback
-        node.register_hook(lambda *_: queue(ticket.release))
+        node.register_hook(lambda *_: _after_backward(ticket))
         return out
+
+    def _batch(self, indices: Tensor, use: int) -> tuple[Tensor, Ticket]:
+        try:
+            return self._slots.look_up(indices, use, self._parts())
+        except (IndexError, ValueError) as error:
+            raise type(error)(f"{type(self).__name__}: {error}") from None
 
     # --- rows from outside --------------------------------------------------------------------
 
@@ -636,9 +546,9 @@ class CachedTable(Table):
             out = self._file.read(ids, count)
             here = np.flatnonzero(slots >= 0)
             if len(here):
-                parts = self._parts()[:count]
-                for whole, part in zip(out, self._gather(parts, slots[here]), strict=False):
-                    whole[torch.from_numpy(here)] = part
+                parts = self._slots.gather(self._parts()[:count], slots[here])
+                for whole, part in zip(out, parts, strict=False):
+                    whole[torch.from_numpy(here)] = part.view(len(here), -1)
         return [
             tensor.reshape(*indices.shape, tensor.shape[1]).to(indices.device) for tensor in out
         ]
@@ -671,19 +581,16 @@ class CachedTable(Table):
                 raise ValueError(f"{name}: expected distinct indices")
             ids = np.arange(count) if indices is None else indices.reshape(-1).cpu().numpy()
             ids = ids.astype(np.int64)
-            slots = self._slots.find(ids)
+            self._slots.find(ids)  # raises where they are out of range
             step = self._chunk()
             for start in range(0, count, step):
                 end = min(start + step, count)
                 part = values[start:end].detach().contiguous()
                 self._file.write(ids[start:end], [part.cpu()])
-                here = np.flatnonzero(slots[start:end] >= 0)
-                if len(here):
-                    places = torch.from_numpy(slots[start:end][here]).long()
-                    rows = part[torch.from_numpy(here).to(part.device)]
-                    device = self.cache.device
-                    self.cache.index_copy_(0, places.to(device), rows.to(device))
-                    self._slots.touch_changed(ids[start:end][here])
+                self._slots.set_rows(ids[start:end], self.cache, part)
+
+    def _chunk(self) -> int:
+        return max(1, _CHUNK_BYTES // (4 * self.embedding_dim))
 
     def export(self) -> Tensor:
         """All rows: a new tensor [V, D] on the CPU. (A table that does not fit into memory is read
@@ -708,13 +615,13 @@ class CachedTable(Table):
         self._wait()
         with self._lock:
             self._alive()
-            if not self._slots.clear():
+            if not self._slots.native.clear():
                 raise RuntimeError(
                     f"{type(self).__name__}: expected no batch between its forward and backward "
                     "pass"
                 )
             self._use(self._open(None, "a"))
-            self._optimizer = None
+            self._optimizer, self._known = None, ()
 
     # --- state_dict ---------------------------------------------------------------------------
 
@@ -763,31 +670,42 @@ class CachedTable(Table):
     def hit_rate(self) -> float:
         """The share of indices whose rows were in the cache when a forward pass asked for them,
         since the table was made or :meth:`reset_statistics`; nan before the first."""
-        found = self._slots.statistics()
+        found = self._slots.native.statistics()
         return found["hits"] / found["lookups"] if found["lookups"] else float("nan")
 
     def statistics(self) -> dict[str, float]:
         """Since the table was made, or since :meth:`reset_statistics`: "batches", "lookups" and
         "hits" (indices), "loads", "evictions", "write_backs" and "prefetched" (rows), "hit_rate";
         and "slots_used" now."""
-        found: dict[str, float] = dict(self._slots.statistics())
-        return {**found, "hit_rate": self.hit_rate, "slots_used": self._slots.used}
+        found: dict[str, float] = dict(self._slots.native.statistics())
+        return {**found, "hit_rate": self.hit_rate, "slots_used": self._slots.native.used}
 
     def reset_statistics(self) -> None:
         """Counts from zero again."""
-        self._slots.reset_statistics()
+        self._slots.native.reset_statistics()
 
     def extra_repr(self) -> str:
         """Shape, storage and slots."""
         where = "" if self.path is None else f", path={str(self.path)!r}"
         return (
             f"{super().extra_repr()}, storage={self.storage!r}{where}, "
-            f"cache_rows={self._slots.slots}"
+            f"cache_rows={self._slots.native.slots}"
         )
 
 
 def _give_up(file: RowFile) -> None:
     file.close()
+
+
+def _after_backward(ticket: Ticket) -> None:
+    """In a backward pass, when it has been through the look-up of a batch."""
+    if ticket.released:  # the rows are changed at the end of the pass: not by this one
+        raise RuntimeError(
+            "expected one backward pass for a batch of a CachedTable: after it the rows may leave "
+            "their slots; got another (retain_graph=True)"
+        )
+    # Callbacks run in the order in which they come; this one comes after the look-up's own.
+    torch.autograd.Variable._execution_engine.queue_callback(ticket.release)
 
 
 def _prefetch(reference: weakref.ref[CachedTable], ids: Tensor, stream: Any) -> None:
