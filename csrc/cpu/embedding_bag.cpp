@@ -14,22 +14,6 @@ namespace {
 // Less work than this is done by the caller alone: waking another thread takes longer.
 constexpr int64_t kBytesPerThread = int64_t{1} << 15;
 
-// The first bag that begins at sample s or later.
-int64_t bag_from(const Bags& bags, int64_t s) {
-  if (s <= 0) return 0;
-  if (bags.offset_count < 0)
-    return bags.length > 0 ? std::min(bags.bags, (s + bags.length - 1) / bags.length) : bags.bags;
-  int64_t low = 0, high = bags.bags;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (bags.offset(middle) < s)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
-}
-
 }  // namespace
 
 void check_bags(const Bags& bags) {

@@ -21,22 +21,6 @@ namespace vecsmith {
 namespace VECSMITH_LEVEL {
 namespace {
 
-template <int N>
-struct Number {
-  static constexpr int value = N;
-};
-
-// body(Number<n>) for n in 1..kMost.
-template <int kMost, class Body>
-VECSMITH_INLINE void with_number(int64_t n, const Body& body) {
-  if constexpr (kMost == 1)
-    body(Number<1>{});
-  else if (n == kMost)
-    body(Number<kMost>{});
-  else
-    with_number<kMost - 1>(n, body);
-}
-
 // body(columns of up to V vectors from `at`) over a row: body(Number<V>, at, n) where n is kLanes,
 // or dim if that is less. The last vector may begin before at + (V - 1) kLanes (see above).
 template <int kMost, class Body>
@@ -44,8 +28,8 @@ VECSMITH_INLINE void over_columns(int64_t dim, const Body& body) {
   if (dim < kLanes) return body(Number<1>{}, 0, static_cast<int>(dim));
   for (int64_t at = 0; at < dim; at += kMost * kLanes) {
     const int64_t left = (dim - at + kLanes - 1) / kLanes;
-    with_number<kMost>(left < kMost ? left : kMost,
-                       [&](auto v) VECSMITH_LAMBDA { body(v, at, kLanes); });
+    with_number<1, kMost>(left < kMost ? left : kMost,
+                          [&](auto v) VECSMITH_LAMBDA { body(v, at, kLanes); });
   }
 }
 

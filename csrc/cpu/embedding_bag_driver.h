@@ -1,11 +1,28 @@
 // The drivers of the embedding tables: threads, sorting, errors. The bindings call these.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 
 #include "cpu/embedding_bag.h"
 
 namespace vecsmith {
+
+// The first bag that begins at sample s or later.
+inline int64_t bag_from(const Bags& bags, int64_t s) {
+  if (s <= 0) return 0;
+  if (bags.offset_count < 0)
+    return bags.length > 0 ? std::min(bags.bags, (s + bags.length - 1) / bags.length) : bags.bags;
+  int64_t low = 0, high = bags.bags;
+  while (low < high) {
+    const int64_t middle = low + (high - low) / 2;
+    if (bags.offset(middle) < s)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
 
 // Throws std::invalid_argument for offsets that do not begin with 0, decrease or pass the end.
 void check_bags(const Bags& bags);

@@ -78,19 +78,6 @@ int bits_of(uint64_t n) {
   return bits;
 }
 
-// The first bag that begins at sample s or later.
-int64_t bag_from(const Bags& bags, int64_t s) {
-  int64_t low = 0, high = bags.bags;
-  while (low < high) {
-    const int64_t middle = low + (high - low) / 2;
-    if (bags.bag_begin(middle) < s)
-      low = middle + 1;
-    else
-      high = middle;
-  }
-  return low;
-}
-
 // A worker's rows and their samples.
 struct Part {
   uint32_t low = 0, span = 0;  // rows low .. low+span-1

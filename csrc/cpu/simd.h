@@ -63,6 +63,22 @@ VECSMITH_INLINE vfloat widen(vquarter v) {
 #endif
 }
 
+template <int N>
+struct Number {
+  static constexpr int value = N;
+};
+
+// body(Number<n>) for n in kLeast..kMost: a loop's count, or a number of rows, as a constant.
+template <int kLeast, int kMost, class Body>
+VECSMITH_INLINE void with_number(int64_t n, const Body& body) {
+  if constexpr (kMost == kLeast)
+    body(Number<kLeast>{});
+  else if (n == kMost)
+    body(Number<kMost>{});
+  else
+    with_number<kLeast, kMost - 1>(n, body);
+}
+
 // Keeps a loaded vector in a register: else each of its uses becomes a load of its own.
 VECSMITH_INLINE vfloat in_register(vfloat v) {
 #if defined(__AVX512F__)

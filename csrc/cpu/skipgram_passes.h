@@ -8,22 +8,6 @@ namespace vecsmith {
 namespace VECSMITH_LEVEL {
 namespace {
 
-template <int N>
-struct Number {
-  static constexpr int value = N;
-};
-
-// body(Number<n>) for n in 0..kMost, kMost <= 8.
-template <int kMost, class Body>
-VECSMITH_INLINE void with_number(int64_t n, const Body& body) {
-  if constexpr (kMost == 0)
-    body(Number<0>{});
-  else if (n == kMost)
-    body(Number<kMost>{});
-  else
-    with_number<kMost - 1>(n, body);
-}
-
 constexpr int kBlockVectors = kLanes == 16 ? 2 : 1;  // vectors of each row per update block
 
 template <int I, int J>
@@ -357,7 +341,7 @@ template <class Body>
 VECSMITH_INLINE void in_blocks(int64_t full, const Body& body) {
   int64_t at = 0;
   for (; at + 8 * kLanes <= full; at += 8 * kLanes) body(at, Number<8>{});
-  with_number<7>((full - at) / kLanes, [&](auto width) VECSMITH_LAMBDA { body(at, width); });
+  with_number<0, 7>((full - at) / kLanes, [&](auto width) VECSMITH_LAMBDA { body(at, width); });
 }
 
 // out = scale * sum_i x[i]
@@ -387,30 +371,26 @@ __attribute__((noinline)) void add_to_rows(float* const* x, int m, int64_t full,
 
 void score_any(int n, const float* const* x, float* const* o, int64_t full, int tail, int m,
                float* s) {
-  with_number<6>(n, [&](auto j) VECSMITH_LAMBDA {
-    if constexpr (j.value > 0) score_tile<j.value>(x, o, full, tail, m, s);
-  });
+  with_number<1, 6>(n,
+                    [&](auto j) VECSMITH_LAMBDA { score_tile<j.value>(x, o, full, tail, m, s); });
 }
 
 template <Update U>
 void update_any(int n, const Inputs& in, float* const* o, int64_t full, int tail, const float* g) {
-  with_number<6>(n, [&](auto j) VECSMITH_LAMBDA {
-    if constexpr (j.value > 0) update_tile<j.value, U>(in, o, full, tail, g);
-  });
+  with_number<1, 6>(n,
+                    [&](auto j) VECSMITH_LAMBDA { update_tile<j.value, U>(in, o, full, tail, g); });
 }
 
 void score_any_pairs(int n, const float* const* x, float* const* o, int64_t full, int tail, int m,
                      float* s) {
-  with_number<5>(n - 1, [&](auto k) VECSMITH_LAMBDA {
-    if constexpr (k.value > 0) score_pairs<k.value>(x, o, full, tail, m, s);
-  });
+  with_number<1, 5>(n - 1,
+                    [&](auto k) VECSMITH_LAMBDA { score_pairs<k.value>(x, o, full, tail, m, s); });
 }
 
 void update_any_pairs(int n, float* const* x, float* const* o, int64_t full, int tail, int m,
                       const float* g) {
-  with_number<5>(n - 1, [&](auto k) VECSMITH_LAMBDA {
-    if constexpr (k.value > 0) update_pairs<k.value>(x, o, full, tail, m, g);
-  });
+  with_number<1, 5>(n - 1,
+                    [&](auto k) VECSMITH_LAMBDA { update_pairs<k.value>(x, o, full, tail, m, g); });
 }
 
 }  // namespace

@@ -43,9 +43,6 @@ class RowOptimizer(Optimizer):
     # Whether a dense gradient makes sense: every row is touched then.
     _DENSE: str | None = None  # else what to use
 
-    def __init__(self, params: Any, defaults: dict[str, Any]) -> None:
-        super().__init__(params, defaults)
-
     # --- what a subclass says -----------------------------------------------------------------
 
     def _make_rule(self, group: dict[str, Any], step: int) -> ops.UpdateRule:
