@@ -525,13 +525,13 @@ def test_opcheck():
         (grad, indices, offsets, None, None, "sum", False, -1, 50, 1, "native"),
     )
     rule = RULES["adam"]
-    from vecsmith.ops.embedding_bag import _settings
+    from vecsmith.ops._embedding_bag import settings_of
 
     torch.library.opcheck(
         torch.ops.vecsmith.embedding_bag_update.default,
         (
             *(weight, states(rule, weight), grad, indices, offsets, None, None, "sum", False, -1),
-            *(rule.name, _settings(rule), 1, 1, "native"),
+            *(rule.name, settings_of(rule), 1, 1, "native"),
         ),
     )
 

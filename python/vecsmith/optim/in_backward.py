@@ -17,7 +17,9 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from vecsmith import ops
-from vecsmith.ops.embedding_bag import _check_bags, _check_weight, _forward, _forward_many
+from vecsmith.ops._bag_checks import check_bags, check_weight
+from vecsmith.ops._embedding_bag import forward as look_up_rows
+from vecsmith.ops._embedding_bag import forward_many
 from vecsmith.optim.sparse import RowOptimizer, RowStep, take_steps
 
 _HANDLES: Any = WeakTensorKeyDictionary()  # of the hooks
@@ -226,7 +228,7 @@ class _Lookup(torch.autograd.Function):
             _checked(weight, per_sample_weights, indices, offsets, mode, last, padding_idx),
             None,
         )
-        out, positions = output or _forward(*arguments)
+        out, positions = output or look_up_rows(*arguments)
         _, indices, offsets, weights, *how, _, threads, backend = arguments
         ctx.how, ctx.where = tuple(how), (threads, backend)
         # Plain Python objects: autograd would refuse the second of two passes over the table.
@@ -275,10 +277,10 @@ def _checked(
     last: bool,
     padding_idx: int | None,
 ) -> tuple[Any, ...]:
-    """The arguments of ops/embedding_bag.py's _forward."""
+    """The arguments of ops/_embedding_bag.py's forward."""
     name = "embedding_bag_gradient" if mode == "none" else "embedding_bag"
-    _check_weight(name, weight)
-    bags = _check_bags(name, indices, weight, offsets, per_sample_weights, mode, last)
+    check_weight(name, weight)
+    bags = check_bags(name, indices, weight, offsets, per_sample_weights, mode, last)
     padding = -1 if padding_idx is None else padding_idx % weight.shape[0]
     backend = "reference" if weight.dtype == torch.float64 else ""
     return (weight.detach(), *bags, mode, bool(last), padding, False, 0, backend)
@@ -381,7 +383,7 @@ def embedding_bags(requests: Sequence[dict[str, Any]]) -> list[Tensor]:
             given = [request[name] for name in names]
             own.append((given, _checked(*given)))
     with torch.no_grad():
-        outputs = _forward_many([checked for _, checked in own]) if own else []
+        outputs = forward_many([checked for _, checked in own]) if own else []
     stepped = [
         _look_up(*given, made=(checked, output))
         for (given, checked), output in zip(own, outputs, strict=True)
