@@ -105,9 +105,8 @@ void bind_embedding_bag(py::module_& m) {
           float* states[2] = {nullptr, nullptr};
           for (size_t i = 0; i < state.size() && i < 2; ++i) states[i] = pointer<float>(state[i]);
           py::gil_scoped_release release;
-          BagSegments segments(bags_of(bags), grad_of(grad), pointer<const int64_t>(positions),
-                               true, threads);
-          segments.update(table_of(table), states, rule, nullptr);
+          embedding_bag_step(bags_of(bags), grad_of(grad), pointer<const int64_t>(positions),
+                             table_of(table), states, rule, true, threads);
         });
   m.def("embedding_bag_gradient",
         [](const BagsTuple& bags, const GradTuple& source, uint64_t positions,
@@ -116,19 +115,17 @@ void bind_embedding_bag(py::module_& m) {
           std::unique_ptr<BagSegments> segments;
           {
             py::gil_scoped_release release;
-            segments = std::make_unique<BagSegments>(
-                bags_of(bags), grad, pointer<const int64_t>(positions), false, threads);
+            segments = std::make_unique<BagSegments>(bags_of(bags), grad,
+                                                     pointer<const int64_t>(positions), threads);
           }
           // (what is returned, address of the rows, address of the values)
           const py::tuple room = allocate(segments->count());
-          Rule rule{};
-          rule.kind = kStore;
           const Rows values{pointer<const char>(room[2].cast<uint64_t>()), grad.type, grad.dim,
                             grad.stride};
           auto* rows = pointer<int64_t>(room[1].cast<uint64_t>());
           {
             py::gil_scoped_release release;
-            segments->update(values, nullptr, rule, rows);
+            segments->store(values, rows);
             segments.reset();
           }
           return py::object(room[0]);
@@ -139,9 +136,9 @@ void bind_embedding_bag(py::module_& m) {
     Rule rule{};
     rule.kind = kScatter;
     py::gil_scoped_release release;
-    BagSegments segments(bags_of(bags), grad, pointer<const int64_t>(positions), false, threads);
-    segments.update({pointer<const char>(table), grad.type, grad.dim, grad.stride}, nullptr, rule,
-                    nullptr);
+    const Rows rows{pointer<const char>(table), grad.type, grad.dim, grad.stride};
+    embedding_bag_step(bags_of(bags), grad, pointer<const int64_t>(positions), rows, nullptr, rule,
+                       false, threads);
   });
   m.def("per_sample_weights_gradient",
         [](const BagsTuple& bags, const GradTuple& grad, const TableTuple& table,

@@ -407,7 +407,7 @@ void embedding_bag_dots(const Bags& bags, const Rows& grad, const Rows& table, i
 
 namespace {
 
-constexpr int64_t kGradsAhead = 10;
+constexpr int64_t kGradsAhead = 24;
 
 VECSMITH_INLINE int64_t grad_row(const BagUpdate& job, uint32_t source) {
   return job.bag_of ? job.bag_of[source] : static_cast<int64_t>(source);
@@ -551,7 +551,7 @@ VECSMITH_INLINE void step(const BagUpdate& job, char* w, int64_t row, float* sum
   });
 }
 
-constexpr int64_t kLinesAhead = 128;
+constexpr int64_t kLinesAhead = 256;
 
 template <class W, int kKind>
 __attribute__((noinline)) void update_segments(const BagUpdate& job, int64_t first, int64_t last,
@@ -563,8 +563,8 @@ __attribute__((noinline)) void update_segments(const BagUpdate& job, int64_t fir
   const int64_t lines =
       (bytes + 63) / 64 + (first_state ? dim / 16 + 1 : 0) + (kKind == kAdam ? dim / 16 + 1 : 0);
   const int64_t ahead = lines > kLinesAhead        ? 1
-                        : kLinesAhead / lines < 16 ? kLinesAhead / lines
-                                                   : 16;
+                        : kLinesAhead / lines < 64 ? kLinesAhead / lines
+                                                   : 64;
   int64_t part = 0;  // the first long row from here on
   while (part < job.long_count && job.long_rows[part] < first) ++part;
   const auto fetch_segment = [&](int64_t u) VECSMITH_LAMBDA {
@@ -580,9 +580,11 @@ __attribute__((noinline)) void update_segments(const BagUpdate& job, int64_t fir
   if (fetched)
     for (int64_t u = first; u < last && u < first + ahead; ++u) fetch_segment(u);
   const int64_t samples = job.begins[job.segments];
-  const bool far = job.bags.bags * job.grad.stride > (int64_t{1} << 20);
+  // Gradients stay in the second-level cache unless the rows between two uses push them out.
+  const bool far = job.bags.bags * job.grad.stride > (int64_t{1} << 20) ||
+                   (job.segments * 2 > samples && job.bags.bags * job.grad.stride > (1 << 17));
   for (int64_t u = first; u < last; ++u) {
-    if (fetched && u + ahead < last) fetch_segment(u + ahead);
+    if (fetched && u + ahead < job.segments) fetch_segment(u + ahead);
     const int64_t begin = job.begins[u], end = job.begins[u + 1];
     const int64_t row = job.first_row + job.sorted[begin].row;
     if (far)

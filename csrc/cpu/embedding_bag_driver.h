@@ -30,23 +30,29 @@ void check_bags(const Bags& bags);
 // Several tables at once. Throws std::out_of_range for an index that is no row.
 void embedding_bag_forward(const BagForward* jobs, int64_t count, int threads);
 
-// The samples sorted by row, and what is done with them. What the constructor throws is thrown
-// before anything is changed: std::out_of_range for indices, std::invalid_argument with
-// `check_finite` for a gradient or weights that are not finite.
+// The gradient of the touched rows, each row once. The constructor throws std::out_of_range for an
+// index that is no row.
 class BagSegments {
  public:
-  BagSegments(const Bags& bags, const Rows& grad, const int64_t* positions, bool check_finite,
-              int threads);
+  BagSegments(const Bags& bags, const Rows& grad, const int64_t* positions, int threads);
   ~BagSegments();
   // Distinct rows.
   int64_t count() const;
-  // table: what is changed, or where the sums go; row_ids: [count()], with kStore.
-  void update(const Rows& table, float* const* state, const Rule& rule, int64_t* row_ids);
+  // Once: the rows and their sums, by row, [count()] of each.
+  void store(const Rows& values, int64_t* row_ids);
+
+  struct Work;
 
  private:
-  struct Lists;
-  std::unique_ptr<Lists> lists_;
+  std::unique_ptr<Work> work_;
 };
+
+// The gradient of each touched row, and what `rule` does with it and the row. Before anything is
+// changed it throws std::out_of_range for an index that is no row, and with `check_finite`
+// std::invalid_argument for a gradient or weights that are not finite.
+void embedding_bag_step(const Bags& bags, const Rows& grad, const int64_t* positions,
+                        const Rows& table, float* const* state, const Rule& rule, bool check_finite,
+                        int threads);
 
 void per_sample_weights_gradient(const Bags& bags, const Rows& grad, const Rows& table, void* out,
                                  ElementType type, int threads);

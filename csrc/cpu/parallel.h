@@ -37,9 +37,17 @@ void parallel(int threads, const Body& body) {
   body(0, 1);
 }
 
-// Where all workers of a region wait for each other. Not OpenMP's: that one waits by running, for
-// milliseconds, and where another process has the processor of a neighbor, the neighbor does not
-// get ours.
+// Returns when another worker has made ready() true. Not OpenMP's way, which waits by running, for
+// milliseconds: where another process has the processor of a neighbor, the neighbor does not get
+// ours.
+template <class Ready>
+void wait_until(const Ready& ready) {
+  constexpr int kSpins = 1 << 16;
+  for (int spins = 0; !ready(); ++spins)
+    if (spins >= kSpins) std::this_thread::sleep_for(std::chrono::microseconds(20));
+}
+
+// Where all workers of a region wait for each other.
 class Barrier {
  public:
   // size: of the region, the same from all.
@@ -51,12 +59,10 @@ class Barrier {
       turn_.store(turn + 1, std::memory_order_release);
       return;
     }
-    for (int spins = 0; turn_.load(std::memory_order_acquire) == turn; ++spins)
-      if (spins >= kSpins) std::this_thread::sleep_for(std::chrono::microseconds(20));
+    wait_until([&] { return turn_.load(std::memory_order_acquire) != turn; });
   }
 
  private:
-  static constexpr int kSpins = 1 << 16;
   alignas(64) std::atomic<int> arrived_{0};
   alignas(64) std::atomic<int> turn_{0};
 };
