@@ -12,6 +12,7 @@ it is away).
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, overload
@@ -42,6 +43,8 @@ class RowOptimizer(Optimizer):
     _STATE: tuple[tuple[str, bool], ...] = ()
     # Whether a dense gradient makes sense: every row is touched then.
     _DENSE: str | None = None  # else what to use
+    # Held while a table is stepped, for those whose rows another thread may copy meanwhile.
+    _step_lock: contextlib.AbstractContextManager[Any] = contextlib.nullcontext()
 
     # --- what a subclass says -----------------------------------------------------------------
 
@@ -270,6 +273,10 @@ class RowStep:
 
     def take(self) -> None:
         """Updates the rows. Raises: as embedding_bag_update; the step does not count then."""
+        with self.optimizer._step_lock:
+            self._take()
+
+    def _take(self) -> None:
         param, optimizer = self.param, self.optimizer
         group = optimizer._group_of(param)
         state = optimizer._rows_of_state(param, group)
