@@ -183,6 +183,34 @@ def test_nothing_at_all(operator_case):
 
 
 @pytest.mark.cases(backend="native")
+@pytest.mark.parametrize("mode", [*MODES, "weighted"])
+def test_long_bags_at_every_dim(operator_case, mode):
+    """A bag of several of the kernel's blocks: what goes on from one to the next, whatever columns
+    the last vector of a row shares with the one before it."""
+    case = operator_case
+    sizes = (3, 1700, 0, 600)
+    _, indices, offsets = problem(sizes=sizes)
+    samples = torch.rand(indices.numel()) if mode == "weighted" else None
+    if samples is not None and case.dtype != torch.uint8:
+        samples = samples.to(case.dtype)
+    mode = "sum" if mode == "weighted" else mode
+    whole = torch.rand(50, 290)
+    wide = None if samples is None else samples.double()
+    rest = (indices, offsets, wide, mode, False, -1)
+    right, _ = reference.embedding_bag(table_of(case, whole)[1], *rest)
+    # Around whole groups of vectors, of 4, 8 and 16 floats.
+    for dim in sorted({*range(1, 20), *(n + m for n in (32, 64, 128, 256) for m in (-3, 1, 2, 9))}):
+        table, exact = table_of(case, whole[:, :dim].contiguous())
+        if case.dtype == torch.uint8:  # other scales
+            right, _ = reference.embedding_bag(exact, *rest)
+        out = ops.embedding_bag(
+            indices, table, offsets, mode=mode, per_sample_weights=samples, num_threads=2
+        )
+        scale = 2e-2 if out.dtype.itemsize < 4 else 1e-4
+        torch.testing.assert_close(out.double(), right[:, :dim], rtol=scale, atol=scale)
+
+
+@pytest.mark.cases(backend="native")
 def test_rows_apart(operator_case):
     """A table may be a slice of columns or of rows of another."""
     if operator_case.dtype == torch.uint8:
@@ -648,6 +676,8 @@ def test_quantized_rows():
         table[3, 2] = value
         with pytest.raises(ValueError, match="finite"):
             ops.quantize_rows(table)
+    with pytest.raises(ValueError, match="max - min"):
+        ops.quantize_rows(torch.tensor([[-2e38, 2e38]]))
     with pytest.raises(TypeError, match="uint8"):
         ops.dequantize_rows(table)
     with pytest.raises(ValueError, match=r"D \+ 8"):

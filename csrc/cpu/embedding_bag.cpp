@@ -64,7 +64,7 @@ void embedding_bag_forward(const BagForward* jobs, int64_t count, int threads) {
       }
       before += n;
       if (first >= last) continue;
-      sum.resize(std::max(sum.size(), static_cast<size_t>(job.table.dim)));
+      sum.resize(std::max(sum.size(), static_cast<size_t>(job.table.dim + 31) / 16 * 16));
       scratch.sum = sum.data();
       forward(job, first, last, scratch);
       if (scratch.bad >= 0) {

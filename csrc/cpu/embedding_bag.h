@@ -84,7 +84,7 @@ struct BagBlock {
 
 struct BagScratch {
   BagBlock block[2];
-  float* sum;    // [dim], of a bag that goes on in the next block
+  float* sum;    // [dim in whole vectors], of a bag that goes on in the next block
   int64_t kept;  // entries so far of that bag
   int64_t bad;   // where an index is out of range; -1: nowhere
 };

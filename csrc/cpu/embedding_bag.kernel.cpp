@@ -153,7 +153,9 @@ VECSMITH_INLINE bool fill_plain(const Bags& bags, const Rows& table, int64_t las
   return true;
 }
 
-// One bag's stretch: sums (times their weights) of vectors `at` .. in registers.
+// One bag's stretch: sums (times their weights) of vectors `at` .. in registers. What goes on in the
+// next block is kept by vector, not by column: where the last vector overlaps its neighbor, each has
+// its own copy of the columns that they share.
 template <class E, class Out, int V, bool kWeighted>
 VECSMITH_INLINE void pool_columns(const BagForward& job, const BagBlock& block,
                                   const BagPiece& piece, int64_t at, int n, float scale,
@@ -164,7 +166,7 @@ VECSMITH_INLINE void pool_columns(const BagForward& job, const BagBlock& block,
   for (int v = 0; v < V; ++v)
     sum[v] = piece.first
                  ? vfloat{}
-                 : Float32::get(reinterpret_cast<char*>(going_on), column(at, v, dim, n), n);
+                 : Float32::get(reinterpret_cast<char*>(going_on), at + v * kLanes, n);
   for (int32_t i = piece.begin; i < piece.end; ++i) {
     if (at == 0) fetch(block.row[i + ahead], bytes);
     const RowOf<E> row(block.row[i], dim);
@@ -184,7 +186,7 @@ VECSMITH_INLINE void pool_columns(const BagForward& job, const BagBlock& block,
   } else {
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v)
-      Float32::put(reinterpret_cast<char*>(going_on), column(at, v, dim, n), sum[v], n);
+      Float32::put(reinterpret_cast<char*>(going_on), at + v * kLanes, sum[v], n);
   }
 }
 
@@ -219,7 +221,7 @@ VECSMITH_INLINE void max_columns(const BagForward& job, const BagBlock& block,
   vint where[V];
 #pragma GCC unroll 4
   for (int v = 0; v < V; ++v) {
-    best[v] = fresh ? vfloat{} : Float32::get(going_on, column(at, v, dim, n), n);
+    best[v] = fresh ? vfloat{} : Float32::get(going_on, at + v * kLanes, n);
     where[v] = vint{} + kUnchanged;
   }
   for (int32_t i = piece.begin; i < piece.end; ++i) {
@@ -242,7 +244,7 @@ VECSMITH_INLINE void max_columns(const BagForward& job, const BagBlock& block,
     if (piece.last)
       Out::put(out, c, best[v], n);
     else
-      Float32::put(going_on, c, best[v], n);
+      Float32::put(going_on, at + v * kLanes, best[v], n);
     const bool empty = fresh && piece.begin == piece.end;
     for (int lane = 0; lane < n; ++lane) {
       if (empty)
