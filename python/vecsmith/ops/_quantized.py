@@ -21,12 +21,15 @@ def quantize_rows(table: Tensor) -> Tensor:
     Returns:
         uint8 [V, D + 8].
 
-    Raises: TypeError, ValueError for another shape or dtype, or values that are not finite.
+    Raises: TypeError, ValueError for another shape or dtype, values that are not finite, or rows
+        whose max - min is beyond float32.
     """
     check.table("quantize_rows", "table", table)
     if not bool(torch.isfinite(table).all()):
         raise ValueError("quantize_rows: expected finite values; got NaN or infinity")
     rows = table.detach().float().contiguous()
+    if rows.numel() and not bool(torch.isfinite(rows.amax(1) - rows.amin(1)).all()):
+        raise ValueError("quantize_rows: expected rows whose max - min is a float32 number")
     return torch.ops.quantized.embedding_bag_byte_prepack(rows.cpu()).to(table.device)
 
 

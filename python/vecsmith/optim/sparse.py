@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from vecsmith import ops
-from vecsmith.ops._pages import empty_pages
+from vecsmith.ops._pages import empty_aligned_pages
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -115,7 +115,7 @@ class RowOptimizer(Optimizer):
             shape = (rows,) if per_row else tuple(param.shape)
             value = state.get(name)
             if value is None:
-                value = empty_pages(*shape, dtype=dtype, device=param.device)
+                value = empty_aligned_pages(*shape, dtype=dtype, device=param.device)
                 value.fill_(self._initial_value(group))
             if value.layout != torch.strided:  # torch.optim.SGD keeps a sparse momentum
                 value = value.to_dense()
