@@ -34,6 +34,12 @@ void check_bags(const Bags& bags) {
     throw std::invalid_argument("embedding_bag: expected offsets; got none");
 }
 
+void raise_bad_index(const Bags& bags, int64_t position) {
+  throw std::out_of_range("embedding_bag: expected indices in 0.." + std::to_string(bags.rows - 1) +
+                          "; got " + std::to_string(bags.index(position)) + " at position " +
+                          std::to_string(position));
+}
+
 void embedding_bag_forward(const BagForward* jobs, int64_t count, int threads) {
   int64_t samples = 0, bytes = 0;
   for (int64_t j = 0; j < count; ++j) {
@@ -74,18 +80,17 @@ void embedding_bag_forward(const BagForward* jobs, int64_t count, int threads) {
       }
     }
   });
-  for (size_t t = 0; t < bad.size(); ++t) {
-    if (bad[t] < 0) continue;
-    const Bags& bags = jobs[job_of[t]].bags;
-    throw std::out_of_range(
-        "embedding_bag: expected indices in 0.." + std::to_string(bags.rows - 1) + "; got " +
-        std::to_string(bags.index(bad[t])) + " at position " + std::to_string(bad[t]));
-  }
+  for (size_t t = 0; t < bad.size(); ++t)
+    if (bad[t] >= 0) raise_bad_index(jobs[job_of[t]].bags, bad[t]);
 }
 
 void per_sample_weights_gradient(const Bags& bags, const Rows& grad, const Rows& table, void* out,
                                  ElementType type, int threads) {
+  check_bags(bags);
   const int64_t samples = bags.samples();
+  // Again: somebody may have written into the indices since they were looked up.
+  if (const int64_t bad = VECSMITH_PICK_KERNEL(embedding_bag_bad)(bags, 0, samples); bad >= 0)
+    raise_bad_index(bags, bad);
   threads =
       static_cast<int>(std::min<int64_t>(threads, samples * table.dim * 4 / kBytesPerThread + 1));
   const auto dots = VECSMITH_PICK_KERNEL(embedding_bag_dots);

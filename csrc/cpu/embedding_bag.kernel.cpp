@@ -153,9 +153,9 @@ VECSMITH_INLINE bool fill_plain(const Bags& bags, const Rows& table, int64_t las
   return true;
 }
 
-// One bag's stretch: sums (times their weights) of vectors `at` .. in registers. What goes on in the
-// next block is kept by vector, not by column: where the last vector overlaps its neighbor, each has
-// its own copy of the columns that they share.
+// One bag's stretch: sums (times their weights) of vectors `at` .. in registers. What goes on in
+// the next block is kept by vector, not by column: where the last vector overlaps its neighbor,
+// each has its own copy of the columns that they share.
 template <class E, class Out, int V, bool kWeighted>
 VECSMITH_INLINE void pool_columns(const BagForward& job, const BagBlock& block,
                                   const BagPiece& piece, int64_t at, int n, float scale,
@@ -164,9 +164,8 @@ VECSMITH_INLINE void pool_columns(const BagForward& job, const BagBlock& block,
   vfloat sum[V];
 #pragma GCC unroll 8
   for (int v = 0; v < V; ++v)
-    sum[v] = piece.first
-                 ? vfloat{}
-                 : Float32::get(reinterpret_cast<char*>(going_on), at + v * kLanes, n);
+    sum[v] = piece.first ? vfloat{}
+                         : Float32::get(reinterpret_cast<char*>(going_on), at + v * kLanes, n);
   for (int32_t i = piece.begin; i < piece.end; ++i) {
     if (at == 0) fetch(block.row[i + ahead], bytes);
     const RowOf<E> row(block.row[i], dim);

@@ -27,6 +27,9 @@ inline int64_t bag_from(const Bags& bags, int64_t s) {
 // Throws std::invalid_argument for offsets that do not begin with 0, decrease or pass the end.
 void check_bags(const Bags& bags);
 
+// Throws std::out_of_range: the index at this position is no row.
+[[noreturn]] void raise_bad_index(const Bags& bags, int64_t position);
+
 // Several tables at once. Throws std::out_of_range for an index that is no row.
 void embedding_bag_forward(const BagForward* jobs, int64_t count, int threads);
 
@@ -54,6 +57,7 @@ void embedding_bag_step(const Bags& bags, const Rows& grad, const int64_t* posit
                         const Rows& table, float* const* state, const Rule& rule, bool check_finite,
                         int threads);
 
+// Throws as embedding_bag_forward.
 void per_sample_weights_gradient(const Bags& bags, const Rows& grad, const Rows& table, void* out,
                                  ElementType type, int threads);
 

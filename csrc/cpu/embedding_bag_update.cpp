@@ -337,10 +337,7 @@ void BagSegments::Work::look(int worker, int size, bool check_finite) {
 }
 
 void BagSegments::Work::raise_if_bad() const {
-  if (bad >= 0)
-    throw std::out_of_range(
-        "embedding_bag: expected indices in 0.." + std::to_string(bags.rows - 1) + "; got " +
-        std::to_string(bags.index(bad)) + " at position " + std::to_string(bad.load()));
+  if (bad >= 0) raise_bad_index(bags, bad);
   if (infinite)
     throw std::invalid_argument(
         "embedding_bag: expected a finite gradient (and weights); got NaN or infinity");
