@@ -316,6 +316,7 @@ void bind_row_cache(py::module_& m) {
       .def("finish", &finish)
       .def("cancel", &RowCache::cancel, nogil)
       .def("release", &RowCache::release, nogil)
+      .def("discard", &RowCache::discard, nogil)
       .def("find", &find)
       .def("changed", &changed)
       .def("cleaned",

@@ -140,7 +140,6 @@ void RowCache::renumber() {
 
 void RowCache::Found::reserve(int64_t size) {
   distinct_size = missing_size = holes_size = 0;
-  bad = -1;
   if (size <= room) return;
   const auto count = static_cast<size_t>(size);
   distinct.reset(new int64_t[count]);
@@ -149,12 +148,37 @@ void RowCache::Found::reserve(int64_t size) {
   room = size;
 }
 
+// Before the first word is written: a batch that is refused leaves no mark.
+template <class Index>
+void RowCache::check(const Index* ids, int64_t count, int threads) const {
+  const auto last = static_cast<uint64_t>(rows_ - 1);
+  std::atomic<bool> outside{false};
+  run_team(threads, [&](int t) {
+    const int64_t end = part_begin(count, t + 1, threads);
+    uint64_t any = 0;  // its sign bit: an index below zero, or above the last
+    const auto look = [&](int64_t i) {
+      const auto id = static_cast<uint64_t>(static_cast<int64_t>(ids[i]));
+      any |= id | (last - id);
+    };
+    int64_t i = part_begin(count, t, threads);
+    for (; i + 4 <= end; i += 4)
+      for (int64_t k = 0; k < 4; ++k) look(i + k);
+    for (; i < end; ++i) look(i);
+    if (any >> 63) outside = true;
+  });
+  if (!outside) return;
+  for (int64_t i = 0; i < count; ++i)
+    if (ids[i] < 0 || static_cast<int64_t>(ids[i]) >= rows_)
+      throw std::out_of_range("expected indices in 0.." + std::to_string(rows_ - 1) + "; got " +
+                              std::to_string(static_cast<int64_t>(ids[i])) + " at position " +
+                              std::to_string(i));
+}
+
 // Whether a row is the first of its kind is as random as the batch: nothing branches on it.
 template <class Index>
 void RowCache::look_up(const Index* ids, int64_t count, int32_t* out, Use use, int threads) {
   const uint64_t change = use == Use::update ? kChanged : 0;
   const uint64_t now = static_cast<uint64_t>(now_) << 9;
-  const auto rows = static_cast<uint64_t>(rows_);
   uint64_t* const words = words_;
   const uint32_t window = boundaries_[0];
   run_team(threads, [&](int t) {
@@ -169,10 +193,6 @@ void RowCache::look_up(const Index* ids, int64_t count, int32_t* out, Use use, i
     for (int64_t i = begin; i < end; ++i) {
       if (i + kAhead < end) __builtin_prefetch(words + static_cast<int64_t>(ids[i + kAhead]));
       const auto id = static_cast<int64_t>(ids[i]);
-      if (static_cast<uint64_t>(id) >= rows) {
-        found.bad = i;
-        return;
-      }
       const uint64_t word = load(words + id);
       const uint32_t batch = batch_of(word);
       const bool first = batch << 9 != now;
@@ -200,18 +220,14 @@ void RowCache::look_up(const Index* ids, int64_t count, int32_t* out, Use use, i
 // Looks up, and has the rows of the batch stay. Returns the ticket.
 template <class Index>
 uint64_t RowCache::start(const Index* ids, int64_t count, int32_t* out, Use use, int threads) {
+  threads = team(count, threads, 4096);
+  check(ids, count, threads);
   if (now_ + 1 >= kMostBatches) renumber();
   ++now_;
-  threads = team(count, threads, 4096);
   found_.resize(static_cast<size_t>(threads));
   moves_.clear();
   full_ = false;
   look_up(ids, count, out, use, threads);
-  for (const Found& found : found_)
-    if (found.bad >= 0)
-      throw std::out_of_range("expected indices in 0.." + std::to_string(rows_ - 1) + "; got " +
-                              std::to_string(static_cast<int64_t>(ids[found.bad])) +
-                              " at position " + std::to_string(found.bad));
   flights_.push_back({++tickets_, now_, use == Use::prefetch, {}});
   std::vector<int64_t>& rows = flights_.back().ids;
   if (!spare_.empty()) {
@@ -225,13 +241,16 @@ uint64_t RowCache::start(const Index* ids, int64_t count, int32_t* out, Use use,
 }
 
 void RowCache::count_batch(int64_t count) {
-  if (flights_.back().prefetch) {
+  Flight& flight = flights_.back();
+  if (flight.prefetch) {
     statistics_.prefetched += static_cast<int64_t>(moves_.size());
-  } else {
-    ++statistics_.batches;
-    statistics_.lookups += count;
-    statistics_.hits += count;
-    for (const Found& found : found_) statistics_.hits -= found.holes_size;
+  } else if (!full_) {
+    flight.batches = 1;
+    flight.lookups = flight.hits = count;
+    for (const Found& found : found_) flight.hits -= found.holes_size;
+    statistics_.batches += flight.batches;
+    statistics_.lookups += flight.lookups;
+    statistics_.hits += flight.hits;
   }
   statistics_.loads += static_cast<int64_t>(moves_.size());
   for (const SlotMove& move : moves_) {
@@ -341,7 +360,6 @@ uint64_t RowCache::plan(const Index* ids, int64_t count, Use use, int threads) {
   const std::lock_guard<std::mutex> guard(mutex_);
   const uint64_t ticket = start(ids, count, static_cast<int32_t*>(nullptr), use, threads);
   assign(use, [] {});
-  count_batch(count);
   return ticket;
 }
 
@@ -350,6 +368,7 @@ void RowCache::finish(uint64_t ticket, const Index* ids, int64_t count, int32_t*
   const std::lock_guard<std::mutex> guard(mutex_);
   if (flights_.empty() || flights_.back().ticket != ticket)
     throw std::invalid_argument("expected the ticket of the latest plan");
+  count_batch(count);
   end_batch(ticket);
   moves_.clear();
   for (int64_t i = 0; out && i < count; ++i) out[i] = slot_of(words_[ids[i]]);
@@ -384,6 +403,17 @@ void RowCache::release_locked(uint64_t ticket) {
 
 void RowCache::release(uint64_t ticket) {
   const std::lock_guard<std::mutex> guard(mutex_);
+  release_locked(ticket);
+}
+
+void RowCache::discard(uint64_t ticket) {
+  const std::lock_guard<std::mutex> guard(mutex_);
+  for (const Flight& flight : flights_) {
+    if (flight.ticket != ticket) continue;
+    statistics_.batches -= flight.batches;
+    statistics_.lookups -= flight.lookups;
+    statistics_.hits -= flight.hits;
+  }
   release_locked(ticket);
 }
 
@@ -676,6 +706,7 @@ CacheStatistics RowCache::statistics() const {
 void RowCache::reset_statistics() {
   const std::lock_guard<std::mutex> guard(mutex_);
   statistics_ = {};
+  for (Flight& flight : flights_) flight.batches = flight.lookups = flight.hits = 0;
 }
 
 int64_t RowCache::used() const {

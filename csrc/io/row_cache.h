@@ -62,12 +62,14 @@ class RowCache {
   // it. Returns a ticket: the rows stay until release(ticket). With Use::prefetch `out` is not
   // written, and the rows stay until the batch after has been looked up.
   //
-  // std::out_of_range for an index outside of the table, CacheFullError if there are too few slots:
-  // no row has then changed.
+  // std::out_of_range for an index outside of the table: nothing has then changed. CacheFullError
+  // if there are too few slots: no row has then changed, and the batch does not count.
   template <class Index>
   uint64_t begin(const Index* ids, int64_t count, int32_t* out, Use use, RowFile& file,
                  const std::vector<RowPart>& parts, int threads);
   void release(uint64_t ticket);
+  // The same for a batch that was refused after it had been looked up: it does not count.
+  void discard(uint64_t ticket);
 
   // The same in two steps, for slots that are not in this memory: what has to move, then, when it
   // has, the slots. `full`: some rows got no slot; finish() throws then. cancel() instead of
@@ -105,7 +107,8 @@ class RowCache {
     uint64_t ticket;
     uint32_t batch;
     bool prefetch;
-    std::vector<int64_t> ids;  // its rows, some twice
+    std::vector<int64_t> ids;                    // its rows, some twice
+    int64_t batches = 0, lookups = 0, hits = 0;  // that it counts for
   };
   // What a thread finds in its part of a batch.
   struct Found {
@@ -114,10 +117,11 @@ class RowCache {
     std::unique_ptr<int64_t[]> missing;   // those of them that are not here
     std::unique_ptr<int64_t[]> holes;     // where in the batch rows are that are not here
     int64_t distinct_size = 0, missing_size = 0, holes_size = 0, room = 0;
-    int64_t bad = -1;  // where the first index out of range is
     char apart[64];
   };
 
+  template <class Index>
+  void check(const Index* ids, int64_t count, int threads) const;
   template <class Index>
   void look_up(const Index* ids, int64_t count, int32_t* out, Use use, int threads);
   template <class Index>

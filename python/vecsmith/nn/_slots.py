@@ -32,6 +32,12 @@ class Ticket:
         if cache is not None:
             cache.release(self._number)
 
+    def discard(self) -> None:
+        """Rows may go, and the batch does not count: it was refused."""
+        cache, self._cache = self._cache, None
+        if cache is not None:
+            cache.discard(self._number)
+
     def keep(self) -> None:
         """It does not matter any more whether this object lives."""
         self._cache = None
@@ -68,7 +74,8 @@ class Slots:
     def look_up(self, indices: Tensor, use: int, parts: Sequence[Tensor]) -> tuple[Tensor, Ticket]:
         """The slots of the rows of a batch, int32, where they are until the ticket is released.
 
-        Raises: IndexError; ValueError for more distinct rows than slots. No row is changed then.
+        Raises: IndexError; ValueError for more distinct rows than slots. No row is changed then,
+        and the batch does not count.
         """
         ids = indices.detach().to(device="cpu").contiguous()
         slots = torch.empty(ids.shape, dtype=torch.int32)
@@ -110,7 +117,8 @@ class Slots:
             self.native.cancel(number)
             raise
         for part, row in zip(parts, rows, strict=False):
-            part.detach().view(len(part), -1).index_copy_(0, places, row)
+            # With .data the version stays: what a waiting batch has looked up is in other slots.
+            part.data.view(len(part), -1).index_copy_(0, places, row)
         self.native.finish(number, *batch, slots.data_ptr())
         return number
 
