@@ -420,6 +420,116 @@ def test_twice_in_one_process(tmp_path):
         assert same(everything(one), everything(other))
 
 
+# --- forks ---------------------------------------------------------------------------------------
+
+FORKED = """
+import os, signal, sys
+import torch
+from vecsmith.io import RowFile
+
+path, what = sys.argv[1:]
+file = RowFile.open(path)
+file.write([1], [torch.ones(1, file.dim)])
+file.flush(b"flushed")
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    if what == "use":
+        for use in (
+            lambda: file.read([1]),
+            lambda: file.write([1], [torch.zeros(1, file.dim)]),
+            lambda: file.flush(b"by a fork"),
+            lambda: file.with_states([]),
+        ):
+            try:
+                use()
+            except RuntimeError as error:
+                print(error, flush=True)
+    file.close()
+    assert file.closed
+    file.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+file.write([1, 2], [torch.full((2, file.dim), 2.0)])
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("what", ["close", "use"])
+def test_a_fork_does_not_make_rows_count(tmp_path, what):
+    path = tmp_path / "rows"
+    make(path).close()
+    with RowFile.open(path) as file:
+        second = file.read([2])[0]
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(path), what], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -9, done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == (4 if what == "use" else 0)
+    for line in said:
+        assert f"expected the process that opened {path}; got a fork of it" in line
+    with RowFile.open(path) as file:
+        assert file.metadata == b"flushed"
+        assert torch.equal(file.read([1])[0], torch.ones(1, DIM))
+        assert torch.equal(file.read([2])[0], second)
+
+
+# Its forks may read a file that is open to read, and do not keep one that its writer closes.
+FORKED_LOCKS = """
+import os, signal, sys
+import torch
+from vecsmith.io import RowFile
+
+path = sys.argv[1]
+
+def fork(task):
+    to, end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(60)
+        os.close(end)
+        task()
+        os.read(to, 1)  # until the parent closes its end
+        os._exit(0)
+    os.close(to)
+    return child, end
+
+with RowFile.open(path) as file:
+    first = file.read([1])[0]
+    child, end = fork(lambda: None)
+with RowFile.open(path) as file:
+    file.write([1], [first + 1])
+    file.flush()
+os.close(end)
+assert os.waitpid(child, 0)[1] == 0
+
+with RowFile.open(path, read_only=True) as file:
+    def read():
+        assert torch.equal(file.read([1])[0], first + 1)
+    child, end = fork(read)
+    os.close(end)
+    assert os.waitpid(child, 0)[1] == 0
+memory = RowFile.in_memory(3, 2)
+def write():
+    memory.write([1], [torch.ones(1, 2)])
+    assert memory.read([1])[0].eq(1).all()
+child, end = fork(write)
+os.close(end)
+assert os.waitpid(child, 0)[1] == 0
+assert memory.read([1])[0].eq(0).all()
+"""
+
+
+def test_locks_and_forks(tmp_path):
+    path = tmp_path / "rows"
+    make(path).close()
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED_LOCKS, str(path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 # --- a full disk ---------------------------------------------------------------------------------
 
 LIMITED = """
@@ -544,11 +654,28 @@ def test_other_states_behind_the_same_rows(tmp_path, storage):
         wider = RowFile.open(tmp_path / "rows")
         assert same(everything(wider)[:2], flushed)
         before = flushed
+        os.chmod(tmp_path / "rows", 0o640)
     bare = wider.with_states([])
     assert same(everything(bare), before[:1])
     bare.close()
     if storage == "file":
         assert [p.name for p in tmp_path.iterdir()] == ["rows"]
+        assert (tmp_path / "rows").stat().st_mode & 0o777 == 0o640
+
+
+def test_other_states_behind_a_link(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "rows")
+    make(tmp_path / "link").close()
+    with pytest.raises(FileExistsError):
+        make(tmp_path / "link")
+    with RowFile.open(tmp_path / "link") as file:
+        before = everything(file)
+        file.with_states([]).close()
+    assert (tmp_path / "link").is_symlink()
+    with RowFile.open(tmp_path / "disk" / "rows") as file:
+        assert same(everything(file), before[:1])
+    assert [p.name for p in (tmp_path / "disk").iterdir()] == ["rows"]
 
 
 # --- bad arguments -------------------------------------------------------------------------------

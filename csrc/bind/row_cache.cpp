@@ -72,9 +72,14 @@ int checked_threads(int threads) {
   return threads;
 }
 
+void check_open(const RowFile& file) {
+  if (file.closed()) throw py::value_error("expected an open table, got a closed one");
+  file.check_process();
+}
+
 // The parts of a row, from the first on: the addresses of their tables.
 std::vector<RowPart> parts_from(const RowFile& file, const Addresses& addresses) {
-  if (file.closed()) throw py::value_error("expected an open table, got a closed one");
+  check_open(file);
   const auto& bytes = file.parts();
   if (addresses.empty() || addresses.size() > bytes.size())
     throw py::value_error("expected 1.." + std::to_string(bytes.size()) + " parts, got " +
@@ -86,7 +91,7 @@ std::vector<RowPart> parts_from(const RowFile& file, const Addresses& addresses)
 }
 
 void check_ids(const RowFile& file, const Ids& ids, bool distinct) {
-  if (file.closed()) throw py::value_error("expected an open table, got a closed one");
+  check_open(file);
   const int64_t* values = ids.data();
   for (py::ssize_t i = 0; i < ids.size(); ++i)
     if (values[i] < 0 || values[i] >= file.rows())
@@ -284,6 +289,7 @@ void bind_row_cache(py::module_& m) {
       .def_property_readonly("read_only", &RowFile::read_only)
       .def_property_readonly("in_file", &RowFile::in_file)
       .def_property_readonly("closed", &RowFile::closed)
+      .def_property_readonly("forked", &RowFile::forked)
       .def_property_readonly("size_in_bytes", &RowFile::size_in_bytes)
       .def("read", &read_rows, py::arg("indices"), py::arg("parts"), py::kw_only(),
            py::arg("threads") = 1)

@@ -176,6 +176,15 @@ inline void prefetch(const char* from, int64_t bytes) {
 
 // --- Making and opening. ----------------------------------------------------------------------
 
+RowFile::RowFile() : process_(getpid()) {}
+
+bool RowFile::forked() const { return process_ != getpid(); }
+
+void RowFile::check_process() const {
+  if (in_file() && !read_only_ && forked())
+    throw std::runtime_error("expected the process that opened the file; got a fork of it");
+}
+
 void RowFile::describe(const RowLayout& layout, int64_t rows, const std::string& label) {
   if (rows < 1 || rows > (int64_t{1} << 31))
     throw std::invalid_argument("expected 1..2^31 rows, got " + std::to_string(rows));
@@ -248,6 +257,8 @@ std::unique_ptr<RowFile> RowFile::build(const std::string& path, const RowLayout
   allocate(draft.file(), size);
   out->file_ = draft.file();
   try {
+    struct stat info;
+    if (from && fstat(from->file_, &info) == 0) check(fchmod(out->file_, info.st_mode & 07777));
     out->map(size, true);
     out->write_header();
     out->running_ = 1;
@@ -282,6 +293,7 @@ std::unique_ptr<RowFile> RowFile::create(const std::string& path, const RowLayou
 std::unique_ptr<RowFile> RowFile::with_states(const std::vector<RowState>& states,
                                               const std::string& label) const {
   if (read_only_ || closed()) fail(EBADF);
+  check_process();
   RowLayout layout = layout_;
   layout.states = states;
   if (in_file()) return build(path_, layout, rows_, label, this);
@@ -352,23 +364,29 @@ std::unique_ptr<RowFile> RowFile::open(const std::string& path, bool read_only) 
   return out;
 }
 
-RowFile::~RowFile() {
+RowFile::~RowFile() { let_go(); }
+
+void RowFile::let_go() {
   if (map_) munmap(map_, static_cast<size_t>(size_));
-  if (file_ >= 0) ::close(file_);
+  map_ = base_ = nullptr;
+  if (file_ >= 0) {
+    // Forks share the lock, and would keep it for as long as they live. (Those that read a file may
+    // go on with it.)
+    if (!read_only_ && !forked()) flock(file_, LOCK_UN);
+    ::close(file_);
+  }
+  file_ = -1;
 }
 
 void RowFile::close() {
-  if (in_file() && !read_only_ && !dirty_ && !failed_) {
+  if (in_file() && !read_only_ && !dirty_ && !failed_ && !forked()) {
     try {
       write_commit(committed_, running_, true, flushes_, metadata_);
     } catch (const std::system_error&) {
       // Nothing was left unflushed; the next to open it only takes it for less clean than it is.
     }
   }
-  if (map_) munmap(map_, static_cast<size_t>(size_));
-  map_ = base_ = nullptr;
-  if (file_ >= 0) ::close(file_);
-  file_ = -1;
+  let_go();
 }
 
 // --- Header and commit record. ----------------------------------------------------------------
@@ -498,6 +516,7 @@ void RowFile::flush(const std::string& metadata) {
     throw std::invalid_argument("expected metadata of at most 1024 bytes, got " +
                                 std::to_string(metadata.size()));
   if (closed()) fail(EBADF);
+  check_process();
   if (!in_file()) {
     metadata_ = metadata;
     ++flushes_;

@@ -18,6 +18,11 @@
 //   16384  rows: { generation[2]; place[2] } each, large ones on the borders of cache lines
 //
 // Without a file (in_memory) rows have one place, and there is nothing to flush.
+//
+// A file that is open for writing belongs to the process that opened it. A fork of that process has
+// its map and its lock too, but must not use them: what it wrote would count for what its parent
+// flushes, and the other way round. In a fork close() gives up what the fork has of the file and
+// leaves the file alone, and all else is refused.
 #pragma once
 
 #include <cstdint>
@@ -64,6 +69,10 @@ class RowFile {
   bool read_only() const { return read_only_; }
   bool in_file() const { return file_ >= 0; }
   bool closed() const { return map_ == nullptr; }
+  // Whether this is a fork of the process that opened the file.
+  bool forked() const;
+  // std::runtime_error in a fork, where the file is open for writing.
+  void check_process() const;
   // How often it was flushed, and what the last flush() was given.
   uint64_t flushes() const { return flushes_; }
   const std::string& metadata() const { return metadata_; }
@@ -79,7 +88,7 @@ class RowFile {
   // What is written from now on does not count before the next flush(); what was written counts
   // when it returns. When the system could not write, nothing can be flushed any more.
   void flush(const std::string& metadata);
-  // Gives the file up; unflushed rows are lost.
+  // Gives the file up, here and for all forks; unflushed rows are lost.
   void close();
 
   // --- One row at a time, for row_cache.cpp. ---------------------------------------------------
@@ -104,7 +113,8 @@ class RowFile {
   int64_t record_bytes() const { return record_; }
 
  private:
-  RowFile() = default;
+  RowFile();
+  void let_go();
   void describe(const RowLayout& layout, int64_t rows, const std::string& label);
   static std::unique_ptr<RowFile> build(const std::string& path, const RowLayout& layout,
                                         int64_t rows, const std::string& label,
@@ -138,6 +148,7 @@ class RowFile {
   char* map_ = nullptr;
   char* base_ = nullptr;  // row 0
   int file_ = -1;
+  int64_t process_;
 
   // Of rows that count: up to `committed_` and not void, and, for a writer, `running_`.
   uint64_t committed_ = 0, running_ = 0, sequence_ = 0, flushes_ = 0;

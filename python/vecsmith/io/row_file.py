@@ -56,7 +56,8 @@ class RowFile:
     them come to count. All space (twice the rows) is allocated when the file is made, so that a
     full disk is an error there and nowhere else. (On file systems that copy on write, as btrfs,
     that is not promised: switch it off for the folder, ``chattr +C``.) One process may write a
-    file, or many may read it.
+    file, or many may read it. A fork of the process that writes it has no part in it: there all
+    but :meth:`close`, which then leaves the file alone, raises RuntimeError.
 
     Rows that were never written are drawn when they are read, from (``seed``, row, column).
 
@@ -111,6 +112,15 @@ class RowFile:
             "zero_row": -1 if zero_row is None else zero_row,
             "states": [(int(floats), float(value)) for floats, value in states],
         }
+
+    def _check_process(self) -> None:
+        """Before the lock is asked for, which a fork may find held for ever."""
+        native = self._native
+        if native.forked and native.in_file and not native.read_only:
+            raise RuntimeError(
+                f"expected the process that opened {self.path}; got a fork of it (a fork may open "
+                "a file itself)"
+            )
 
     @classmethod
     def create(
@@ -260,6 +270,7 @@ class RowFile:
 
         Returns: the tensors. Raises: IndexError; ValueError for other tensors, or when closed.
         """
+        self._check_process()
         wanted = self._indices(indices)
         if isinstance(parts, int):
             shapes = self.part_shapes(len(wanted))[:parts]
@@ -278,6 +289,7 @@ class RowFile:
         Raises: IndexError; ValueError for indices that come twice, other tensors, a file that is
             closed or read-only. Nothing is written then.
         """
+        self._check_process()
         wanted = self._indices(indices)
         addresses = self._addresses(len(wanted), parts)
         with self._lock:
@@ -296,6 +308,7 @@ class RowFile:
             raise ValueError(f"expected a file open for writing; {self.path} is open to read")
         if self.closed:
             raise ValueError("expected an open table, got a closed one")
+        self._check_process()
         with self._lock, _explained(self.path or Path(), "flushing"):
             self._native.flush(metadata)
 
@@ -303,6 +316,7 @@ class RowFile:
         """The same rows with other state behind them, in a file that takes this one's place. State
         that begins as this one's keeps its values; what is flushed and what is not stays so. This
         one is closed. Raises: as :meth:`create`; it is left as it was then."""
+        self._check_process()
         with self._lock, _explained(self.path or Path(), "rewriting"):
             native = self._native.with_states(
                 [(int(floats), float(value)) for floats, value in states], label=label
@@ -312,7 +326,8 @@ class RowFile:
 
     def close(self) -> None:
         """Gives the file up. What was not flushed is lost. May be called twice."""
-        with self._lock:
+        # A fork closes what it has of the file alone, and may find the lock held for ever.
+        with contextlib.nullcontext() if self._native.forked else self._lock:
             if not self._native.closed:
                 self._native.close()
 
@@ -328,5 +343,6 @@ def _threads(rows: int) -> int:
 
 
 def _name(path: str | os.PathLike[str]) -> bytes:
-    """Absolute: another process may change its folder, but not where this file is."""
-    return os.fsencode(os.path.abspath(path))
+    """Absolute, so that a change of folder does not change where this file is, and of no link: a
+    file that takes its place comes into the place of the file, not of the link."""
+    return os.fsencode(os.path.realpath(path))
