@@ -170,6 +170,11 @@ def per_sample_weights_gradient(
     return full.to(grad.dtype)
 
 
+def _columns(state: Tensor) -> Tensor:
+    """[U, D], or [U] as [U, 1]."""
+    return state if state.dim() == 2 else state[:, None]
+
+
 def embedding_bag_update(
     weight: Tensor,
     state: list[Tensor],
@@ -204,15 +209,13 @@ def embedding_bag_update(
         square = g * g if rule.name == "adagrad" else (g * g).mean(1)
         s = state[0][rows] + square
         state[0][rows] = s.to(state[0].dtype)
-        s = s.reshape(rows.numel(), s.numel() // max(rows.numel(), 1))
-        w = w - rule.lr / (1 + (rule.step - 1) * rule.lr_decay) * g / (s.sqrt() + rule.eps)
+        s = _columns(s).sqrt() + rule.eps
+        w = w - rule.lr / (1 + (rule.step - 1) * rule.lr_decay) * g / s
     else:
         square = g * g if rule.name == "adam" else (g * g).mean(1)
         m = state[0][rows] + (1 - rule.beta1) * (g - state[0][rows])
         v = state[1][rows] + (1 - rule.beta2) * (square - state[1][rows])
         state[0][rows], state[1][rows] = m.to(state[0].dtype), v.to(state[1].dtype)
         size = rule.lr * (1 - rule.beta2**rule.step) ** 0.5 / (1 - rule.beta1**rule.step)
-        w = w - size * m / (
-            v.reshape(rows.numel(), v.numel() // max(rows.numel(), 1)).sqrt() + rule.eps
-        )
+        w = w - size * m / (_columns(v).sqrt() + rule.eps)
     weight[rows] = w.to(weight.dtype)
