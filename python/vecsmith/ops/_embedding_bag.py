@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from vecsmith.ops._bag_checks import bag_count, check_contents
 from vecsmith.ops._registry import Backend, Operator, choose, native, register, run
@@ -89,6 +90,8 @@ def _choose(tensor: Tensor, backend: str) -> str:
     key = (tensor.device.type, tensor.dtype)
     if not backend and key in _NATIVE:
         return "native"
+    if key[0] == "meta":
+        return "meta"
     chosen = choose(OPERATOR, *key, backend or None)
     if not backend and chosen == "native":
         _NATIVE.add(key)
@@ -143,6 +146,11 @@ def forward(
         )
         native().embedding_bag([job], _workers(num_threads))
         return output
+    if chosen == "meta":
+        return _forward_fake(
+            *(weight, indices, offsets, per_sample_weights, mode, include_last_offset),
+            *(padding_idx, sparse, num_threads, backend),
+        )
     check_contents("embedding_bag", indices, offsets, include_last_offset, rows)
     if chosen == "triton":
         from vecsmith.kernels import embedding_bag as kernels
@@ -393,7 +401,7 @@ def update(
             rule.numbers(),
             _workers(num_threads),
         )
-    else:
+    elif chosen != "meta":
         name = "embedding_bag_update"
         check_contents(name, indices, offsets, include_last_offset, weight.shape[0])
         if not bool(torch.isfinite(grad).all()):
@@ -445,18 +453,35 @@ class _Pooled(torch.autograd.Function):
 
 def is_plain(*tensors: Tensor) -> bool:
     """Whether this is an eager call on ordinary tensors: not traced, faked or transformed."""
+    for tensor in tensors:
+        if type(tensor) is not Tensor and type(tensor) is not torch.nn.Parameter:
+            return False
     return (
         not torch.compiler.is_compiling()
-        and all(type(t) is Tensor or type(t) is torch.nn.Parameter for t in tensors)
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore
+        and forward_ad._current_level < 0
     )
+
+
+def refuse_tangents(*tensors: Tensor | None) -> None:
+    """Raises NotImplementedError for a dual number of forward-mode AD, as torch does where there is
+    no formula: what goes past autograd would lose its tangent."""
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise NotImplementedError(
+                "embedding_bag: expected tensors without tangents, since there is no forward-mode "
+                "derivative; got a dual tensor (torch.nn.functional.embedding has one)"
+            )
 
 
 def look_up(weight, indices, offsets, per_sample_weights, *rest, made=None) -> Tensor:
     """made: (out, positions), where they have been computed already."""
     arguments = (weight, indices, offsets, per_sample_weights, *rest)
     if not is_plain(weight, indices):
+        refuse_tangents(weight, per_sample_weights)
         return torch.ops.vecsmith.embedding_bag(*arguments)[0]
     trained = weight.requires_grad or (
         per_sample_weights is not None and per_sample_weights.requires_grad
@@ -470,6 +495,7 @@ def _forward_backward(ctx, grad, _, first=0):
     nothing = (None,) * 10
     if grad is None:
         return nothing
+    refuse_tangents(grad)
     weight, indices, offsets, weights, positions = ctx.saved_tensors
     if weight.dtype == torch.uint8:
         raise RuntimeError("embedding_bag: a quantized table has no gradient")
