@@ -147,6 +147,43 @@ def test_weights_of_the_entries_get_gradients_of_the_rows_as_they_were():
     assert not torch.equal(stepped.weight, plain.weight)
 
 
+@pytest.mark.parametrize("how", ["step", "copy"])
+def test_weights_of_the_entries_get_no_gradients_of_other_rows(how):
+    layer = nn.EmbeddingBag(ROWS, DIM, mode="sum")
+    optim.apply_optimizer_in_backward(optim.SparseSGD, layer.parameters(), {"lr": 1.0})
+    values, offsets = bags()
+    weights = torch.ones(30, requires_grad=True)
+    first, second = (layer(values, offsets, weights).sum() for _ in range(2))
+    third = layer(values, offsets, weights.detach()).sum()
+    if how == "step":
+        first.backward()
+        weights.grad = None
+    else:
+        with torch.no_grad():
+            layer.weight.copy_(torch.randn(ROWS, DIM))
+    before = layer.weight.detach().clone()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        second.backward()
+    assert weights.grad is None
+    assert torch.equal(layer.weight, before)
+    third.backward()  # what the table itself gets is no matter of its rows
+    assert not torch.equal(layer.weight, before)
+
+
+def test_rows_that_come_into_a_cache_are_no_change_of_those_that_are_there():
+    table = nn.CachedTable(100, DIM, storage="host", cache_rows=20)
+    table._slots.by_copies = True
+    optim.apply_optimizer_in_backward(optim.SparseSGD, table.parameters(), {"lr": 1.0})
+    rows = table.export()
+    weights = torch.ones(2, 5, requires_grad=True)
+    first, second = torch.arange(10).view(2, 5), torch.arange(10, 20).view(2, 5)
+    out = table.embedding_bag(first, mode="sum", per_sample_weights=weights)
+    table.embedding_bag(second, mode="sum", per_sample_weights=weights)
+    out.sum().backward()
+    torch.testing.assert_close(weights.grad, rows[:10].sum(1).view(2, 5))
+    table.close()
+
+
 def test_uses_that_are_not_look_ups_are_added():
     stepped, plain, optimizer = pair(optim.SparseAdagrad, {"lr": 0.1}, mode="sum")
     values, offsets = bags()
@@ -187,6 +224,59 @@ def test_optimizers_of_torch_are_stepped_by_a_hook():
         other.zero_grad()
     torch.testing.assert_close(dict(a.named_parameters()), dict(b.named_parameters()))
     assert a.weight.grad is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(("kind", "options"), CLASSES, ids=NAMES)
+def test_a_batch_that_touches_no_row(kind, options, dtype):
+    layer = nn.EmbeddingBag(ROWS, DIM, dtype=dtype, mode="sum", padding_idx=0)
+    optim.apply_optimizer_in_backward(kind, layer.parameters(), options)
+    before = layer.weight.detach().clone()
+    layer(torch.zeros(1, 3, dtype=torch.int64)).sum().backward()
+    assert torch.equal(layer.weight, before)
+
+
+def layer_and_its_weight(kind: str, dtype: torch.dtype):
+    """(a function of indices [B, L] that sums rows, the parameter behind it)."""
+    if kind == "collection":
+        config = nn.EmbeddingBagConfig(ROWS, DIM, "t", dtype, ["x"])
+        model = nn.EmbeddingBagCollection([config])
+        return lambda indices: model({"x": indices})["x"], model.embedding_bags["t"].weight
+    if kind == "compressed":
+        table = nn.HashedTable(100, DIM, buckets=ROWS, dtype=dtype)
+        table.hashes = lambda ids: ids.unsqueeze(-1)
+        return lambda indices: table.embedding_bag(indices, mode="sum"), table.weight
+    layer = {"Embedding": nn.Embedding, "EmbeddingBag": nn.EmbeddingBag}[kind](
+        ROWS, DIM, dtype=dtype, **({"mode": "sum"} if kind == "EmbeddingBag" else {})
+    )
+    return layer, layer.weight
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", ["Embedding", "EmbeddingBag", "collection", "compressed"])
+def test_hooks_of_the_parameter_are_given_its_gradient(kind, dtype):
+    """And what they return is stepped: of the touched rows alone, as without hooks."""
+    look_up, weight = layer_and_its_weight(kind, dtype)
+    options = {"lr": 0.1, "weight_decay": 0.1}
+    optim.apply_optimizer_in_backward(optim.SparseAdam, weight, options)
+    twin = torch.nn.Parameter(weight.detach().clone())
+    other = optim.SparseAdam([twin], **options)
+    indices = torch.tensor([[1, 2, 2], [5, 1, 4]])
+    counts = torch.bincount(indices.reshape(-1), minlength=ROWS)[:, None].expand(ROWS, DIM)
+    seen = []
+    handle = weight.register_hook(lambda grad: seen.append(grad) or 2 * grad)
+    for factor in (2, 2, 1):
+        if factor == 1:
+            handle.remove()
+        look_up(indices).sum().backward()
+        assert weight.grad is None
+        twin.grad = (factor * counts).to(dtype).to_sparse(1)
+        other.step()
+        torch.testing.assert_close(weight, twin)
+    assert len(seen) == 2
+    for grad in seen:
+        assert grad.is_sparse
+        assert torch.equal(grad.to_dense(), counts.to(dtype))
 
 
 def test_each_backward_pass_steps():
@@ -347,6 +437,105 @@ def test_schedulers_and_checkpoints():
     assert torch.equal(stepped.weight, resumed.weight)
 
 
+@pytest.mark.filterwarnings("error:Detected call of:UserWarning")
+@pytest.mark.parametrize("make", [nn.Embedding, torch.nn.Embedding])
+def test_schedulers_see_the_steps(make):
+    layer = make(ROWS, DIM)
+    optim.apply_optimizer_in_backward(optim.SparseAdagrad, layer.parameters(), {"lr": 1.0})
+    (optimizer,) = optim.get_in_backward_optimizers(layer)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    for n in range(3):
+        assert optimizer.param_groups[0]["lr"] == 0.5**n
+        layer(torch.tensor([1])).sum().backward()
+        schedule.step()
+
+
+def test_loading_with_assign_takes_the_optimizer_along():
+    stepped, plain, optimizer = pair(optim.SparseAdam, {"lr": 0.1})
+    model = torch.nn.Sequential(stepped)
+    values, offsets = bags()
+    for loaded in range(3):
+        for layer in (stepped, plain):
+            layer(values, offsets).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        if loaded == 1:
+            late = stepped(values, offsets).sum()
+            old = stepped.weight
+            model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+            assert stepped.weight is not old
+            assert optim.get_in_backward_optimizers(model)[0].param_groups[0]["params"] == [
+                stepped.weight
+            ]
+            assert not hasattr(old, "_in_backward_optimizers")
+    assert stepped.weight.grad is None
+    torch.testing.assert_close(stepped.weight, plain.weight)
+    assert optim.get_in_backward_optimizers(model)[0].state[stepped.weight]["step"] == 3
+    with pytest.raises(RuntimeError, match="is another parameter's now"):
+        late.backward()
+    optim.remove_optimizer_in_backward(model.parameters())
+    stepped(values, offsets).sum().backward()
+    assert stepped.weight.grad is not None
+
+
+@pytest.mark.parametrize("make", ["layer", "table"])
+def test_a_model_from_the_meta_device(make):
+    with torch.device("meta"):
+        layer = nn.Embedding(ROWS, DIM)
+        if make == "table":
+            layer = nn.EmbeddingBag(
+                ROWS, DIM, mode="sum", table=nn.HashedTable(ROWS, DIM, 5, device="meta")
+            )
+    optim.apply_optimizer_in_backward(optim.SparseAdam, layer.parameters(), {"lr": 0.1})
+    filled = {name: torch.ones(t.shape, dtype=t.dtype) for name, t in layer.state_dict().items()}
+    layer.load_state_dict(filled, assign=True)
+    layer(torch.tensor([[2]])).sum().backward()
+    (weight,) = layer.parameters()
+    assert weight.grad is None
+    assert weight.device.type == "cpu"
+    assert (weight < 1).any()
+
+
+def test_a_shared_parameter_cannot_be_replaced():
+    one, two = nn.Embedding(ROWS, DIM), nn.Embedding(ROWS, DIM)
+    two.weight = one.weight
+    optim.apply_optimizer_in_backward(optim.SparseAdam, one.parameters(), {"lr": 0.1})
+    model = torch.nn.Sequential(one, two)
+    with pytest.raises(RuntimeError, match=r"1\.weight: expected a parameter of its own"):
+        model.load_state_dict(copy.deepcopy(model.state_dict()), assign=True)
+    other = nn.Embedding(ROWS, DIM)
+    optim.apply_optimizer_in_backward(optim.SparseAdam, other.parameters(), {"lr": 0.1})
+    with pytest.raises(RuntimeError, match="or that has one already"):
+        other.load_state_dict(one.state_dict(keep_vars=True), assign=True)
+
+
+@pytest.mark.parametrize("then", ["nothing", "torchs", "frozen", "another"])
+def test_taking_it_away_between_the_passes(then):
+    layer = nn.EmbeddingBag(ROWS, DIM, mode="sum")
+    optim.apply_optimizer_in_backward(optim.SparseSGD, layer.parameters(), {"lr": 1.0})
+    before = layer.weight.detach().clone()
+    values, offsets = bags()
+    weights = torch.ones(30, requires_grad=True)
+    out = layer(values, offsets, weights).sum()
+    optim.remove_optimizer_in_backward(layer.parameters())
+    torch.autograd.grad(out, weights, retain_graph=True)  # does not want the table
+    if then == "frozen":
+        layer.requires_grad_(False)
+        out.backward()
+        assert torch.equal(layer.weight, before)
+        return
+    if then == "another":
+        optim.apply_optimizer_in_backward(optim.SparseAdam, layer.parameters(), {"lr": 1.0})
+        out.backward()
+        assert not torch.equal(layer.weight, before)
+        return
+    if then == "torchs":
+        optim.apply_optimizer_in_backward(torch.optim.SGD, layer.parameters(), {"lr": 1.0})
+    with pytest.raises(RuntimeError, match="expected the optimizer in backward that the table had"):
+        out.backward()
+    assert torch.equal(layer.weight, before)
+
+
 def test_taking_it_away():
     layer = nn.Embedding(ROWS, DIM)
     optim.apply_optimizer_in_backward(optim.SparseSGD, layer.parameters(), {"lr": 1.0})
@@ -410,6 +599,7 @@ def test_dense_gradients_are_refused_where_the_rule_is_for_sparse_ones():
     optim.apply_optimizer_in_backward(optim.SparseAdam, layer.parameters(), {"lr": 1.0})
     with pytest.raises(RuntimeError, match="sparse=True"):
         layer(torch.tensor([1])).sum().backward()
+    assert layer.weight.grad is None
 
 
 def test_bad_arguments():

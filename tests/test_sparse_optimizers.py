@@ -4,6 +4,7 @@ groups, schedulers, GradScaler, clipping, and what they refuse."""
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 
 import pytest
@@ -586,7 +587,89 @@ def test_rows_out_of_range_are_refused_before_anything_changes():
     with pytest.raises(IndexError):
         mine.step()
     assert torch.equal(a, before)
-    assert mine.state[a]["step"] == 0
+    assert mine.state[a].get("step", 0) == 0
+
+
+def bad_tables() -> dict[str, tuple[torch.nn.Parameter, type[Exception], str]]:
+    """(a table with a gradient that cannot be stepped, the error, a part of its message)."""
+    columns = torch.nn.Parameter(torch.randn(DIM, ROWS).t())
+    blocks = torch.nn.Parameter(torch.randn(ROWS, 2, 3).transpose(1, 2))
+    above, below = parameter(), parameter()
+    for table, row in ((columns, 1), (blocks, 1), (above, ROWS), (below, -1)):
+        table.grad = torch.sparse_coo_tensor(
+            torch.tensor([[1, row]]),
+            torch.ones(2, *table.shape[1:]),
+            table.shape,
+            check_invariants=False,
+        )
+    return {
+        "strides": (columns, ValueError, "unit stride"),
+        "strides of 3 dimensions": (blocks, ValueError, "rows are contiguous"),
+        "a row above": (above, IndexError, f"in 0..{ROWS - 1}; got {ROWS}"),
+        "a row below": (below, IndexError, "got -1"),
+        "settings": (parameter(), ValueError, "lr"),
+        "state": (parameter(), ValueError, "of shape"),
+    }
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("bad", bad_tables())
+def test_a_table_that_cannot_be_stepped_keeps_the_others(bad, which, kind):
+    wrong, error, message = bad_tables()[bad]
+    good = parameter()
+    good.grad = random_gradient()
+    tables = [good]
+    tables.insert(1 - which, wrong)
+    options = {"momentum": 0.9} if kind is optim.SparseSGD else {}
+    mine = kind([{"params": [table], "lr": 0.1} for table in tables], **options)
+    if wrong.grad is None:
+        wrong.grad = random_gradient()
+        if bad == "settings":
+            mine.param_groups[1 - which]["lr"] = float("nan")
+        else:
+            mine.row_state(wrong)
+            mine.state[wrong][kind._STATE[0][0]] = torch.zeros(ROWS + 1)
+    before = [table.detach().clone() for table in tables]
+    with pytest.raises(error, match=message):
+        mine.step()
+    for table, old in zip(tables, before, strict=True):
+        assert torch.equal(table, old)
+        assert mine.state[table].get("step", 0) == 0
+
+
+def test_tables_of_rows_that_lie_apart_are_stepped():
+    wide, flat = torch.randn(ROWS, 2 * DIM), torch.randn(2 * ROWS)
+    a, b = torch.nn.Parameter(wide[:, :DIM]), torch.nn.Parameter(flat[::2])
+    twins = [twin(a), twin(b)]
+    for table in (a, b):
+        table.grad = torch.ones_like(table)
+    before = wide.clone(), flat.clone()
+    optim.SparseSGD([a, b], lr=1.0).step()
+    torch.testing.assert_close([a, b], [t - 1 for t in twins])
+    assert torch.equal(wide[:, DIM:], before[0][:, DIM:])
+    assert torch.equal(flat[1::2], before[1][1::2])
+
+
+@pytest.mark.parametrize(("ours", "theirs", "options"), COUNTERPARTS, ids=NAMES)
+def test_arguments_are_torchs(ours, theirs, options):
+    """By position and by name; row-wise Adagrad has those of Adagrad."""
+    positional = (inspect.Parameter.POSITIONAL_OR_KEYWORD,)
+    wanted = inspect.signature(theirs).parameters
+    for kind in (ours, optim.RowwiseAdagrad) if ours is optim.SparseAdagrad else (ours,):
+        have = inspect.signature(kind).parameters
+        assert set(wanted) <= set(have)
+        assert [n for n, p in wanted.items() if p.kind in positional] == [
+            n for n, p in have.items() if p.kind in positional
+        ]
+        for name in {"foreach", "fused"} & set(wanted):
+            kind([parameter()], **{name: True}, **options)
+        if "differentiable" in wanted:
+            kind([parameter()], differentiable=False)
+            with pytest.raises(ValueError, match="expected differentiable=False; got True"):
+                kind([parameter()], differentiable=True)
+            with pytest.raises(ValueError, match="expected differentiable=False; got True"):
+                kind([{"params": [parameter()], "differentiable": True}])
 
 
 def test_state_of_another_shape_is_refused():

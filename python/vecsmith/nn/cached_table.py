@@ -418,7 +418,9 @@ class CachedTable(Table):
         return self._look_up(
             indices,
             padding_idx,
-            lambda slots, cache, padding: in_backward.embedding(slots, cache, padding_idx=padding),
+            lambda slots, cache, padding: in_backward.embedding(
+                slots, cache, padding_idx=padding, hooks=False
+            ),
         )
 
     def embedding_bag(
@@ -456,6 +458,7 @@ class CachedTable(Table):
                 per_sample_weights=per_sample_weights,
                 include_last_offset=include_last_offset,
                 padding_idx=padding,
+                hooks=False,
             ),
         )
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 from vecsmith.nn.table import Table
 from vecsmith.ops import _checks as check
@@ -19,24 +20,43 @@ _PLAIN = (Tensor, torch.nn.Parameter, FakeTensor)
 STORAGES = ("device", "host", "mmap")
 
 
-def _functorch_is_active() -> bool:
-    if torch.compiler.is_compiling():
-        return False
-    active = getattr(torch._C, "_are_functorch_transforms_active", None)
-    return active is not None and active()
+_transforms_are_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_tracing_state = torch._C._get_tracing_state
+
+
+def _is_transformed() -> bool:
+    """Whether torch.func, forward-mode AD or torch.jit.trace want to see what is computed."""
+    return not torch.compiler.is_compiling() and (
+        forward_ad._current_level >= 0 or _transforms_are_active() or _tracing_state() is not None
+    )
 
 
 def _is_fast(weight: Tensor, *others: Tensor | None) -> bool:
     """Whether the operator takes this table; torch.nn.functional answers for every other."""
+    for tensor in others:
+        if tensor is not None and (type(tensor) not in _PLAIN or tensor.is_nested):
+            return False
     return (
-        (weight.dtype in _FAST or (weight.dtype == torch.float64 and in_backward.is_fused(weight)))
+        type(weight) in _PLAIN  # first: one of torch.fx's answers every question with a proxy
+        and (
+            weight.dtype in _FAST
+            or (weight.dtype == torch.float64 and in_backward.is_stepped(weight))
+        )
+        and not _is_transformed()  # before sizes, which torch.jit.trace has as tensors
         and weight.device.type in ("cpu", "cuda")
         and weight.numel() > 0
         and weight.is_contiguous()
-        and type(weight) in _PLAIN
-        and all(t is None or (type(t) in _PLAIN and not t.is_nested) for t in others)
-        and not _functorch_is_active()
     )
+
+
+def _refuse_other_types(name: str, **inputs: Any) -> None:
+    """Raises TypeError for what is neither a tensor nor something that torch's functions take for
+    one; torch's bags ask it for its dim()."""
+    for what, value in inputs.items():
+        if not (value is None or isinstance(value, Tensor) or hasattr(value, "__torch_function__")):
+            raise TypeError(
+                f"{name}: expected {what} to be a torch.Tensor; got {type(value).__name__}"
+            )
 
 
 def _padding(name: str, padding_idx: int | None, rows: int) -> int | None:
@@ -169,10 +189,10 @@ class Embedding(torch.nn.Embedding):
         )
         own = _own_weight(name, num_embeddings, embedding_dim, table, _weight, device, dtype)
         super().__init__(
-            *(num_embeddings, embedding_dim, padding_idx, max_norm, norm_type),
-            *(scale_grad_by_freq, sparse, own, _freeze),
+            *(own.shape[0], embedding_dim, padding_idx if table is None else None),
+            *(max_norm, norm_type, scale_grad_by_freq, sparse, own, _freeze),
         )
-        _keep(self, table, _weight, _freeze)
+        _keep(self, table, padding_idx, _weight, _freeze)
 
     def forward(self, input: Tensor) -> Tensor:
         """The rows of ``input``: [*] -> [*, D]. Raises: as :func:`vecsmith.ops.embedding`."""
@@ -183,7 +203,11 @@ class Embedding(torch.nn.Embedding):
             return in_backward.embedding(
                 input, self.weight, padding_idx=self.padding_idx, sparse=self.sparse
             )
+        _refuse_other_types(type(self).__name__, input=input)
         return super().forward(input)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        in_backward.load_parameters(self, super()._load_from_state_dict, *arguments)
 
     def reset_parameters(self) -> None:
         """Rows from N(0, 1), that of ``padding_idx`` zero; a table has its own way."""
@@ -195,8 +219,9 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
 
     A subclass with the same arguments, the same ``state_dict`` (both ways), the same numbers from
     the same seed, and the same answers; see torch's documentation for what it shares, and
-    :class:`Embedding` for what is faster and what is beyond torch. Here ``sparse`` also goes with
-    mode "max", and ``per_sample_weights`` may be float32 with a half-precision table.
+    :class:`Embedding` for what is faster and what is beyond torch. ``sparse`` also goes with mode
+    "max", and ``per_sample_weights`` may be float32 with a half-precision table; not with float64,
+    ``max_norm`` and ``scale_grad_by_freq``, where torch answers.
 
     Args:
         num_embeddings: V, the number of rows.
@@ -256,10 +281,10 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
         )
         own = _own_weight(name, num_embeddings, embedding_dim, table, _weight, device, dtype)
         super().__init__(
-            *(num_embeddings, embedding_dim, max_norm, norm_type, scale_grad_by_freq),
-            *(mode, sparse, own, include_last_offset, padding_idx),
+            *(own.shape[0], embedding_dim, max_norm, norm_type, scale_grad_by_freq),
+            *(mode, sparse, own, include_last_offset, padding_idx if table is None else None),
         )
-        _keep(self, table, _weight, False)
+        _keep(self, table, padding_idx, _weight, False)
 
     def forward(
         self,
@@ -270,11 +295,20 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
         """The pooled rows of every bag: [B, D]. Raises: as :func:`vecsmith.ops.embedding_bag`."""
         table = _table_of(self)
         if table is None and not self._is_fast(input, offsets, per_sample_weights):
+            _refuse_other_types(
+                *(type(self).__name__,),
+                input=input,
+                offsets=offsets,
+                per_sample_weights=per_sample_weights,
+            )
             return super().forward(input, offsets, per_sample_weights)
         arguments = self._arguments(input, offsets, per_sample_weights)
         if table is not None:
             return table.embedding_bag(**arguments)
         return in_backward.embedding_bag(weight=self.weight, **arguments)
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        in_backward.load_parameters(self, super()._load_from_state_dict, *arguments)
 
     def _is_fast(self, *given: Tensor | None) -> bool:
         return (
@@ -321,8 +355,8 @@ def _own_weight(
     dtype: torch.dtype | None,
 ) -> Tensor:
     """What torch's layer is given as its weight: always something, so that it draws no numbers."""
-    if table is not None:
-        return torch.empty(num_embeddings, embedding_dim, device="meta")
+    if table is not None:  # which may stand for more numbers than a tensor may have
+        return torch.empty(1, embedding_dim, device="meta")
     if weight is None:
         return empty_pages(num_embeddings, embedding_dim, device=device, dtype=dtype)
     if tuple(weight.shape) != (num_embeddings, embedding_dim):
@@ -333,11 +367,14 @@ def _own_weight(
     return weight
 
 
-def _keep(layer: Any, table: Table | None, weight: Tensor | None, freeze: bool) -> None:
+def _keep(
+    layer: Any, table: Table | None, padding_idx: int | None, weight: Tensor | None, freeze: bool
+) -> None:
     """Ends the construction of a layer: the table in the place of the weight, or first numbers."""
     if table is not None:
         del layer.weight
         layer.table = table
+        layer.num_embeddings, layer.padding_idx = table.num_embeddings, padding_idx
         if freeze:
             table.requires_grad_(False)
     elif weight is None:

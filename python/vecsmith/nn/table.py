@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from vecsmith.optim.in_backward import load_parameters
 
 
 class Table(nn.Module):
@@ -64,6 +68,9 @@ class Table(nn.Module):
         Raises: IndexError, TypeError, ValueError as :func:`vecsmith.ops.embedding_bag`.
         """
         raise NotImplementedError(f"{type(self).__name__} does not implement embedding_bag()")
+
+    def _load_from_state_dict(self, *arguments: Any) -> None:
+        load_parameters(self, super()._load_from_state_dict, *arguments)
 
     def rows(self, indices: Tensor) -> Tensor:
         """A detached copy of rows: [*, D] for ``indices`` [*]. Raises: as :meth:`embedding`."""

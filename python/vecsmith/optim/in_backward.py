@@ -8,7 +8,7 @@ while a part of the graph may still read it.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from vecsmith import ops
 from vecsmith.ops._bag_checks import check_bags, check_weight
 from vecsmith.ops._embedding_bag import forward as look_up_rows
-from vecsmith.ops._embedding_bag import forward_many
+from vecsmith.ops._embedding_bag import forward_many, refuse_tangents
 from vecsmith.optim.sparse import RowOptimizer, RowStep, take_steps
 
 _HANDLES: Any = WeakTensorKeyDictionary()  # of the hooks
@@ -58,13 +58,21 @@ def apply_optimizer_in_backward(
       of this kind is changed.
     - ``torch.autograd.grad`` of other inputs, and ``backward(inputs=...)`` without the table, do
       not step. ``torch.autograd.grad`` of the table itself raises, as does ``create_graph=True``.
+    - A second pass through the same graph (``retain_graph=True``, or a graph that was made before
+      the table's last step) steps again, but raises where it wants the gradient of
+      ``per_sample_weights``: the rows that it belongs to are no more.
     - With ``requires_grad=False`` or under ``torch.no_grad()`` nothing is stepped.
+    - A hook of the parameter (``register_hook``, before the look-up) is given the sparse gradient,
+      which is made for it then, and what it returns is stepped. A :class:`vecsmith.nn.CachedTable`
+      makes none: its hooks are given None.
     - GradScaler cannot unscale what is never stored: do not scale such a loss (bfloat16 autocast
       needs no scaling). Neither can gradients be clipped.
     - It is eager: ``torch.compile(fullgraph=True)`` refuses such a layer; without ``fullgraph`` the
       graph breaks there.
     - Copies (``copy.deepcopy``, pickles) have no optimizer: apply it to them.
-      DistributedDataParallel does not see these gradients.
+      ``load_state_dict(assign=True)`` puts new parameters in the place of the old ones: layers and
+      tables of :mod:`vecsmith.nn` take the optimizer along, to other modules it has to be applied
+      anew. DistributedDataParallel does not see these gradients.
 
     Args:
         optimizer_class: of :mod:`vecsmith.optim`, or any other.
@@ -96,18 +104,28 @@ def apply_optimizer_in_backward(
     optimizers = [optimizer_class([param], **optimizer_kwargs) for param in tables]
     _keep_eager()
     for param, optimizer in zip(tables, optimizers, strict=True):
-        vars(param).update(
-            _in_backward_optimizers=[optimizer],
-            _optimizer_classes=[optimizer_class],
-            _optimizer_kwargs=[optimizer_kwargs],
-        )
-        param.grad = None
-        frozen = not param.requires_grad
-        if frozen:  # a hook needs it, and the parameter may be thawed later
-            param.requires_grad_(True)
-        _HANDLES[param] = param.register_post_accumulate_grad_hook(_take_gradient)
-        if frozen:
-            param.requires_grad_(False)
+        _attach(param, ([optimizer], [optimizer_class], [optimizer_kwargs]))
+
+
+# What a parameter with an optimizer in backward is marked by, as in torch.distributed.optim.
+_MARKS = ("_in_backward_optimizers", "_optimizer_classes", "_optimizer_kwargs")
+
+
+def _attach(param: Tensor, marks: Sequence[Any]) -> None:
+    vars(param).update(zip(_MARKS, marks, strict=True))
+    param.grad = None
+    frozen = not param.requires_grad
+    if frozen:  # a hook needs it, and the parameter may be thawed later
+        param.requires_grad_(True)
+    _HANDLES[param] = param.register_post_accumulate_grad_hook(_take_gradient)
+    if frozen:
+        param.requires_grad_(False)
+
+
+def _detach(param: Tensor) -> list[Any]:
+    """Takes the optimizer in backward away, and returns the marks."""
+    _HANDLES.pop(param).remove()
+    return [vars(param).pop(name) for name in _MARKS]
 
 
 def optimizers_of(param: Tensor) -> list[Optimizer]:
@@ -125,13 +143,49 @@ def get_in_backward_optimizers(module: torch.nn.Module) -> list[Optimizer]:
 
 def remove_optimizer_in_backward(params: Tensor | Iterable[Tensor]) -> None:
     """Takes away what :func:`apply_optimizer_in_backward` did: ``backward()`` leaves gradients
-    again. Parameters without an optimizer in backward stay as they are."""
+    again. Parameters without an optimizer in backward stay as they are. The backward pass of a
+    look-up that was made before raises RuntimeError, since it has nothing to step with."""
     for param in [params] if isinstance(params, Tensor) else list(params):
-        handle = _HANDLES.pop(param, None)
-        if handle is not None:
-            handle.remove()
-            for name in ("_in_backward_optimizers", "_optimizer_classes", "_optimizer_kwargs"):
-                vars(param).pop(name, None)
+        if param in _HANDLES:
+            _detach(param)
+
+
+def load_parameters(
+    module: torch.nn.Module,
+    load: Callable[..., None],
+    state_dict: Any,
+    prefix: str,
+    metadata: Any,
+    strict: bool,
+    missing: list[str],
+    unexpected: list[str],
+    errors: list[str],
+) -> None:
+    """``load``, a module's ``_load_from_state_dict``; where it puts other parameters in the place
+    of the module's (``assign=True``), those take the optimizers in backward over."""
+    before = dict(module._parameters)
+    load(state_dict, prefix, metadata, strict, missing, unexpected, errors)
+    for name, old in before.items():
+        new = module._parameters.get(name)
+        if old is None or new is None or new is old:
+            continue
+        if old in _REPLACED or (old in _HANDLES and optimizers_of(new)):
+            errors.append(
+                f"{prefix}{name}: expected a parameter of its own to take an optimizer in backward "
+                "over with assign=True; got one that several layers share, or that has one already "
+                "(remove_optimizer_in_backward before, apply_optimizer_in_backward after it)"
+            )
+        elif old in _HANDLES:
+            for optimizer in optimizers_of(old):
+                for group in optimizer.param_groups:
+                    group["params"] = [new if p is old else p for p in group["params"]]
+                if old in optimizer.state:
+                    optimizer.state[new] = optimizer.state.pop(old)
+            _attach(new, _detach(old))
+            _REPLACED[old] = True
+
+
+_REPLACED: Any = WeakTensorKeyDictionary()  # parameters whose optimizer went to another
 
 
 # --- what a backward pass collects ----------------------------------------------------------------
@@ -191,7 +245,9 @@ def _one(steps: list[RowStep]) -> RowStep:
     dtypes = {tensor.dtype for tensor in values}
     if len(dtypes) > 1:
         values = [tensor.float() for tensor in values]
-    return RowStep(first.optimizer, first.param, torch.cat(values), torch.cat(rows))
+    looked_up = all(step.looked_up for step in steps)
+    grad, touched = torch.cat(values), torch.cat(rows)
+    return RowStep(first.optimizer, first.param, grad, touched, looked_up=looked_up)
 
 
 def _like(step: RowStep, grad: Tensor) -> Tensor | None:
@@ -205,13 +261,15 @@ def _take_gradient(param: Tensor) -> None:
     grad = param.grad
     if grad is None:  # the pass reached it through our layers alone
         return
-    for optimizer in optimizers_of(param):
-        if isinstance(optimizer, RowOptimizer):
-            rows, values = optimizer._rows_of_gradient(param, grad)
-            _current_pass().add(RowStep(optimizer, param, values, rows))
-        else:
-            optimizer.step()
-    param.grad = None
+    try:
+        for optimizer in optimizers_of(param):
+            if isinstance(optimizer, RowOptimizer):
+                rows, values = optimizer._rows_of_gradient(param, grad)
+                _current_pass().add(RowStep(optimizer, param, values, rows))
+            else:
+                optimizer.step()
+    finally:
+        param.grad = None
 
 
 # --- the layers' way ------------------------------------------------------------------------------
@@ -233,6 +291,8 @@ class _Lookup(torch.autograd.Function):
         ctx.how, ctx.where = tuple(how), (threads, backend)
         # Plain Python objects: autograd would refuse the second of two passes over the table.
         ctx.weight = weight
+        # Its gradient is one of the rows, which another pass may change before.
+        ctx.version = weight._version if ctx.needs_input_grad[2] else 0
         ctx.save_for_backward(indices, offsets, weights, positions if mode == "max" else None)
         return out
 
@@ -240,17 +300,24 @@ class _Lookup(torch.autograd.Function):
     def backward(ctx, *grads):
         (grad,) = grads
         _raise_if_differentiated()
+        refuse_tangents(grad)
         weight = ctx.weight
         indices, offsets, weights, positions = ctx.saved_tensors
         mode, last, padding = ctx.how
         to_weights = None
         if ctx.needs_input_grad[2]:
+            if weight._version != ctx.version:
+                raise RuntimeError(
+                    "per_sample_weights: expected, for their gradient, the rows of the forward "
+                    f"pass; got a table of shape {list(weight.shape)} that has been modified by an "
+                    f"inplace operation since (version {weight._version} for {ctx.version}), as by "
+                    "the step of another backward pass: look up again after a step"
+                )
             _, to_weights = torch.ops.vecsmith.embedding_bag_backward(
                 *(grad, weight.detach(), indices, offsets, weights, positions, *ctx.how),
                 *(False, True, *ctx.where),
             )
-        found = optimizers_of(weight)
-        if found and _is_stepped(ctx):
+        if weight.requires_grad and _is_stepped(ctx):
             bags: dict[str, Any] = {"mode": mode}
             if mode != "none":
                 bags.update(
@@ -261,11 +328,23 @@ class _Lookup(torch.autograd.Function):
                 )
             if padding >= 0:
                 bags["padding_idx"] = padding
-            optimizer = found[0]
-            assert isinstance(optimizer, RowOptimizer)
-            step = RowStep(optimizer, weight, grad.detach().contiguous(), indices, **bags)
+            grad = grad.detach().contiguous()
+            step = RowStep(_stepping(weight), weight, grad, indices, looked_up=True, **bags)
             _current_pass().add(step)
         return None, None, to_weights, None, None, None, None, None
+
+
+def _stepping(weight: Tensor) -> RowOptimizer:
+    """The optimizer that steps what a look-up collects."""
+    found = optimizers_of(weight)
+    if len(found) != 1 or not isinstance(found[0], RowOptimizer):
+        raise RuntimeError(
+            "expected the optimizer in backward that the table had when it was looked up; got "
+            f"{[type(one).__name__ for one in found] or 'none'}: it was taken away "
+            "(remove_optimizer_in_backward), or is another parameter's now "
+            "(load_state_dict(assign=True))"
+        )
+    return found[0]
 
 
 def _checked(
@@ -328,12 +407,25 @@ def _is_stepped(ctx: Any) -> bool:
 
 
 def embedding(
-    indices: Tensor, weight: Tensor, *, padding_idx: int | None = None, sparse: bool = False
+    indices: Tensor,
+    weight: Tensor,
+    *,
+    padding_idx: int | None = None,
+    sparse: bool = False,
+    hooks: bool = True,
 ) -> Tensor:
-    """:func:`vecsmith.ops.embedding` of a parameter that may have an optimizer in backward."""
-    if not is_fused(weight):
+    """:func:`vecsmith.ops.embedding` of a parameter that may have an optimizer in backward.
+
+    hooks: whether those of the parameter are given its gradient, which is made for them.
+    """
+    if not is_stepped(weight):
         return ops.embedding(indices, weight, padding_idx=padding_idx, sparse=sparse)
-    flat = embedding_bag(indices.reshape(-1), weight, mode="none", padding_idx=padding_idx)
+    if hooks and _has_hooks(weight):
+        backend = _backend_for_hooks(weight)
+        return ops.embedding(indices, weight, padding_idx=padding_idx, sparse=True, backend=backend)
+    flat = embedding_bag(
+        indices.reshape(-1), weight, mode="none", padding_idx=padding_idx, hooks=False
+    )
     return flat.view(*indices.shape, weight.shape[1])
 
 
@@ -347,9 +439,14 @@ def embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
     sparse: bool = False,
+    hooks: bool = True,
 ) -> Tensor:
-    """:func:`vecsmith.ops.embedding_bag` of a parameter that may have an optimizer in backward."""
-    if not is_fused(weight):
+    """:func:`vecsmith.ops.embedding_bag` of a parameter that may have an optimizer in backward.
+
+    hooks: as in :func:`embedding`.
+    """
+    stepped = is_stepped(weight)
+    if not stepped or (hooks and _has_hooks(weight)):
         return ops.embedding_bag(
             indices,
             weight,
@@ -358,7 +455,8 @@ def embedding_bag(
             per_sample_weights=per_sample_weights,
             include_last_offset=include_last_offset,
             padding_idx=padding_idx,
-            sparse=sparse,
+            sparse=sparse or stepped,
+            backend=_backend_for_hooks(weight) if stepped else None,
         )
     if padding_idx is not None and padding_idx < 0:
         padding_idx += weight.shape[0]
@@ -370,30 +468,38 @@ def embedding_bag(
 
 def embedding_bags(requests: Sequence[dict[str, Any]]) -> list[Tensor]:
     """:func:`vecsmith.ops.embedding_bags` of parameters that may have optimizers in backward. Each
-    request has all of the arguments of :func:`embedding_bag` by name."""
+    request has all of the arguments of :func:`embedding_bag` but ``hooks`` by name."""
     if torch.compiler.is_compiling():
         return [embedding_bag(**request) for request in requests]
-    fused = [is_fused(request["weight"]) for request in requests]
-    plain = ops.embedding_bags([r for r, is_one in zip(requests, fused, strict=True) if not is_one])
-    own = []
-    for request, is_one in zip(requests, fused, strict=True):
-        if is_one:
-            names = ("weight", "per_sample_weights", "indices", "offsets", "mode")
-            names = (*names, "include_last_offset", "padding_idx")
-            given = [request[name] for name in names]
-            own.append((given, _checked(*given)))
+    fused, plain, own = [], [], []
+    for request in requests:
+        weight = request["weight"]
+        stepped = is_stepped(weight)
+        fused.append(stepped and not _has_hooks(weight))
+        if not fused[-1]:
+            if stepped:
+                request = {**request, "sparse": True, "backend": _backend_for_hooks(weight)}
+            plain.append(request)
+            continue
+        names = ("weight", "per_sample_weights", "indices", "offsets", "mode")
+        names = (*names, "include_last_offset", "padding_idx")
+        given = [request[name] for name in names]
+        own.append((given, _checked(*given)))
+    others = iter(ops.embedding_bags(plain))
     with torch.no_grad():
         outputs = forward_many([checked for _, checked in own]) if own else []
-    stepped = [
-        _look_up(*given, made=(checked, output))
-        for (given, checked), output in zip(own, outputs, strict=True)
-    ]
-    ways = {True: iter(stepped), False: iter(plain)}
-    return [next(ways[is_one]) for is_one in fused]
+    stepped = iter(
+        [
+            _look_up(*given, made=(checked, output))
+            for (given, checked), output in zip(own, outputs, strict=True)
+        ]
+    )
+    return [next(stepped if is_one else others) for is_one in fused]
 
 
-def is_fused(weight: Tensor) -> bool:
-    """Whether a look-up now would be stepped in backward by one of our optimizers."""
+def is_stepped(weight: Tensor) -> bool:
+    """Whether the gradient of a look-up now would be stepped in backward by one of our
+    optimizers."""
     found = optimizers_of(weight)
     return (
         len(found) == 1
@@ -402,3 +508,14 @@ def is_fused(weight: Tensor) -> bool:
         and weight.requires_grad
         and torch.is_grad_enabled()
     )
+
+
+def _has_hooks(weight: Tensor) -> bool:
+    """Whether somebody wants to see the gradient of a parameter: it is made then, of the touched
+    rows, so that the step is the same."""
+    return not torch.compiler.is_compiling() and bool(weight._backward_hooks)
+
+
+def _backend_for_hooks(weight: Tensor) -> str | None:
+    # There is no faster one for float64, and no warning is due.
+    return "reference" if weight.dtype == torch.float64 else None

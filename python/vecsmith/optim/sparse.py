@@ -1,7 +1,8 @@
 """Optimizers for embedding tables: a step costs what its batch touched.
 
 Each is the counterpart of one of torch.optim (or of FBGEMM, for the row-wise ones), with its
-arguments and the names of its state, over :func:`vecsmith.ops.embedding_bag_update`: the gradients
+arguments (``foreach`` and ``fused`` are taken and mean nothing, ``differentiable=True`` is refused)
+and the names of its state, over :func:`vecsmith.ops.embedding_bag_update`: the gradients
 of a row are added up, and then the row and its state are read and written once.
 
 All are *lazy*, as torch.optim.SparseAdam: a row that a step does not touch does not change, and
@@ -22,6 +23,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from vecsmith import ops
+from vecsmith.ops import _checks as check
 from vecsmith.ops._pages import empty_aligned_pages
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -72,6 +74,7 @@ class RowOptimizer(Optimizer):
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:
+            _refuse_differentiable(type(self).__name__, group.get("differentiable"))
             for param in group["params"]:
                 self._check_parameter(param)
             self._make_rule(group, 1)
@@ -138,19 +141,16 @@ class RowOptimizer(Optimizer):
 
         Raises: ValueError for a parameter of another optimizer, and settings out of range.
         """
-        return self._count(param, self._group_of(param))
-
-    def _count(self, param: Tensor, group: dict[str, Any]) -> ops.UpdateRule:
-        state = self.state[param]
-        step = int(state.get("step", 0)) + 1
-        rule = self._make_rule(group, step)
-        state["step"] = self._counter(step)
+        rule = self._rule_of(param, self._group_of(param))
+        self._count(param, rule)
         return rule
 
-    def _uncount(self, param: Tensor) -> None:
-        state = self.state[param]
-        if "step" in state:
-            state["step"] = self._counter(int(state["step"]) - 1)
+    def _rule_of(self, param: Tensor, group: dict[str, Any]) -> ops.UpdateRule:
+        """The rule of the next step, which is not counted by this."""
+        return self._make_rule(group, int(self.state[param].get("step", 0)) + 1)
+
+    def _count(self, param: Tensor, rule: ops.UpdateRule) -> None:
+        self.state[param]["step"] = self._counter(rule.step)
 
     # --- the step -----------------------------------------------------------------------------
 
@@ -172,7 +172,9 @@ class RowOptimizer(Optimizer):
         Returns: what ``closure`` returned, or None.
 
         Raises:
-            ValueError: a gradient that is not finite, of any table: before any row is changed.
+            ValueError, IndexError: a gradient that is not finite or names a row that there is not,
+                a parameter whose rows do not lie one after another, settings out of range; of any
+                table: before any row is changed.
             RuntimeError: a dense gradient, where the rule is for sparse ones alone.
         """
         loss = None
@@ -247,29 +249,62 @@ class RowOptimizer(Optimizer):
 class RowStep:
     """One table's part of a step: what :func:`vecsmith.ops.embedding_bag_update` is given.
 
-    grad: [N, D] or [B, D]; indices: the rows of the table, or what is in the bags; bags: mode,
-    offsets and the rest.
+    grad: [N, D] or [B, D]; indices: the rows of the table, or what is in the bags; looked_up:
+    whether a look-up has checked the table and the indices; bags: mode, offsets and the rest.
     """
 
     def __init__(
-        self, optimizer: RowOptimizer, param: Tensor, grad: Tensor, indices: Tensor, **bags: Any
+        self,
+        optimizer: RowOptimizer,
+        param: Tensor,
+        grad: Tensor,
+        indices: Tensor,
+        looked_up: bool = False,
+        **bags: Any,
     ) -> None:
         self.optimizer = optimizer
         self.param = param
         self.grad = grad
         self.indices = indices
+        self.looked_up = looked_up
         self.bags = bags or {"mode": "none"}
+        self.ready: tuple[Tensor, tuple[Tensor, ...], ops.UpdateRule] | None = None
+
+    def _prepare(self) -> tuple[Tensor, tuple[Tensor, ...], ops.UpdateRule]:
+        """(the parameter [V, D], its state, the rule)."""
+        param, optimizer = self.param, self.optimizer
+        group = optimizer._group_of(param)
+        state = optimizer._rows_of_state(param, group)
+        rule = optimizer._rule_of(param, group)
+        weight = param.detach()
+        if weight.dim() != 2 and self.grad.numel():
+            try:
+                weight = weight.view(weight.shape[0], -1)
+            except RuntimeError:
+                raise ValueError(
+                    f"{type(optimizer).__name__}: expected parameters whose rows are contiguous; "
+                    f"got one of shape {list(weight.shape)} with strides {weight.stride()}"
+                ) from None
+        return weight, state, rule
 
     def check(self) -> None:
-        """Raises ValueError for a gradient that is not finite."""
+        """Raises, where :meth:`take` would: ValueError for a gradient that is not finite, rows that
+        are not contiguous, state of another shape, settings out of range; IndexError for a row that
+        there is not."""
+        name = type(self.optimizer).__name__
         weights = self.bags.get("per_sample_weights")
         for tensor in (self.grad,) if weights is None else (self.grad, weights):
             # A finite sum has finite terms; an infinite one may be an overflow.
             if not math.isfinite(float(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
                 raise ValueError(
-                    f"{type(self.optimizer).__name__}: expected finite gradients; "
+                    f"{name}: expected finite gradients; "
                     f"got NaN or infinity for a table of shape {list(self.param.shape)}"
                 )
+        with self.optimizer._step_lock:
+            self.ready = self._prepare()
+        if not self.looked_up and self.grad.numel():
+            check.table(name, "parameters", self.ready[0])
+            check.ids(name, "the rows of a gradient", self.indices, 0, self.param.shape[0])
 
     def take(self) -> None:
         """Updates the rows. Raises: as embedding_bag_update; the step does not count then."""
@@ -277,16 +312,8 @@ class RowStep:
             self._take()
 
     def _take(self) -> None:
-        param, optimizer = self.param, self.optimizer
-        group = optimizer._group_of(param)
-        state = optimizer._rows_of_state(param, group)
-        rule = optimizer._count(param, group)
-        if not self.grad.numel():
-            return  # counted, as by torch.optim
-        weight = param.detach()
-        if weight.dim() != 2:
-            weight = weight.view(weight.shape[0], -1)
-        try:
+        weight, state, rule = self.ready or self._prepare()
+        if self.grad.numel():  # else it is counted alone, as by torch.optim
             ops.embedding_bag_update(
                 weight,
                 state,
@@ -294,20 +321,27 @@ class RowStep:
                 self.grad,
                 rule=rule,
                 # There is no faster one for float64, and no warning is due.
-                backend="reference" if param.dtype == torch.float64 else None,
+                backend="reference" if weight.dtype == torch.float64 else None,
                 **self.bags,
             )
-        except BaseException:
-            optimizer._uncount(param)
-            raise
+        self.optimizer._count(self.param, rule)
+        # Learning rate schedulers ask whether step() was called; in backward it is not.
+        vars(self.optimizer)["_opt_called"] = True
 
 
 def take_steps(steps: Sequence[RowStep]) -> None:
-    """Takes all steps, or, where a gradient is not finite, none (ValueError)."""
+    """Takes all steps, or, where one of them cannot be taken, none (ValueError, IndexError)."""
     for step in steps[1:]:  # the first is checked by the operator itself
         step.check()
     for step in steps:
         step.take()
+
+
+def _refuse_differentiable(name: str, differentiable: Any) -> None:
+    if differentiable:
+        raise ValueError(
+            f"{name}: expected differentiable=False; got {differentiable}: steps are taken in place"
+        )
 
 
 def _number(value: float | Tensor) -> float:
@@ -337,6 +371,8 @@ class SparseSGD(RowOptimizer):
         weight_decay: L2 penalty, of the touched rows.
         nesterov: needs a momentum and no dampening.
         maximize: ascend.
+        foreach, fused: accepted as in torch, and without a meaning here.
+        differentiable: False; a step in place has no derivative.
 
     Raises: ValueError for settings out of range and parameters that are not tables.
     """
@@ -353,7 +389,11 @@ class SparseSGD(RowOptimizer):
         nesterov: bool = False,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
+        _refuse_differentiable(type(self).__name__, differentiable)
         super().__init__(
             params,
             {
@@ -381,10 +421,9 @@ class SparseSGD(RowOptimizer):
             step=step,
         )
 
-    def _count(self, param: Tensor, group: dict[str, Any]) -> ops.UpdateRule:
-        if not group["momentum"]:
-            return self._make_rule(group, 1)  # keeps no state, as torch.optim.SGD
-        return super()._count(param, group)
+    def _count(self, param: Tensor, rule: ops.UpdateRule) -> None:
+        if rule.momentum:  # without it there is no state, as in torch.optim.SGD
+            super()._count(param, rule)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch.optim.Optimizer; also of torch.optim.SGD, which counts no steps.
@@ -408,9 +447,13 @@ class _Adagrad(RowOptimizer):
         weight_decay: float = 0.0,
         initial_accumulator_value: float = 0.0,
         eps: float = 1e-10,
+        foreach: bool | None = None,
         *,
         maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
+        _refuse_differentiable(type(self).__name__, differentiable)
         start = float(initial_accumulator_value)
         if not (math.isfinite(start) and start >= 0):
             raise ValueError(
@@ -465,6 +508,8 @@ class SparseAdagrad(_Adagrad):
         initial_accumulator_value: of s, >= 0.
         eps: beside sqrt(s).
         maximize: ascend.
+        foreach, fused: accepted as in torch, and without a meaning here.
+        differentiable: False; a step in place has no derivative.
 
     State: ``sum`` [V, D] and ``step``.
 
@@ -485,8 +530,8 @@ class RowwiseAdagrad(_Adagrad):
 
     Args:
         params: tables [V, D], or groups of them.
-        lr, lr_decay, weight_decay, initial_accumulator_value, eps, maximize: as in
-            :class:`SparseAdagrad`.
+        lr, lr_decay, weight_decay, initial_accumulator_value, eps, maximize, foreach, fused,
+            differentiable: as in :class:`SparseAdagrad`.
 
     State: ``sum`` [V] and ``step``.
 
@@ -548,7 +593,7 @@ class SparseAdam(_Adam):
 
     Args:
         params: tables [V, D], or groups of them.
-        lr: the learning rate, finite and >= 0.
+        lr: the learning rate, finite and >= 0 (torch.optim.SparseAdam refuses 0).
         betas: of the two moments, in [0, 1).
         eps: beside sqrt(v).
         maximize: ascend.
