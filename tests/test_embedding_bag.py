@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd import forward_ad
 from torch.nn import functional
 
 from vecsmith import ops
@@ -583,6 +584,58 @@ def test_compile(backend):
         found.append((table.grad, samples.grad))
     for a, b in zip(*found, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_meta_tensors():
+    weight, indices, offsets = (t.to("meta") for t in problem())
+    samples = torch.ones(indices.shape, device="meta", requires_grad=True)
+    weight.requires_grad_()
+    for mode in MODES:
+        weighted = samples if mode == "sum" else None
+        out = ops.embedding_bag(indices, weight, offsets, mode=mode, per_sample_weights=weighted)
+        assert out.is_meta
+        assert out.shape == (6, 37)
+        weight.grad = samples.grad = None
+        out.sum().backward()
+        assert weight.grad is not None
+        assert weight.grad.shape == weight.shape
+        assert weighted is None or (samples.grad is not None and samples.grad.is_meta)
+    pair = [{"indices": indices, "weight": weight, "offsets": offsets}] * 2
+    assert [out.shape for out in ops.embedding_bags(pair)] == [(6, 37)] * 2
+    assert ops.embedding(indices.view(4, 10), weight).shape == (4, 10, 37)
+    packed = torch.empty(50, 37 + 8, dtype=torch.uint8, device="meta")
+    assert ops.embedding(indices, packed).dtype == torch.float32
+    for rule in RULES.values():
+        ops.embedding_bag_update(
+            weight.detach(), states(rule, weight), indices, out, offsets, rule=rule
+        )
+
+
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("which", ["weight", "samples"])
+def test_tangents_are_refused(which, trained):
+    """There is no forward-mode derivative: it would be lost."""
+    weight, indices, offsets = problem()
+    weight.requires_grad_(trained)
+    samples = torch.ones(indices.shape)
+
+    def call(weight, samples):
+        return ops.embedding_bag(indices, weight, offsets, mode="sum", per_sample_weights=samples)
+
+    with forward_ad.dual_level():
+        inputs = {"weight": weight, "samples": samples}
+        plain = call(**inputs)  # without a tangent nothing is lost
+        dual = forward_ad.make_dual(inputs[which], torch.ones_like(inputs[which]))
+        with pytest.raises(NotImplementedError, match="without tangents"):
+            call(**{**inputs, which: dual})
+        if which == "weight":
+            with pytest.raises(NotImplementedError, match="without tangents"):
+                ops.embedding(indices, dual)
+    torch.testing.assert_close(plain, call(weight, samples))
+    inputs = {"weight": weight.detach(), "samples": samples}
+    given = inputs[which]
+    with pytest.raises(NotImplementedError, match="without tangents"):
+        torch.func.jvp(lambda t: call(**{**inputs, which: t}), (given,), (torch.ones_like(given),))
 
 
 def test_sparse_gradients_are_refused_under_compile():

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from vecsmith import nn, optim
 from vecsmith.nn.table import Table
@@ -320,6 +321,45 @@ def test_functorch_goes_through_torch():
     torch.testing.assert_close(*results)
 
 
+def duals(layer, *inputs) -> Tensor:
+    """The tangent of a layer's answer, for a tangent of ones of its weight."""
+    with forward_ad.dual_level():
+        weight = forward_ad.make_dual(layer.weight, torch.ones_like(layer.weight))
+        out = torch.func.functional_call(layer, {"weight": weight}, inputs)
+        return forward_ad.unpack_dual(out).tangent
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_forward_mode_goes_through_torch(trained):
+    theirs, ours = (twin.requires_grad_(trained) for twin in twins("Embedding", ROWS, DIM))
+    values = torch.tensor([[3, 1, 3], [2, 2, 0]])
+    assert torch.equal(duals(ours, values), duals(theirs, values))
+    bag = nn.EmbeddingBag(ROWS, DIM).requires_grad_(trained)
+    with pytest.raises(NotImplementedError, match="forward AD"):  # torch's own answer
+        duals(bag, values)
+    # A gradient with a tangent comes to a look-up that was made outside.
+    out = nn.Embedding(ROWS, DIM)(values)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="without tangents"):
+        out.backward(forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out)))
+    stepped = nn.Embedding(ROWS, DIM)
+    optim.apply_optimizer_in_backward(optim.SparseSGD, stepped.weight, {"lr": 1.0})
+    out = stepped(values)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="without tangents"):
+        out.backward(forward_ad.make_dual(torch.ones_like(out), torch.ones_like(out)))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of torch's own functions
+@pytest.mark.parametrize("how", ["fx", "trace"])
+@pytest.mark.parametrize("kind", ["Embedding", "EmbeddingBag"])
+def test_symbolic_and_recorded_traces_go_through_torch(kind, how):
+    theirs, ours = twins(kind, ROWS, DIM, padding_idx=2)
+    given = (torch.tensor([1, 2, 3]), torch.tensor([0, 1]))[: 1 + (kind == "EmbeddingBag")]
+    traced = torch.fx.symbolic_trace(ours) if how == "fx" else torch.jit.trace(ours, given)
+    other = (torch.tensor([7, 2, 8, 9]), torch.tensor([0, 3]))[: len(given)]
+    torch.testing.assert_close(traced(*other), theirs(*other))
+
+
 # --- a module like every other --------------------------------------------------------------------
 
 
@@ -417,6 +457,22 @@ def test_a_table_in_the_place_of_the_weight():
     assert torch.equal(copy.deepcopy(flat)(values), flat(values))
 
 
+def test_a_table_may_stand_for_more_numbers_than_a_tensor_has():
+    rows = 2**60
+    table = nn.HashedTable(rows, 8, buckets=100)
+    last = torch.tensor([[rows - 1]])
+    for make in (nn.Embedding, nn.EmbeddingBag):
+        layer = make(rows, 8, table=table, padding_idx=-2)
+        assert (layer.num_embeddings, layer.padding_idx) == (rows, rows - 2)
+        assert str(rows) in repr(layer)
+        torch.testing.assert_close(layer(last).view(1, 1, 8), table.rows(last))
+        assert not layer(last - 1).any()
+        with pytest.raises(IndexError):
+            layer(last + 1)
+    config = nn.EmbeddingBagConfig(rows, 8, "t", feature_names=["x"], table=table)
+    assert nn.EmbeddingBagCollection([config])({"x": last})["x"].shape == (1, 8)
+
+
 @pytest.mark.parametrize("storage", ["host", "mmap"])
 def test_rows_that_are_kept_elsewhere(storage, tmp_path):
     where = {"path": tmp_path / "rows"} if storage == "mmap" else {}
@@ -496,6 +552,27 @@ BAD_INPUTS = [
     ((torch.tensor([[1, 2]]), None, torch.ones(1, 3)), ValueError, "per_sample_weights"),
     ((torch.tensor([[1, 2]], device="meta"),), ValueError, "cpu"),
 ]
+
+
+def test_lists_are_refused():
+    values, offsets = torch.tensor([1, 2]), torch.tensor([0, 1])
+    for stepped in (False, True):
+        for table in (None, nn.HashedTable(ROWS, DIM, 3)):
+            one = nn.Embedding(ROWS, DIM, table=table)
+            bag = nn.EmbeddingBag(ROWS, DIM, mode="sum", table=table)
+            if stepped and table is None:
+                for layer in (one, bag):
+                    optim.apply_optimizer_in_backward(optim.SparseSGD, layer.weight, {})
+            with pytest.raises(TypeError, match=r"expected in.* to be a torch\.Tensor; got list"):
+                one([1, 2])
+            for inputs, name in (
+                (([1, 2], offsets), "in.*"),
+                (([[1, 2]],), "in.*"),
+                ((values, [0, 1]), "offsets"),
+                ((values, offsets, [0.5, 1.0]), "per_sample_weights"),
+            ):
+                with pytest.raises(TypeError, match=f"expected {name} to be a .*Tensor; got list"):
+                    bag(*inputs)
 
 
 @pytest.mark.parametrize("sparse", [False, True])

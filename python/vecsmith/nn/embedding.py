@@ -49,7 +49,7 @@ def _is_fast(weight: Tensor, *others: Tensor | None) -> bool:
     )
 
 
-def _refuse_other_types(name: str, **inputs: Any) -> None:
+def _refuse_other_types(name: str, inputs: dict[str, Any]) -> None:
     """Raises TypeError for what is neither a tensor nor something that torch's functions take for
     one; torch's bags ask it for its dim()."""
     for what, value in inputs.items():
@@ -203,7 +203,7 @@ class Embedding(torch.nn.Embedding):
             return in_backward.embedding(
                 input, self.weight, padding_idx=self.padding_idx, sparse=self.sparse
             )
-        _refuse_other_types(type(self).__name__, input=input)
+        _refuse_other_types(type(self).__name__, {"input": input})
         return super().forward(input)
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
@@ -294,18 +294,16 @@ class EmbeddingBag(torch.nn.EmbeddingBag):
     ) -> Tensor:
         """The pooled rows of every bag: [B, D]. Raises: as :func:`vecsmith.ops.embedding_bag`."""
         table = _table_of(self)
-        if table is None and not self._is_fast(input, offsets, per_sample_weights):
-            _refuse_other_types(
-                *(type(self).__name__,),
-                input=input,
-                offsets=offsets,
-                per_sample_weights=per_sample_weights,
-            )
+        if table is None and self._is_fast(input, offsets, per_sample_weights):
+            arguments = self._arguments(input, offsets, per_sample_weights)
+            return in_backward.embedding_bag(weight=self.weight, **arguments)
+        _refuse_other_types(
+            type(self).__name__,
+            {"input": input, "offsets": offsets, "per_sample_weights": per_sample_weights},
+        )
+        if table is None:
             return super().forward(input, offsets, per_sample_weights)
-        arguments = self._arguments(input, offsets, per_sample_weights)
-        if table is not None:
-            return table.embedding_bag(**arguments)
-        return in_backward.embedding_bag(weight=self.weight, **arguments)
+        return table.embedding_bag(**self._arguments(input, offsets, per_sample_weights))
 
     def _load_from_state_dict(self, *arguments: Any) -> None:
         in_backward.load_parameters(self, super()._load_from_state_dict, *arguments)
