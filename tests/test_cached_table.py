@@ -328,6 +328,132 @@ def test_another_optimizer_later(place):
     table.close()
 
 
+def test_steps_are_counted_on(place):
+    """Also where there was no optimizer for a while, and the table was flushed meanwhile."""
+    cached, dense, table = pair(RULES[4], **place)
+    for batch in range(12):
+        for layer in (cached, dense):
+            layer(rows_of(batch, 40, 8)).square().sum().backward()
+        if batch % 4 == 3:
+            optim.remove_optimizer_in_backward(table.parameters())
+            with torch.no_grad():
+                cached(rows_of(batch + 50, 40, 8))
+            assert table.steps == batch + 1
+            table.flush()
+            if table.path is not None:
+                table.close()
+                table = CachedTable.open(table.path, cache_rows=SLOTS)
+                cached = nn.EmbeddingBag(ROWS, DIM, mode="sum", table=table)
+                assert table.steps == batch + 1
+            optim.apply_optimizer_in_backward(RULES[4][0], table.parameters(), RULES[4][1])
+    same_table(table, dense)
+    table.close()
+
+
+@pytest.mark.parametrize("change", ["set", "one_cycle"])
+def test_momentum_that_comes_later(place, change):
+    """Which state a row has is asked at each look-up, not when the optimizer comes."""
+    cached, dense, table = pair(RULES[0], **place)
+    layers = (cached, dense)
+    groups = [optim.get_in_backward_optimizers(layer)[0].param_groups[0] for layer in layers]
+    for batch in range(40):
+        if change == "set" and batch in (6, 14, 22):
+            for group in groups:
+                group["momentum"] = 0.0 if group["momentum"] else 0.9
+        elif change == "one_cycle" and batch == 6:
+            for layer in layers:
+                torch.optim.lr_scheduler.OneCycleLR(
+                    optim.get_in_backward_optimizers(layer)[0], max_lr=0.2, total_steps=100
+                )
+        for layer in layers:
+            layer(rows_of(batch, 40, 8)).sin().sum().backward()
+        if batch % 5 == 3:
+            table.flush()
+    assert list(table.optimizer_state(torch.arange(3))) == ["momentum_buffer"]
+    same_table(table, dense)
+    table.close()
+    if table.path is not None:
+        with CachedTable.open(table.path, cache_rows=50) as again:
+            same_table(again, dense)
+
+
+@pytest.mark.parametrize("change", ["momentum", "optimizer"])
+def test_state_that_changes_between_the_passes(place, change):
+    cached, dense, table = pair(RULES[0], **place)
+    layers = (cached, dense)
+    for layer in layers:
+        layer(rows_of(0, 40, 8)).square().sum().backward()
+    out = cached(rows_of(1, 40, 8)).square().sum()
+    for layer in layers:
+        if change == "optimizer":
+            optim.remove_optimizer_in_backward(layer.parameters())
+            optim.apply_optimizer_in_backward(*RULES[1][:1], layer.parameters(), RULES[1][1])
+        else:
+            optim.get_in_backward_optimizers(layer)[0].param_groups[0]["momentum"] = 0.9
+    with pytest.raises(RuntimeError, match="between its forward and backward pass"):
+        out.backward()
+    same_table(table, dense)
+    with pytest.raises(RuntimeError, match="between its forward and backward pass"):
+        cached(rows_of(2, 40, 8))
+    del out
+    gc.collect()
+    for batch in range(2, 30):
+        for layer in layers:
+            layer(rows_of(batch, 40, 8)).square().sum().backward()
+    same_table(table, dense)
+    table.close()
+
+
+@pytest.mark.parametrize("rule", [RULES[2], RULES[4]], ids=["adagrad", "adam"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_state_dict_of_its_optimizer(place, rule, dtype):
+    """It has no rows of state: those in the slots are others by the time it is loaded."""
+    cached, dense, table = pair(rule, dtype=dtype, **place)
+    (own,), (other,) = (optim.get_in_backward_optimizers(layer) for layer in (cached, dense))
+
+    def train(batches: range) -> None:
+        for batch in batches:
+            for layer in (cached, dense):
+                layer(rows_of(batch, 40, 8)).square().sum().backward()
+
+    train(range(10))
+    saved = own.state_dict()
+    assert saved["state"] == {}
+    assert own.state[table.cache]  # and it still has it
+    for optimizer in (own, other):
+        optimizer.param_groups[0]["lr"] = 0.3
+    train(range(10, 20))
+    own.load_state_dict(saved)
+    other.param_groups[0]["lr"] = rule[1]["lr"]
+    assert own.param_groups[0]["lr"] == rule[1]["lr"]
+    same_table(table, dense)
+    train(range(20, 30))
+    same_table(table, dense)
+    with pytest.raises(ValueError, match="expected a state_dict without state of the rows"):
+        own.load_state_dict(other.state_dict())
+    train(range(30, 35))
+    same_table(table, dense)
+    assert table.steps == 35
+    table.close()
+
+
+def test_state_that_was_loaded_before_the_first_batch(place):
+    _, dense, _ = pair(RULES[4], rows=SLOTS)
+    dense(rows_of(0, 40, 8, rows=SLOTS)).square().sum().backward()
+    (other,) = optim.get_in_backward_optimizers(dense)
+    table = CachedTable(ROWS, DIM, cache_rows=SLOTS, **place)
+    optim.apply_optimizer_in_backward(optim.SparseAdam, table.parameters(), {"lr": 0.1})
+    (own,) = optim.get_in_backward_optimizers(table)
+    own.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match="expected a state_dict without state of the rows"):
+        table.embedding(torch.arange(5))
+    own.load_state_dict({**other.state_dict(), "state": {}})
+    table.embedding(torch.arange(5)).sum().backward()
+    assert table.steps == 1
+    assert own.param_groups[0]["lr"] == 0.01
+    table.close()
+
+
 # --- the cache -----------------------------------------------------------------------------------
 
 
@@ -388,6 +514,17 @@ def test_statistics(place):
     table.reset_statistics()
     assert table.statistics()["lookups"] == 0
     assert "cache_rows=50" in repr(table)
+    # Batches that are refused do not count.
+    for by_copies in (False, True):
+        table._slots.by_copies = by_copies
+        with pytest.raises(ValueError, match="at most 50 distinct rows"):
+            table.embedding(torch.arange(60))
+        with pytest.raises(IndexError):
+            table.embedding(torch.tensor([1, 100]))
+        with pytest.raises((ValueError, IndexError), match="offsets"):
+            table.embedding_bag(torch.arange(7), torch.tensor([0, 9]))
+        found = table.statistics()
+        assert (found["batches"], found["lookups"], found["hits"]) == (0, 0, 0)
     table.close()
 
 
@@ -406,7 +543,7 @@ def test_prefetched_rows_are_there(place):
 
 def test_prefetch_is_advice(place):
     cached, dense, table = pair(RULES[4], cache_rows=100, rows=1000, **place)
-    for bad in (torch.tensor([1000]), torch.tensor([-1]), torch.arange(500), torch.tensor([0.5])):
+    for bad in (torch.tensor([1000]), torch.tensor([-1]), torch.arange(500)):
         table.prefetch(bad)
     for batch in range(20):
         # Too much of it, for other batches: it is given up where room is needed.
@@ -439,6 +576,45 @@ def test_two_threads_of_python(place):
     table.close()
 
 
+def test_a_flush_while_rows_are_stepped(tmp_path):
+    """What another thread flushes or reads is whole: rows are before a step, or behind it."""
+    rows, dim = 400, 512
+    table = CachedTable(
+        rows, dim, storage="mmap", path=tmp_path / "t", init=("constant", 0.0, 0.0), cache_rows=rows
+    )
+    # Every step adds one to every number.
+    optim.apply_optimizer_in_backward(
+        optim.SparseSGD, table.parameters(), {"lr": 1.0, "momentum": 1e-30}
+    )
+    indices = torch.arange(rows)
+    table.embedding(indices).neg().sum().backward()
+    stop, wrong, flushes = threading.Event(), [], []
+
+    def flush() -> None:
+        while not stop.is_set():
+            table.flush()
+            flushes.append(table._file.metadata)
+            flushed = table._file.read(indices)[0]  # written by this thread alone
+            if not torch.equal(flushed, flushed[:1, :1].expand(rows, dim)):
+                wrong.append("torn in the file")
+            if b'"step": %d}' % int(flushed[0, 0]) not in flushes[-1]:
+                wrong.append("another step in the file")
+            found = table.rows(indices)
+            if not torch.equal(found, found[:1, :1].expand(rows, dim)):
+                wrong.append("torn where it is read")
+
+    thread = threading.Thread(target=flush)
+    thread.start()
+    for _ in range(400):
+        table.embedding(indices).neg().sum().backward()
+    stop.set()
+    thread.join()
+    assert len(set(flushes)) > 10
+    assert not wrong, (len(wrong), set(wrong))
+    assert torch.equal(table.export(), torch.full((rows, dim), 401.0))
+    table.close()
+
+
 # --- rows from outside ---------------------------------------------------------------------------
 
 
@@ -462,9 +638,19 @@ def test_rows_and_load_rows(place):
         (torch.zeros(2, DIM), torch.tensor([3, 3]), ValueError),
         (torch.zeros(2, DIM + 1), torch.tensor([3, 4]), ValueError),
         (torch.zeros(2, DIM).double(), torch.tensor([3, 4]), TypeError),
+        (torch.zeros(1, DIM), torch.tensor([1.7]), TypeError),
+        (torch.zeros(2, DIM), torch.tensor([False, True]), TypeError),
+        (torch.zeros(1, DIM), torch.tensor([3], dtype=torch.uint8), TypeError),
+        (torch.zeros(1, DIM), [3], TypeError),
+        (torch.zeros(1, DIM), torch.tensor([[3]]), ValueError),
+        ([[0.0] * DIM], torch.tensor([3]), TypeError),
     ):
         with pytest.raises(error, match="expected"):
             table.load_rows(indices, values)
+    for use in (table.rows, table.optimizer_state, table.prefetch, table.embedding):
+        for indices in (torch.tensor([1.7]), torch.tensor([True]), [1], np.array([1])):
+            with pytest.raises(TypeError, match="expected indices"):
+                use(indices)
     same_table(table, dense)
     table.close()
 
@@ -509,6 +695,16 @@ def test_new_rows(tmp_path):
     one.reset_parameters()
     assert not torch.equal(one.export(), before)
     assert not one.export()[49].any()
+    # The optimizer begins anew with them.
+    cached, _, table = pair(RULES[4])
+    cached(rows_of(0, 40, 8)).square().sum().backward()
+    table.reset_parameters()
+    dense = nn.EmbeddingBag.from_pretrained(table.export(), freeze=False, mode="sum")
+    optim.apply_optimizer_in_backward(RULES[4][0], dense.parameters(), RULES[4][1])
+    for layer in (cached, dense):
+        layer(rows_of(1, 40, 8)).square().sum().backward()
+    same_table(table, dense)
+    assert table.steps == 1
     with CachedTable(50, 4, storage="mmap", path=tmp_path / "t") as mapped:
         with pytest.raises(NotImplementedError, match="make a new one"):
             mapped.reset_parameters()
@@ -593,6 +789,13 @@ def test_bad_indices_change_nothing(place):
         with pytest.raises(error, match=message):
             table.embedding_bag(indices, **{"mode": "sum", **how})
     same_table(table, dense)
+    # Nor does a batch with an index out of range mark those before it as changed.
+    table.flush()
+    here = rows_of(0, 10, 6).flatten()
+    for bad in (torch.cat([here, here[:1] + ROWS]), torch.cat([here, -1 - here[:1]]).int()):
+        with pytest.raises(IndexError, match="at position 60"):
+            table.embedding(bad)
+    assert not len(table._slots.native.changed()[0])
     # And no row is held for what was refused.
     table._slots.write_changed(table._parts())
     assert table._slots.native.clear()
@@ -647,15 +850,31 @@ def test_one_backward_pass_for_a_batch(place):
 
 
 def test_a_cast_of_the_cache(place):
-    table = CachedTable(100, 4, **place)
-    before = table.export()
-    table.half()
-    with pytest.raises(TypeError, match=r"expected the cache to stay torch\.float32"):
-        table.embedding(torch.tensor([1]))
-    table.float()
-    with torch.no_grad():
-        assert torch.equal(table.embedding(torch.tensor([1])), before[1:2])
+    cached, dense, table = pair(RULES[4], **place)
+    table.flush()
+    for layer in (cached, dense):
+        layer(rows_of(0, 10, 6)).sum().backward()
+    for cast in (
+        table.half,
+        table.double,
+        cached.bfloat16,
+        lambda: torch.nn.Sequential(cached).to(torch.float16),
+        lambda: cached.to("cpu", torch.float64),
+    ):
+        with pytest.raises(
+            TypeError, match=r"expected the cache to stay torch\.float32; got torch"
+        ):
+            cast()
+    cached.float()
+    cached.to("cpu")
+    same_table(table, dense)
+    for layer in (cached, dense):
+        layer(rows_of(1, 10, 6)).sum().backward()
+    same_table(table, dense)
     table.close()
+    if table.path is not None:
+        with CachedTable.open(table.path) as again:
+            same_table(again, dense)
 
 
 def test_a_closed_table(tmp_path):

@@ -110,7 +110,8 @@ def test_a_file_that_must_be_there(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-# Trains without end, with few slots and a flush every few steps; it is to be killed.
+# Trains without end, with few slots, rows of the next batch loaded meanwhile, and a flush every few
+# steps; it is to be killed.
 KILLED = """
 import sys
 import torch
@@ -118,7 +119,7 @@ from vecsmith import nn, optim
 from vecsmith.nn.cached_table import CachedTable
 
 sys.path.insert(0, sys.argv[1])
-from test_cached_table_file import DIM, ROWS, kill_batch
+from test_cached_table_file import DIM, ROWS, kill_batch, rows_of
 
 torch.set_num_threads(2)
 table = CachedTable(ROWS, DIM, storage="mmap", path=sys.argv[2], cache_rows=400, seed=1)
@@ -128,6 +129,7 @@ print("ready", flush=True)
 while True:
     step += 1
     kill_batch(step, lambda indices: table.embedding_bag(indices, mode="sum"))
+    table.prefetch(rows_of(step + 1, 30, 8))
     if step % 3 == 0:
         table.flush()
         print(step, flush=True)
@@ -180,6 +182,157 @@ def test_five_kills_lose_no_flushed_row(tmp_path):
 @pytest.mark.soak
 def test_fifty_kills_lose_no_flushed_row(tmp_path):
     kill_trainers(tmp_path / "table", 50)
+
+
+# A fork of a process that has a table: whatever it does, the table is its parent's.
+FORKED = """
+import os, signal, sys
+import torch
+from vecsmith import optim
+from vecsmith.nn.cached_table import CachedTable
+
+path, what = sys.argv[1:]
+torch.set_num_threads(1)
+table = CachedTable(300, 8, storage="mmap", path=path, cache_rows=100, seed=1)
+optim.apply_optimizer_in_backward(optim.SparseAdam, table.parameters(), {"lr": 0.1})
+
+def train(first, last):
+    for step in range(first, last):
+        rows = torch.arange(step * 37, step * 37 + 80) % 300
+        table.prefetch((rows + 37) % 300)
+        table.embedding(rows).square().sum().backward()
+
+train(0, 5)
+table.flush()
+state = table.optimizer_state(torch.arange(300))
+torch.save({"rows": table.export(), **state}, path + ".flushed")
+train(5, 6 if what == "with" else 5)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    if what == "exit":
+        sys.exit(0)
+    elif what == "close":
+        table.close()
+        table.close()
+    elif what == "with":
+        with table:
+            pass
+    elif what == "del":
+        del table
+    elif what == "flush":
+        try:
+            table.flush()
+        except RuntimeError as error:
+            print(error, flush=True)
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+train(6, 12)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.parametrize("what", ["exit", "close", "with", "del", "flush"])
+def test_a_fork_does_not_make_rows_count(tmp_path, what):
+    path = tmp_path / "table"
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED, str(path), what], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == -9, done.stderr
+    if what == "flush":
+        assert "CachedTable: expected the process that made the table; got a fork" in done.stdout
+    flushed = torch.load(tmp_path / "table.flushed")
+    with CachedTable.open(path, file_mode="r") as table:
+        assert table.steps == 5
+        assert torch.equal(table.export(), flushed.pop("rows"))
+        for name, values in table.optimizer_state(torch.arange(300)).items():
+            assert torch.equal(values, flushed.pop(name))
+        assert not flushed
+
+
+# In a fork there is no thread that prefetches.
+FORKED_USE = """
+import os, signal, sys
+import torch
+from vecsmith import optim
+from vecsmith.nn.cached_table import CachedTable
+
+storage, path = sys.argv[1:]
+torch.set_num_threads(1)
+where = {"storage": storage, **({"path": path} if storage == "mmap" else {})}
+table = CachedTable(300, 8, cache_rows=100, **where)
+if storage == "mmap":
+    table.close()
+    table = CachedTable.open(path, file_mode="r")
+some = torch.arange(5)
+table.requires_grad_(False)
+before = table.embedding(some)
+table.prefetch(some)
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    uses = {
+        "embedding": lambda: table.embedding(some),
+        "bag": lambda: table.embedding_bag(some, torch.tensor([0])),
+        "prefetch": lambda: table.prefetch(some),
+        "rows": lambda: table.rows(some),
+        "state": lambda: table.optimizer_state(some),
+        "load_rows": lambda: table.load_rows(some, torch.zeros(5, 8)),
+        "flush": table.flush,
+        "export": table.export,
+        "drop": table.drop_optimizer_state,
+    }
+    for name, use in uses.items():
+        try:
+            use()
+        except RuntimeError as error:
+            assert "expected the process that made the table; got a fork" in str(error)
+            print(name, flush=True)
+    table.close()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert torch.equal(table.embedding(some), before)
+table.prefetch(some)
+table.close()
+"""
+
+
+@pytest.mark.parametrize("storage", ["host", "mmap"])
+def test_a_fork_cannot_use_a_table(tmp_path, storage):
+    done = subprocess.run(
+        [sys.executable, "-c", FORKED_USE, storage, str(tmp_path / "t")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 9, done.stdout
+
+
+def test_a_link_stays_one(tmp_path):
+    """State that an optimizer adds goes to the file behind the link."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    link = tmp_path / "link"
+    for name in ("there", "dangling"):
+        link.unlink(missing_ok=True)
+        link.symlink_to(folder / name)
+        if name == "there":
+            CachedTable(ROWS, DIM, storage="mmap", path=folder / name, seed=1).close()
+        cached, dense, table = pair(RULES[4], storage="mmap", path=link)
+        for layer in (cached, dense):
+            layer(rows_of(0, 30, 8)).square().sum().backward()
+        table.close()
+        assert link.is_symlink()
+        assert not (folder / name).is_symlink()
+        for path in (link, folder / name):
+            with CachedTable.open(path, file_mode="r") as again:
+                same_table(again, dense)
+    assert sorted(p.name for p in folder.iterdir()) == ["dangling", "there"]
+    link.unlink()
+    link.symlink_to(tmp_path / "nowhere" / "file")
+    with pytest.raises(FileNotFoundError, match="making"):
+        CachedTable(10, 2, storage="mmap", path=link)
 
 
 FULL = """

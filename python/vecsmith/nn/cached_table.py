@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vecsmith.io import RowFile
+from vecsmith.nn._attached import Attached, Names, refuse_state, state_names
 from vecsmith.nn._slots import PREFETCH, READ, UPDATE, Slots, Ticket
 from vecsmith.nn.table import Table
 from vecsmith.ops import _checks as check
@@ -77,15 +78,20 @@ class CachedTable(Table):
     :class:`vecsmith.io.RowFile`: it takes twice the space of its rows, all of it when it is made,
     so that training never runs into a full disk. ``state_dict()`` holds no rows of it;
     ``load_state_dict`` takes a "weight" [num_embeddings, embedding_dim], and :meth:`export` gives
-    one. With storage "host" ``state_dict()`` has the "weight", but no optimizer state.
+    one. With storage "host" ``state_dict()`` has the "weight", but no optimizer state. The
+    optimizer's own ``state_dict()`` has its settings alone, and one with state is refused: what is
+    in the slots now is of other rows than what was in them then.
 
     Rows that were never written are drawn when they are first read, from (``seed``, row, column):
     a table of any size is there at once, whatever the order of its use.
 
     Limits: eager execution (``torch.compile`` breaks its graph there, and refuses with
     ``fullgraph=True``); a batch may use at most ``cache_rows`` distinct rows, together with those
-    of batches whose backward pass is still to come, and has one backward pass; no copies and no
-    pickling.
+    of batches whose backward pass is still to come, and has one backward pass, with the optimizer
+    and the state that it needed in the forward pass; no other dtype later; no copies and no
+    pickling. Threads may share a table, processes may not: in a fork (a worker of a DataLoader, as
+    a rule) every use raises RuntimeError, and closing it, or the end of the process, leaves the
+    file alone.
 
     Args:
         num_embeddings: V, up to 2^31.
@@ -160,13 +166,16 @@ class CachedTable(Table):
         self.path = None if path is None else Path(path)
         self._init = init
         self._zero_row = padding_idx
-        self._lock = threading.RLock()
-        self._optimizer: RowOptimizer | None = None
+        self._process = os.getpid()
+        self._lock = threading.RLock()  # of which row is where
+        self._stepping = threading.RLock()  # of rows in slots; the second of the two to be taken
+        self._attached: Attached | None = None
         self._loader: concurrent.futures.ThreadPoolExecutor | None = None
         self._loading: concurrent.futures.Future[None] | None = None
         self._known: tuple[Tensor, ...] = ()  # what _parts gave last
         self._file = self._open(seed, file_mode)
         self._closer = weakref.finalize(self, _give_up, self._file)
+        self._steps: int = json.loads(self._file.metadata or b"{}").get("step", 0)
         where = None if device is None else torch.device(device)
         slots = empty_pages(cache_rows, embedding_dim, dtype=dtype, device=where)
         self.cache = nn.Parameter(slots.zero_(), requires_grad=not self._file.read_only)
@@ -205,9 +214,7 @@ class CachedTable(Table):
     # --- the file -----------------------------------------------------------------------------
 
     def _open(self, seed: int | None, mode: str) -> RowFile:
-        if self.path is not None and (
-            mode in ("r", "r+") or (mode == "a" and os.path.lexists(self.path))
-        ):
+        if self.path is not None and (mode in ("r", "r+") or (mode == "a" and self.path.exists())):
             # To write it changes it: only when it is what is expected.
             with RowFile.open(self.path, read_only=True) as found:
                 have = (found.rows, found.dim, found.dtype)
@@ -237,33 +244,53 @@ class CachedTable(Table):
         self._file = self._slots.file = file
         self._closer = weakref.finalize(self, _give_up, file)
 
+    def _locked(self) -> threading.RLock:
+        """The lock, where it is not the copy in a fork, which may never be free."""
+        self._check_process()
+        return self._lock
+
+    def _check_process(self) -> None:
+        if self._forked:
+            raise RuntimeError(
+                f"{type(self).__name__}: expected the process that made the table; got a fork of "
+                "it (a fork may make or open a table of its own)"
+            )
+
+    @property
+    def _forked(self) -> bool:
+        return os.getpid() != self._process
+
     def _alive(self) -> None:
         if self._file.closed:
             raise ValueError(f"{type(self).__name__}: expected an open table, got a closed one")
         if self.cache.dtype != self.dtype:
-            raise TypeError(
-                f"{type(self).__name__}: expected the cache to stay {self.dtype}; got "
-                f"{self.cache.dtype} (choose the dtype when the table is made)"
-            )
+            raise self._other_dtype(self.cache.dtype)
 
     def flush(self) -> None:
         """When it returns, all rows as they are now, their optimizer state and its count of steps
         are in the file, and stay there whatever happens. (Nothing to do for storage "host".)
 
+        Other threads may train meanwhile: a row is in the file as it was between two steps.
+
         Raises: OSError if the system could not write; ValueError if the table is closed or
             read-only.
         """
-        with self._lock:
+        with self._locked():
             self._alive()
             if self._file.read_only:
                 raise ValueError(f"{type(self).__name__}: expected a table open for writing")
-            self._slots.write_changed(self._parts())
-            self._file.flush(json.dumps({"step": self.steps}).encode())
+            with self._stepping:
+                self._slots.write_changed(self._parts())
+                steps = self.steps
+            self._file.flush(json.dumps({"step": steps}).encode())
 
     def close(self) -> None:
-        """Flushes (unless read-only) and gives the file up; the table cannot be used any more. May
-        be called twice. Raises: as :meth:`flush`; the file is given up then, too, as the last flush
-        left it."""
+        """Flushes (unless read-only, or in a fork) and gives the file up; the table cannot be used
+        any more. May be called twice. Raises: as :meth:`flush`; the file is given up then, too, as
+        the last flush left it."""
+        if self._forked:
+            self._closer()
+            return
         self._wait()
         with self._lock:
             if self._file.closed:
@@ -284,7 +311,7 @@ class CachedTable(Table):
 
     def __exit__(self, kind: object, *_: object) -> None:
         """Closes the table. After an error nothing is flushed."""
-        if kind is None:
+        if kind is None or self._forked:
             self.close()
         else:
             self._wait()
@@ -295,70 +322,98 @@ class CachedTable(Table):
 
     def _parts(self) -> tuple[Tensor, ...]:
         """What is in the slots: rows, and the optimizer's state."""
-        known = self._known
-        optimizer = self._optimizer
-        state = {} if optimizer is None else optimizer.state[self.cache]
-        # row_state() moves and makes what has to be; as a rule nothing has.
-        if known and known[0].data_ptr() == self.cache.data_ptr():
-            names = () if optimizer is None else self._names
-            if all(state.get(name) is part for name, part in zip(names, known[1:], strict=True)):
-                return known
-        states = () if optimizer is None else optimizer.row_state(self.cache)
+        known, attached = self._known, self._attached
+        # states() moves and makes what has to be; as a rule nothing has.
+        here = bool(known) and known[0].data_ptr() == self.cache.data_ptr()
+        if here and (attached is None or attached.holds(known[1:])):
+            return known
+        states = () if attached is None else attached.states()
         self._known = (self.cache.detach(), *states)
         return self._known
 
     def _attach(self) -> bool:
         """Makes room in the file for the state of the optimizer there is now. Returns whether a
         gradient would be applied."""
-        found = in_backward.optimizers_of(self.cache)
-        optimizer = found[0] if found else None
-        if optimizer is self._optimizer:
-            return optimizer is not None
+        if self._is_attached():
+            return self._attached is not None
         name = type(self).__name__
-        if optimizer is not None and not (len(found) == 1 and isinstance(optimizer, RowOptimizer)):
+        found = in_backward.optimizers_of(self.cache)
+        if not found:
+            self._empty()
+            self._detach()
+            return False
+        optimizer = found[0]
+        if not (len(found) == 1 and isinstance(optimizer, RowOptimizer)):
             raise TypeError(
                 f"{name}: expected one optimizer of vecsmith.optim in backward; got "
                 f"{', '.join(type(other).__name__ for other in found)}"
             )
         if self._file.read_only:
             raise ValueError(f"{name}: expected a table open for writing to train it")
-        self._slots.write_changed(self._parts())
-        if not self._slots.native.clear():
-            raise RuntimeError(
-                f"{name}: expected no batch between its forward and backward pass where the "
-                "optimizer changes"
-            )
-        steps = self.steps
-        self._optimizer, self._known = None, ()
-        if optimizer is None:
-            return False
-        group = optimizer._group_of(self.cache)
-        names = [[key, per_row] for key, per_row in optimizer._state_names(group)]
-        label = json.loads(self._file.label or b"{}")
-        if names and label.get("states", names) != names:
+        names = state_names(optimizer, self.cache)
+        known = self._state_in_file()
+        if names and known and names != known:
             raise ValueError(
                 f"{name}: expected an optimizer with the state that the rows have, "
-                f"{[key for key, _ in label['states']]}; got {[key for key, _ in names]} of "
+                f"{[key for key, _ in known]}; got {[key for key, _ in names]} of "
                 f"{type(optimizer).__name__} (drop_optimizer_state() forgets it)"
             )
-        if names and "states" not in label:
-            value = optimizer._initial_value(group)
-            dim = self.embedding_dim
-            states = [(1 if per_row else dim, value) for _, per_row in names]
+        if self._attached is None or self._attached.optimizer is not optimizer:
+            refuse_state(optimizer.state.get(self.cache, {}))
+        self._empty()
+        if names and not known:
+            value = optimizer._initial_value(optimizer._group_of(self.cache))
+            states = [(1 if per_row else self.embedding_dim, value) for _, per_row in names]
             self._use(self._file.with_states(states, json.dumps({"states": names}).encode()))
-        self._optimizer = optimizer
-        self._names = tuple(key for key, _ in names)
-        if steps and names:
-            optimizer.state[self.cache].setdefault("step", optimizer._counter(steps))
+        self._detach()
+        self._attached = Attached(optimizer, self.cache, names, self._stepping)
+        if names and self._steps:
+            optimizer.state[self.cache]["step"] = optimizer._counter(self._steps)
+        self._parts()
         return True
+
+    def _is_attached(self) -> bool:
+        """Whether the optimizer there is now, as it is now, is the one that is attached."""
+        found, attached = in_backward.optimizers_of(self.cache), self._attached
+        if attached is None:
+            return not found
+        return bool(found) and found[0] is attached.optimizer and attached.fits
+
+    def _check_step(self) -> None:
+        """Raises where the step of a batch would not be one of the state that its rows have."""
+        if in_backward.optimizers_of(self.cache) and not self._is_attached():
+            raise RuntimeError(
+                f"{type(self).__name__}: expected the optimizer of a batch, and whether it has a "
+                "momentum, to stay between its forward and backward pass; got another"
+            )
+
+    def _empty(self) -> None:
+        """All rows go from their slots, for other state to come with them."""
+        with self._stepping:
+            self._slots.write_changed(self._parts())
+            if not self._slots.native.clear():
+                raise RuntimeError(
+                    f"{type(self).__name__}: expected no batch between its forward and backward "
+                    "pass where the optimizer, or the rows as a whole, change"
+                )
+
+    def _detach(self) -> None:
+        if self._attached is not None:
+            self._steps = self.steps
+            self._attached.detach()
+        self._attached, self._known = None, ()
+
+    def _state_in_file(self) -> Names:
+        """The state that the rows have in the file."""
+        found = json.loads(self._file.label or b"{}").get("states", [])
+        return tuple((key, per_row) for key, per_row in found)
 
     @property
     def steps(self) -> int:
         """How many steps the rows have been through, of an optimizer that counts them (all with
-        state do): its own count, or, without an optimizer, that of the last flush."""
-        if self._optimizer is not None and self._optimizer.state[self.cache]:
-            return int(self._optimizer.state[self.cache].get("step", 0))
-        return json.loads(self._file.metadata or b"{}").get("step", 0)
+        state do): its own count, or, without an optimizer, that of the last there was."""
+        steps = None if self._attached is None else self._attached.steps
+        return self._steps if steps is None else steps
 
     def drop_optimizer_state(self) -> None:
         """Forgets the optimizer state that is kept with the rows, so that another kind of optimizer
@@ -370,14 +425,18 @@ class CachedTable(Table):
         self._wait()
         with self._lock:
             self._alive()
+            if self._file.read_only:
+                raise ValueError(f"{type(self).__name__}: expected a table open for writing")
             if in_backward.optimizers_of(self.cache):
                 raise RuntimeError(
                     f"{type(self).__name__}: expected no optimizer in backward; "
                     "remove_optimizer_in_backward(table.parameters()) takes it away"
                 )
-            self._attach()
+            self._empty()
+            self._detach()
             self._use(self._file.with_states([]))
             self._file.flush()
+            self._steps = 0
 
     # --- looking up ---------------------------------------------------------------------------
 
@@ -390,8 +449,12 @@ class CachedTable(Table):
 
         Args:
             indices: of any shape, int32 or int64.
+
+        Raises: TypeError for indices of another kind; ValueError if the table is closed.
         """
+        self._check_process()
         self._alive()
+        self._check_type(indices)
         ids = indices.detach().reshape(-1).clone()
         if self._loader is None:
             self._loader = concurrent.futures.ThreadPoolExecutor(1, "vecsmith-prefetch")
@@ -402,6 +465,7 @@ class CachedTable(Table):
 
     def _wait(self) -> None:
         """Until what is loaded in the background is there. Not with the lock, which that takes."""
+        self._check_process()  # there is no background in a fork
         loading, self._loading = self._loading, None
         if loading is not None:
             loading.result()
@@ -469,12 +533,18 @@ class CachedTable(Table):
                 msg=f"expected eager execution of a {name}, whose rows come and go: compile the "
                 "rest of the model"
             )
-        if not isinstance(indices, Tensor):
-            raise TypeError(f"{name}: expected indices to be a torch.Tensor; got {type(indices)}")
-        if indices.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"{name}: expected indices of int32 or int64; got {indices.dtype}")
+        self._check_type(indices)
         if indices.numel() >= 2**31:
             raise ValueError(f"{name}: expected fewer than 2^31 indices; got {indices.numel()}")
+
+    def _check_type(self, indices: Any) -> None:
+        name = type(self).__name__
+        if not isinstance(indices, Tensor):
+            raise TypeError(
+                f"{name}: expected indices to be a torch.Tensor; got {type(indices).__name__}"
+            )
+        if indices.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"{name}: expected indices of int32 or int64; got {indices.dtype}")
 
     def _look_up(self, indices: Tensor, padding_idx: int | None, look_up: Any) -> Tensor:
         name = type(self).__name__
@@ -497,7 +567,7 @@ class CachedTable(Table):
         try:
             out = look_up(slots, self.cache if update else self.cache.detach(), padding)
         except BaseException:
-            ticket.release()
+            ticket.discard()
             raise
         if not update:
             ticket.release()
@@ -506,7 +576,8 @@ class CachedTable(Table):
         while node is not None and type(node).__name__ != "_LookupBackward":
             node = node.next_functions[0][0]
         assert node is not None
-        node.register_hook(lambda *_: _after_backward(ticket))
+        table: weakref.ref[CachedTable] = weakref.ref(self)
+        node.register_hook(lambda *_: _after_backward(table, ticket))
         return out
 
     def _batch(self, indices: Tensor, use: int) -> tuple[Tensor, Ticket]:
@@ -527,9 +598,9 @@ class CachedTable(Table):
     def optimizer_state(self, indices: Tensor) -> dict[str, Tensor]:
         """A copy of the optimizer's state of rows, under its names: [*, D], or [*] where there is
         one number for a row. Empty where there is none. Raises: as :meth:`rows`."""
-        with self._lock:
+        with self._locked():
             self._alive()
-            names = json.loads(self._file.label or b"{}").get("states", [])
+            names = self._state_in_file()
             tensors = self._read(indices, 1 + len(names))[1:]
         shape = indices.shape
         return {
@@ -538,12 +609,9 @@ class CachedTable(Table):
         }
 
     def _read(self, indices: Tensor, count: int) -> list[Tensor]:
-        if indices.dtype not in (torch.int32, torch.int64):
-            raise TypeError(
-                f"{type(self).__name__}: expected indices of int32 or int64; got {indices.dtype}"
-            )
+        self._check_type(indices)
         ids = indices.detach().reshape(-1).cpu().numpy().astype(np.int64)
-        with self._lock:
+        with self._locked(), self._stepping:
             self._alive()
             slots = self._slots.find(ids)
             out = self._file.read(ids, count)
@@ -560,13 +628,23 @@ class CachedTable(Table):
         """Sets rows; their optimizer state stays. It counts for the file from the next flush on.
 
         Args:
-            indices: [N], distinct; None: all rows, in order.
+            indices: [N], distinct, int32 or int64; None: all rows, in order.
             values: [N, D] of the table's dtype.
 
         Raises: IndexError; ValueError for another shape, indices that come twice, or a table that
             is closed or read-only; TypeError for another dtype. Nothing is changed then.
         """
         name = type(self).__name__
+        if indices is not None:
+            self._check_type(indices)
+            if indices.dim() != 1:
+                raise ValueError(
+                    f"{name}: expected indices of shape [N]; got {list(indices.shape)}"
+                )
+        if not isinstance(values, Tensor):
+            raise TypeError(
+                f"{name}: expected values to be a torch.Tensor; got {type(values).__name__}"
+            )
         count = self.num_embeddings if indices is None else indices.numel()
         shape = (count, self.embedding_dim)
         if tuple(values.shape) != shape:
@@ -576,13 +654,13 @@ class CachedTable(Table):
         if values.dtype != self.dtype:
             raise TypeError(f"{name}: expected values of {self.dtype}; got {values.dtype}")
         self._wait()
-        with self._lock, torch.no_grad():
+        with self._lock, self._stepping, torch.no_grad():
             self._alive()
             if self._file.read_only:
                 raise ValueError(f"{name}: expected a table open for writing")
             if indices is not None and indices.unique().numel() != count:
                 raise ValueError(f"{name}: expected distinct indices")
-            ids = np.arange(count) if indices is None else indices.reshape(-1).cpu().numpy()
+            ids = np.arange(count) if indices is None else indices.cpu().numpy()
             ids = ids.astype(np.int64)
             self._slots.find(ids)  # raises where they are out of range
             step = self._chunk()
@@ -618,13 +696,29 @@ class CachedTable(Table):
         self._wait()
         with self._lock:
             self._alive()
-            if not self._slots.native.clear():
-                raise RuntimeError(
-                    f"{type(self).__name__}: expected no batch between its forward and backward "
-                    "pass"
-                )
+            self._empty()
             self._use(self._open(None, "a"))
-            self._optimizer, self._known = None, ()
+            attached = self._attached
+            self._detach()
+            if attached is not None:
+                attached.optimizer.state.pop(self.cache, None)
+            self._steps = 0
+
+    def _apply(self, fn: Any, recurse: bool = True) -> CachedTable:
+        """Moves the cache. Raises: TypeError where it would be of another dtype than the rows."""
+        self._wait()
+        with self._lock, self._stepping:
+            with torch.no_grad():
+                dtype = fn(self.cache.detach()[:0]).dtype
+            if dtype != self.dtype:
+                raise self._other_dtype(dtype)
+            return super()._apply(fn, recurse)
+
+    def _other_dtype(self, dtype: torch.dtype) -> TypeError:
+        return TypeError(
+            f"{type(self).__name__}: expected the cache to stay {self.dtype}; got {dtype} (choose "
+            "the dtype when the table is made)"
+        )
 
     # --- state_dict ---------------------------------------------------------------------------
 
@@ -700,20 +794,23 @@ def _give_up(file: RowFile) -> None:
     file.close()
 
 
-def _after_backward(ticket: Ticket) -> None:
+def _after_backward(reference: weakref.ref[CachedTable], ticket: Ticket) -> None:
     """In a backward pass, when it has been through the look-up of a batch."""
     if ticket.released:  # the rows are changed at the end of the pass: not by this one
         raise RuntimeError(
             "expected one backward pass for a batch of a CachedTable: after it the rows may leave "
             "their slots; got another (retain_graph=True)"
         )
+    table = reference()
+    if table is not None:
+        table._check_step()
     # Callbacks run in the order in which they come; this one comes after the look-up's own.
     torch.autograd.Variable._execution_engine.queue_callback(ticket.release)
 
 
 def _prefetch(reference: weakref.ref[CachedTable], ids: Tensor, stream: Any) -> None:
     table = reference()
-    if table is None or table._file.closed or ids.dtype not in (torch.int32, torch.int64):
+    if table is None or table._file.closed:
         return
     with table._lock, torch.cuda.stream(stream):
         try:
