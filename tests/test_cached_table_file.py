@@ -281,6 +281,8 @@ if child == 0:
         "flush": table.flush,
         "export": table.export,
         "drop": table.drop_optimizer_state,
+        "statistics": table.statistics,
+        "reset_statistics": table.reset_statistics,
     }
     for name, use in uses.items():
         try:
@@ -306,7 +308,7 @@ def test_a_fork_cannot_use_a_table(tmp_path, storage):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert len(done.stdout.split()) == 9, done.stdout
+    assert len(done.stdout.split()) == 11, done.stdout
 
 
 def test_a_link_stays_one(tmp_path):

@@ -2,6 +2,7 @@
 
 #include <sys/mman.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -71,7 +72,7 @@ int team(int64_t work, int threads, int64_t least) {
 
 }  // namespace
 
-RowCache::RowCache(int64_t rows, int64_t slots) : rows_(rows), slots_(slots) {
+RowCache::RowCache(int64_t rows, int64_t slots) : rows_(rows), slots_(slots), process_(getpid()) {
   if (rows < 1 || rows > (int64_t{1} << 31))
     throw std::invalid_argument("expected 1..2^31 rows, got " + std::to_string(rows));
   if (slots < 1 || slots >= (int64_t{1} << 31))
@@ -402,11 +403,13 @@ void RowCache::release_locked(uint64_t ticket) {
 }
 
 void RowCache::release(uint64_t ticket) {
+  if (process_ != getpid()) return;  // the mutex may have been copied as it was held
   const std::lock_guard<std::mutex> guard(mutex_);
   release_locked(ticket);
 }
 
 void RowCache::discard(uint64_t ticket) {
+  if (process_ != getpid()) return;
   const std::lock_guard<std::mutex> guard(mutex_);
   for (const Flight& flight : flights_) {
     if (flight.ticket != ticket) continue;

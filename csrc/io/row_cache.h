@@ -68,7 +68,8 @@ class RowCache {
   uint64_t begin(const Index* ids, int64_t count, int32_t* out, Use use, RowFile& file,
                  const std::vector<RowPart>& parts, int threads);
   void release(uint64_t ticket);
-  // The same for a batch that was refused after it had been looked up: it does not count.
+  // The same for a batch that was refused after it had been looked up: it does not count. In a fork
+  // both do nothing: what is freed there may have been looked up before.
   void discard(uint64_t ticket);
 
   // The same in two steps, for slots that are not in this memory: what has to move, then, when it
@@ -146,7 +147,7 @@ class RowCache {
   uint32_t count_of(uint64_t word) const;
   uint32_t oldest() const { return flights_.empty() ? now_ + 1 : flights_.front().batch; }
 
-  int64_t rows_, slots_;
+  int64_t rows_, slots_, process_;
   uint64_t* words_ = nullptr;  // [rows]
   void* map_ = nullptr;
   size_t mapped_ = 0;

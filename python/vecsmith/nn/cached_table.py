@@ -767,6 +767,7 @@ class CachedTable(Table):
     def hit_rate(self) -> float:
         """The share of indices whose rows were in the cache when a forward pass asked for them,
         since the table was made or :meth:`reset_statistics`; nan before the first."""
+        self._check_process()
         found = self._slots.native.statistics()
         return found["hits"] / found["lookups"] if found["lookups"] else float("nan")
 
@@ -774,11 +775,13 @@ class CachedTable(Table):
         """Since the table was made, or since :meth:`reset_statistics`: "batches", "lookups" and
         "hits" (indices), "loads", "evictions", "write_backs" and "prefetched" (rows), "hit_rate";
         and "slots_used" now."""
+        self._check_process()
         found: dict[str, float] = dict(self._slots.native.statistics())
         return {**found, "hit_rate": self.hit_rate, "slots_used": self._slots.native.used}
 
     def reset_statistics(self) -> None:
         """Counts from zero again."""
+        self._check_process()
         self._slots.native.reset_statistics()
 
     def extra_repr(self) -> str:
