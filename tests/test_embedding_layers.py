@@ -360,6 +360,20 @@ def test_symbolic_and_recorded_traces_go_through_torch(kind, how):
     torch.testing.assert_close(traced(*other), theirs(*other))
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+def test_a_recorded_trace_computes_what_it_is_given():
+    """Not what the operator gave while it was recorded."""
+    table = nn.HashedTable(1000, DIM, buckets=ROWS)
+    layer = nn.Embedding(1000, DIM, table=table)
+    traced = torch.jit.trace(layer, (torch.tensor([1, 2]),))
+    other = torch.tensor([999, 4])
+    assert torch.equal(traced(other), layer(other))
+    optim.apply_optimizer_in_backward(optim.SparseSGD, layer.parameters(), {"lr": 1.0})
+    with pytest.raises(RuntimeError, match=r"expected eager execution .* got torch\.jit\.trace"):
+        torch.jit.trace(layer, (torch.tensor([1, 2]),))
+
+
 # --- a module like every other --------------------------------------------------------------------
 
 

@@ -451,6 +451,9 @@ class _Pooled(torch.autograd.Function):
         return None, *_forward_backward(ctx, *grads, first=1)
 
 
+_tracing_state = torch._C._get_tracing_state  # of torch.jit.trace
+
+
 def is_plain(*tensors: Tensor) -> bool:
     """Whether this is an eager call on ordinary tensors: not traced, faked or transformed."""
     for tensor in tensors:
@@ -461,6 +464,7 @@ def is_plain(*tensors: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore
         and forward_ad._current_level < 0
+        and _tracing_state() is None
     )
 
 

@@ -282,6 +282,11 @@ class _Lookup(torch.autograd.Function):
     @staticmethod
     def forward(ctx, made, weight, per_sample_weights, indices, offsets, mode, last, padding_idx):
         # made: (arguments, (out, positions)), where they have been computed already.
+        if torch._C._get_tracing_state() is not None:
+            raise RuntimeError(
+                "expected eager execution of a table with an optimizer in backward; got "
+                "torch.jit.trace: trace it under torch.no_grad(), or without the optimizer"
+            )
         arguments, output = made or (
             _checked(weight, per_sample_weights, indices, offsets, mode, last, padding_idx),
             None,
