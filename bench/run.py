@@ -11,6 +11,7 @@ from pathlib import Path
 
 from bench import (
     bench_embedding_bag,
+    bench_rnn,
     bench_skipgram,
     word2vec_curves,
     word2vec_job,
@@ -30,6 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     text = ["--corpus", str(given.corpus)] if given.corpus else []
     status = bench_skipgram.main(common)
     status |= bench_embedding_bag.main(common)
+    status |= bench_rnn.main(common)
     status |= word2vec_speed.main([*common, *text])
     status |= word2vec_job.main([*common, *text])
     if Path("/proc/self/status").exists():

@@ -24,6 +24,7 @@ SCRIPTS = (
     ("word2vec_curves", "bench/word2vec_curves.py"),
     ("skipgram", "bench/bench_skipgram.py"),
     ("embedding", "bench/bench_embedding_bag.py"),
+    ("rnn", "bench/bench_rnn.py"),
     ("two_tower", "examples/two_tower.py"),
 )
 

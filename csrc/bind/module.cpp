@@ -36,6 +36,7 @@ PYBIND11_MODULE(_native, m) {
   isa_level();  // A bad VECSMITH_ISA fails here, at import, by name.
   bind_skipgram(m);
   bind_embedding_bag(m);
+  bind_rnn(m);
   bind_corpus(m);
   bind_word2vec_format(m);
   bind_row_cache(m);

@@ -7,6 +7,7 @@ namespace vecsmith {
 
 void bind_skipgram(pybind11::module_& m);
 void bind_embedding_bag(pybind11::module_& m);
+void bind_rnn(pybind11::module_& m);
 void bind_corpus(pybind11::module_& m);
 void bind_word2vec_format(pybind11::module_& m);
 void bind_row_cache(pybind11::module_& m);

@@ -25,6 +25,7 @@ from vecsmith.ops.embedding_bag import (
     embedding_bag_update,
     embedding_bags,
 )
+from vecsmith.ops.rnn import rnn
 from vecsmith.ops.skipgram import skipgram, skipgram_pairs
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "explain",
     "quantize_rows",
     "registry",
+    "rnn",
     "skipgram",
     "skipgram_pairs",
 ]

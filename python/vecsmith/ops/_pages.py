@@ -65,8 +65,8 @@ def empty_aligned_pages(
     *shape: int, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> Tensor:
     """:func:`empty_pages` at an address that is a multiple of 256 bytes, in a storage that is a
-    little larger. Processors fetch cache lines in aligned pairs, and a row that begins in the middle
-    of a pair costs one more."""
+    little larger. Processors fetch cache lines in aligned pairs, and a row that begins in the
+    middle of a pair costs one more."""
     size = math.prod(shape)
     room = torch.empty(size + _ALIGNED, dtype=dtype, device=device)
     if not _is_plain(room):

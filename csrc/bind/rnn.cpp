@@ -1,0 +1,82 @@
+// Binding of the recurrent layers: reads the addresses, releases the GIL, calls the driver.
+#include <pybind11/stl.h>
+
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "bind/module.h"
+#include "cpu/rnn_driver.h"
+
+namespace py = pybind11;
+
+namespace vecsmith {
+namespace {
+
+template <class T>
+T* pointer(uint64_t address) {
+  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
+}
+
+RnnCell cell_of(const std::string& name) {
+  if (name == "lstm") return kLstm;
+  if (name == "gru") return kGru;
+  if (name == "gru_reset_before") return kGruResetBefore;
+  if (name == "rnn_tanh") return kRnnTanh;
+  if (name == "rnn_relu") return kRnnRelu;
+  throw py::value_error("rnn: unknown cell " + name);
+}
+
+// ops/_rnn.py makes it: cell, reverse, batch_sizes, hidden size, and the addresses of weight, bias,
+// h0, c0, out, c, gates (0: none).
+using RnnTuple = std::tuple<std::string, bool, std::vector<int64_t>, int64_t, uint64_t, uint64_t,
+                            uint64_t, uint64_t, uint64_t, uint64_t, uint64_t>;
+
+Rnn rnn_of(const RnnTuple& t) {
+  const auto& sizes = std::get<2>(t);
+  Rnn rnn{};
+  rnn.cell = cell_of(std::get<0>(t));
+  rnn.reverse = std::get<1>(t);
+  rnn.steps = static_cast<int64_t>(sizes.size());
+  rnn.batch = sizes.empty() ? 0 : sizes.front();
+  rnn.hidden = std::get<3>(t);
+  rnn.batch_sizes = sizes.data();
+  rnn.weight = pointer<const float>(std::get<4>(t));
+  rnn.bias = pointer<const float>(std::get<5>(t));
+  rnn.h0 = pointer<const float>(std::get<6>(t));
+  rnn.c0 = pointer<const float>(std::get<7>(t));
+  rnn.out = pointer<float>(std::get<8>(t));
+  rnn.c = pointer<float>(std::get<9>(t));
+  rnn.gates = pointer<float>(std::get<10>(t));
+  return rnn;
+}
+
+}  // namespace
+
+void bind_rnn(py::module_& m) {
+  m.def("rnn", [](const RnnTuple& given, uint64_t x, uint64_t last_c, int threads) {
+    Rnn rnn = rnn_of(given);
+    rnn.x = pointer<const float>(x);
+    rnn.last_c = pointer<float>(last_c);
+    py::gil_scoped_release release;
+    rnn_forward(rnn, threads);
+  });
+  // gradients: of out, last h, last c; and where to write those of x, the products, h0 and c0.
+  m.def("rnn_backward",
+        [](const RnnTuple& given, const std::tuple<uint64_t, uint64_t, uint64_t>& from,
+           const std::tuple<uint64_t, uint64_t, uint64_t, uint64_t>& to, int threads) {
+          const Rnn rnn = rnn_of(given);
+          RnnGrad grad{};
+          grad.out = pointer<const float>(std::get<0>(from));
+          grad.last_h = pointer<const float>(std::get<1>(from));
+          grad.last_c = pointer<const float>(std::get<2>(from));
+          grad.x = pointer<float>(std::get<0>(to));
+          grad.products = pointer<float>(std::get<1>(to));
+          grad.h0 = pointer<float>(std::get<2>(to));
+          grad.c0 = pointer<float>(std::get<3>(to));
+          py::gil_scoped_release release;
+          rnn_backward(rnn, grad, threads);
+        });
+}
+
+}  // namespace vecsmith

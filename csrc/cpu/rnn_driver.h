@@ -1,0 +1,12 @@
+// The driver of the recurrent layers: threads, packing, steps. The bindings call it.
+#pragma once
+
+#include "cpu/rnn.h"
+
+namespace vecsmith {
+
+// Both throw std::invalid_argument for batch_sizes that are not positive or increase.
+void rnn_forward(const Rnn& rnn, int threads);
+void rnn_backward(const Rnn& rnn, const RnnGrad& grad, int threads);
+
+}  // namespace vecsmith

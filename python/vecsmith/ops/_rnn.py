@@ -1,0 +1,279 @@
+"""``rnn`` as torch knows it: registered operators with their fakes and derivatives, over the native
+module. The arguments have been checked by :mod:`vecsmith.ops.rnn`.
+
+The forward pass keeps the gates, and for an LSTM every cell, so that the backward pass has one
+product with the recurrent weight for each step, as the forward pass has; what concerns all steps at
+once (the input's part of the gates, the gradients of the weights) is left to torch's products.
+"""
+
+from __future__ import annotations
+
+from itertools import accumulate
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vecsmith.ops._registry import native
+from vecsmith.reference import rnn as reference
+
+CELLS = ("lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu")
+_GATES = reference.CELLS
+_SAVED = {"lstm": 4, "gru": 4, "gru_reset_before": 3, "rnn_tanh": 0, "rnn_relu": 0}
+
+_LIBRARY = torch.library.Library("vecsmith", "FRAGMENT")
+_PARAMETERS = "Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh"
+_HOW = "str cell, bool reverse, int num_threads"
+# -> output, last h, last c, and what a backward pass needs: every c, gates
+_LIBRARY.define(
+    f"rnn(Tensor input, Tensor batch_sizes, {_PARAMETERS}, {_HOW}, bool save) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+# -> gradients of input, h0, c0, w_ih, w_hh, b_ih, b_hh
+_LIBRARY.define(
+    "rnn_backward(Tensor? grad, Tensor? grad_h, Tensor? grad_c, Tensor input, Tensor batch_sizes, "
+    f"{_PARAMETERS}, Tensor output, Tensor c, Tensor gates, {_HOW}, bool needs_input) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+
+
+def _workers(num_threads: int) -> int:
+    return num_threads or torch.get_num_threads()
+
+
+def _job(cell, reverse, sizes, w_hh, b_hh, h0, c0, output, c, gates) -> tuple[Any, ...]:
+    """A sequence as the native module takes it."""
+    # Only the reset gate keeps the recurrent bias apart from the input's.
+    bias = b_hh if cell == "gru" else None
+    addresses = [_address(t) for t in (w_hh, bias, h0, c0, output, c, gates)]
+    return (cell, reverse, sizes, h0.shape[1], *addresses)
+
+
+def _last(sizes: list[int], reverse: bool) -> slice | Tensor:
+    """Where each row's last state is in the output."""
+    if reverse:
+        return slice(0, sizes[0])
+    if sizes[-1] == sizes[0]:
+        return slice(sum(sizes) - sizes[0], None)
+    starts = [0, *accumulate(sizes)]
+    lengths = [0] * sizes[0]
+    for size in sizes:
+        for row in range(size):
+            lengths[row] += 1
+    return torch.tensor([starts[n - 1] + row for row, n in enumerate(lengths)])
+
+
+def _forward(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, cell, reverse, num_threads, save):
+    sizes = batch_sizes.tolist()
+    hidden, count = h0.shape[1], input.shape[0]
+    bias = b_ih
+    if cell != "gru" and b_hh is not None:
+        bias = b_hh if b_ih is None else b_ih + b_hh
+    x = torch.nn.functional.linear(input, w_ih, bias)
+    output = input.new_empty(count, hidden)
+    # (a reset before needs its gates in any case, between its two products)
+    saved = _SAVED[cell] if save or cell == "gru_reset_before" else 0
+    gates = input.new_empty(count, saved * hidden)
+    c = input.new_empty(count if save and cell == "lstm" else 0, hidden)
+    last_c = torch.empty_like(h0 if cell == "lstm" else h0[:0])
+    native().rnn(
+        _job(cell, reverse, sizes, w_hh, b_hh, h0, c0, output, c, gates),
+        *(_address(x), _address(last_c), _workers(num_threads)),
+    )
+    last_h = output[_last(sizes, reverse)].clone()
+    return output, last_h, last_c, c, gates if save else gates.new_empty(0)
+
+
+def _forward_fake(
+    input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, cell, reverse, num_threads, save
+):
+    count, hidden = input.shape[0], h0.shape[1]
+    lstm = cell == "lstm"
+    return (
+        input.new_empty(count, hidden),
+        torch.empty_like(h0),
+        torch.empty_like(h0 if lstm else h0[:0]),
+        input.new_empty(count if save and lstm else 0, hidden),
+        input.new_empty((count, _SAVED[cell] * hidden) if save else (0,)),
+    )
+
+
+def _states_before(output: Tensor, h0: Tensor, sizes: list[int], reverse: bool):
+    """Pairs (rows, states) of packed rows and the states that their steps began with."""
+    batch, count = sizes[0], output.shape[0]
+    if sizes[-1] == batch:
+        if reverse:
+            return ((slice(0, count - batch), output[batch:]), (slice(count - batch, None), h0))
+        return ((slice(batch, None), output[: count - batch]), (slice(0, batch), h0))
+    starts = [0, *accumulate(sizes)]
+    before = []
+    for t, size in enumerate(sizes):
+        if reverse:  # the state after step t + 1, where the row goes so far
+            after = sizes[t + 1] if t + 1 < len(sizes) else 0
+            before += [batch + starts[t + 1] + row if row < after else row for row in range(size)]
+        else:
+            before += [batch + starts[t - 1] + row if t else row for row in range(size)]
+    states = torch.cat([h0, output]).index_select(0, torch.tensor(before))
+    return ((slice(None), states),)
+
+
+def _backward(
+    grad,
+    grad_h,
+    grad_c,
+    input,
+    batch_sizes,
+    h0,
+    c0,
+    w_ih,
+    w_hh,
+    b_ih,
+    b_hh,
+    output,
+    c,
+    gates,
+    cell,
+    reverse,
+    num_threads,
+    needs_input,
+):
+    sizes = batch_sizes.tolist()
+    hidden, count = h0.shape[1], input.shape[0]
+    given = [None if g is None else g.contiguous() for g in (grad, grad_h, grad_c)]
+    dx = input.new_empty(count, _GATES[cell] * hidden)
+    # Gradients of weight times state: apart from dx where the reset gate comes between.
+    products = torch.empty_like(dx) if cell == "gru" else dx
+    dh0, dc0 = torch.empty_like(h0), torch.empty_like(h0 if cell == "lstm" else h0[:0])
+    native().rnn_backward(
+        _job(cell, reverse, sizes, w_hh, b_hh, h0, c0, output, c, gates),
+        tuple(_address(g) for g in given),
+        tuple(_address(t) for t in (dx, products, dh0, dc0)),
+        _workers(num_threads),
+    )
+    dw_hh = torch.zeros_like(w_hh)
+    plain = dw_hh[: 2 * hidden] if cell == "gru_reset_before" else dw_hh
+    for rows, states in _states_before(output, h0, sizes, reverse):
+        plain.addmm_(products[rows, : len(plain)].t(), states)
+        if cell == "gru_reset_before":
+            scaled = gates[rows, :hidden] * states
+            dw_hh[2 * hidden :].addmm_(products[rows, 2 * hidden :].t(), scaled)
+    nothing = input.new_empty(0)
+    return (
+        dx @ w_ih if needs_input else nothing,
+        dh0,
+        dc0,
+        dx.t() @ input,
+        dw_hh,
+        nothing if b_ih is None else dx.sum(0),
+        nothing.clone() if b_hh is None else products.sum(0),
+    )
+
+
+def _backward_fake(
+    grad,
+    grad_h,
+    grad_c,
+    input,
+    batch_sizes,
+    h0,
+    c0,
+    w_ih,
+    w_hh,
+    b_ih,
+    b_hh,
+    output,
+    c,
+    gates,
+    cell,
+    reverse,
+    num_threads,
+    needs_input,
+):
+    def like(tensor: Tensor | None) -> Tensor:
+        return input.new_empty(0 if tensor is None else tensor.shape)
+
+    return (
+        like(input if needs_input else None),
+        *(like(t) for t in (h0, h0 if cell == "lstm" else h0[:0], w_ih, w_hh, b_ih, b_hh)),
+    )
+
+
+# --- autograd -------------------------------------------------------------------------------------
+
+
+def _forward_context(ctx, inputs, output):
+    *tensors, cell, reverse, num_threads, _ = inputs
+    out, _, _, c, gates = output
+    ctx.save_for_backward(*tensors, out, c, gates)
+    ctx.how = (cell, reverse, num_threads)
+    ctx.mark_non_differentiable(c, gates)
+    ctx.set_materialize_grads(False)
+
+
+def _forward_backward(ctx, grad, grad_h, grad_c, *_):
+    input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, *saved = ctx.saved_tensors
+    if grad is None and grad_h is None and grad_c is None:
+        return (None,) * 12
+    needs = ctx.needs_input_grad
+    d_input, *rest = torch.ops.vecsmith.rnn_backward(
+        *(grad, grad_h, grad_c if ctx.how[0] == "lstm" else None),
+        *(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, *saved, *ctx.how, needs[0]),
+    )
+    rest = [g if n else None for g, n in zip(rest, needs[2:8], strict=True)]
+    return (d_input if needs[0] else None, None, *rest, None, None, None, None)
+
+
+def _backward_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:11])
+    ctx.how = inputs[14:16]
+    ctx.set_materialize_grads(False)
+
+
+def _backward_backward(ctx, *grads):
+    """Through the reference: a second derivative is rare, and its formula the same."""
+    g_out, g_h, g_c, input, batch_sizes, *parameters = ctx.saved_tensors
+    cell, reverse = ctx.how
+    with torch.enable_grad():
+        first = [g_out, g_h, g_c, input, *parameters]
+        twins: list[Any] = [None if t is None else t.detach().requires_grad_() for t in first]
+        g_out, g_h, g_c, again, *rest = twins
+        results = reference.rnn(again, batch_sizes, *rest, cell=cell, reverse=reverse)
+        pairs = zip(results, (g_out, g_h, g_c), strict=True)
+        pairs = [(r, g) for r, g in pairs if r is not None and g is not None]
+        wanted = [(t, g) for t, g in zip([again, *rest], grads, strict=True) if t is not None]
+        wanted = [(t, g) for t, g in wanted if g is not None and g.shape == t.shape]
+        made = torch.autograd.grad(
+            *([r for r, _ in pairs], [t for t, _ in wanted], [g for _, g in pairs]),
+            create_graph=True,
+            allow_unused=True,
+        )
+        made = [(m, g) for m, (_, g) in zip(made, wanted, strict=True) if m is not None]
+        found = torch.autograd.grad(
+            *([m for m, _ in made], [t for t in twins if t is not None], [g for _, g in made]),
+            create_graph=torch.is_grad_enabled(),
+            allow_unused=True,
+        )
+    answers = iter(found)
+    g_out, g_h, g_c, again, *rest = [None if t is None else next(answers) for t in twins]
+    return (g_out, g_h, g_c, again, None, *rest, *(None,) * 7)
+
+
+for _name, _impl, _fake in (
+    ("rnn", _forward, _forward_fake),
+    ("rnn_backward", _backward, _backward_fake),
+):
+    _LIBRARY.impl(_name, _impl, "CPU")
+    torch.library.register_fake(f"vecsmith::{_name}", _fake)
+torch.library.register_autograd(
+    "vecsmith::rnn", _forward_backward, setup_context=_forward_context, lib=_LIBRARY
+)
+torch.library.register_autograd(
+    "vecsmith::rnn_backward",
+    _backward_backward,
+    setup_context=_backward_context,
+    lib=_LIBRARY,
+)

@@ -1,0 +1,201 @@
+"""The operator ``rnn``: one recurrent layer over whole sequences, in one direction.
+
+What it computes is written down in :mod:`vecsmith.reference.rnn`; how torch knows it, and how the
+native module is called, in ``_rnn.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from vecsmith.ops import _checks as check
+from vecsmith.ops._registry import Backend, Operator, choose, register
+from vecsmith.ops._rnn import CELLS
+from vecsmith.reference import rnn as reference
+
+_FAST = (torch.float32, torch.float16, torch.bfloat16)
+OPERATOR = register(
+    Operator(
+        "rnn",
+        (
+            Backend("native", "cpu", _FAST),
+            Backend("reference", "any", (*_FAST, torch.float64)),
+        ),
+        ("rnn",),
+    )
+)
+
+
+def rnn(
+    input: Tensor,
+    batch_sizes: Tensor,
+    h0: Tensor,
+    c0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+    *,
+    cell: str,
+    reverse: bool = False,
+    w_hr: Tensor | None = None,
+    w_out: Tensor | None = None,
+    b_out: Tensor | None = None,
+    norm: Sequence[Tensor] | None = None,
+    zoneout: tuple[float, float] = (0.0, 0.0),
+    keep: tuple[Tensor | None, Tensor | None] = (None, None),
+    clip: float | None = None,
+    backend: str | None = None,
+    num_threads: int | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """A recurrent layer over whole sequences, in one direction (formulas:
+    :mod:`vecsmith.reference.rnn`). Rows that have ended cost nothing.
+
+    The native backend computes the cells "lstm", "gru", "gru_reset_before", "rnn_tanh" and
+    "rnn_relu" in float32 (float16 and bfloat16 are computed in float32, and rounded at the end);
+    every other case goes to the reference. Its bits do not depend on the number of threads.
+
+    Args:
+        input: [N, I]: the inputs of step 0 of all B rows, then of step 1 of the rows that are
+            longer, and so on (the layout of torch's PackedSequence).
+        batch_sizes: [T] int64 on the CPU, not increasing, all >= 1; its sum is N.
+        h0: [B, R], with B = batch_sizes[0] and R = H, or P with a projection.
+        c0: [B, H] for "lstm", else None.
+        w_ih, w_hh: [G H, I] and [G H, R]; gates in torch's order (LSTM: i f g o; GRU: r z n).
+        b_ih, b_hh: [G H], or None.
+        cell: "lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu" or "residual".
+        reverse: read each row from its own end.
+        w_hr: [P, H], a projection of h; "lstm" alone.
+        w_out, b_out: [H, H] and [H]; "residual" alone.
+        norm: layer normalization's tensors, as in the reference.
+        zoneout, keep, clip: as in the reference.
+        backend: "native" or "reference" to force one.
+        num_threads: default ``torch.get_num_threads()``.
+
+    Returns:
+        (output [N, R], last h [B, R], last c [B, H] or None). Twice differentiable.
+
+    Raises:
+        TypeError, ValueError: wrong types, shapes, devices, batch_sizes.
+        BackendUnavailable: a forced backend that cannot run.
+    """
+    name = "rnn"
+    sizes = _check_sequences(name, input, batch_sizes)
+    _check_parameters(name, cell, input, sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
+    options = (w_hr, w_out, b_out, norm, *keep, clip)
+    plain = cell in CELLS and all(o is None for o in options) and not any(zoneout)
+    threads = 0 if num_threads is None else check.threads(name, num_threads)
+    if not plain and backend not in (None, "reference"):
+        raise ValueError(f"{name}: expected backend 'reference' for these options; got {backend!r}")
+    if not plain or _choose(input, backend) == "reference":
+        return reference.rnn(
+            *(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh),
+            cell=cell,
+            reverse=reverse,
+            w_hr=w_hr,
+            w_out=w_out,
+            b_out=b_out,
+            norm=norm,
+            zoneout=zoneout,
+            keep=keep,
+            clip=clip,
+        )
+    given = (h0, c0, w_ih, w_hh, b_ih, b_hh)
+    save = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (input, *given)
+    )
+    tensors = [None if t is None else t.float().contiguous() for t in given]
+    output, last_h, last_c, _, _ = torch.ops.vecsmith.rnn(
+        *(input.float().contiguous(), batch_sizes, *tensors, cell, bool(reverse), threads, save)
+    )
+    kind = input.dtype
+    return output.to(kind), last_h.to(kind), last_c.to(kind) if cell == "lstm" else None
+
+
+def _choose(input: Tensor, backend: str | None) -> str:
+    if torch.compiler.is_compiling() and backend is None:  # which cannot look for modules
+        return "native" if input.device.type == "cpu" and input.dtype in _FAST else "reference"
+    return choose(OPERATOR, input.device.type, input.dtype, backend)
+
+
+def _check_sequences(name: str, input: Tensor, batch_sizes: Tensor) -> int:
+    """B, or -1 where it cannot be known (a traced tensor)."""
+    if not isinstance(input, Tensor) or not input.dtype.is_floating_point:
+        kind = input.dtype if isinstance(input, Tensor) else type(input).__name__
+        raise TypeError(f"{name}: expected input to be a floating point tensor; got {kind}")
+    if input.dim() != 2:
+        raise ValueError(f"{name}: expected input of shape [N, I]; got {list(input.shape)}")
+    if not isinstance(batch_sizes, Tensor) or batch_sizes.dtype != torch.int64:
+        raise TypeError(f"{name}: expected batch_sizes to be an int64 tensor")
+    if batch_sizes.dim() != 1 or batch_sizes.device.type not in ("cpu", "meta"):
+        raise ValueError(f"{name}: expected batch_sizes of shape [T] on the CPU")
+    if batch_sizes.numel() == 0:
+        raise ValueError(f"{name}: expected sequences of at least one step; got none")
+    if torch.compiler.is_compiling() or type(batch_sizes) is not Tensor:
+        return -1
+    sizes = batch_sizes.tolist()
+    if min(sizes) < 1 or any(b > a for a, b in pairwise(sizes)):
+        raise ValueError(
+            f"{name}: expected batch_sizes of at least 1 that do not increase; got {sizes}"
+        )
+    if sum(sizes) != input.shape[0]:
+        raise ValueError(
+            f"{name}: expected input of {sum(sizes)} rows, the sum of batch_sizes; "
+            f"got {input.shape[0]}"
+        )
+    return sizes[0]
+
+
+def _check_parameters(
+    name: str,
+    cell: str,
+    input: Tensor,
+    batch: int,
+    h0: Tensor,
+    c0: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    w_hr: Tensor | None,
+) -> None:
+    if cell not in reference.CELLS:
+        known = ", ".join(repr(c) for c in reference.CELLS)
+        raise ValueError(f"{name}: expected cell to be one of {known}; got {cell!r}")
+    if (c0 is None) == (cell == "lstm"):
+        raise ValueError(f"{name}: expected c0 with cell 'lstm' alone; got {cell!r}")
+    if w_hr is not None and cell != "lstm":
+        raise ValueError(f"{name}: expected w_hr with cell 'lstm' alone; got {cell!r}")
+    gates = reference.CELLS[cell]
+    if not isinstance(w_hh, Tensor) or w_hh.dim() != 2 or w_hh.shape[0] % gates:
+        shape = list(w_hh.shape) if isinstance(w_hh, Tensor) else type(w_hh).__name__
+        raise ValueError(f"{name}: expected w_hh of shape [{gates} H, R]; got {shape}")
+    hidden = w_hh.shape[0] // gates
+    size = hidden if w_hr is None else w_hr.shape[0]
+    batch = h0.shape[0] if batch < 0 else batch
+    for label, value, shape in (
+        ("h0", h0, (batch, size)),
+        ("c0", c0, (batch, hidden)),
+        ("w_ih", w_ih, (gates * hidden, input.shape[1])),
+        ("w_hh", w_hh, (gates * hidden, size)),
+        ("b_ih", b_ih, (gates * hidden,)),
+        ("b_hh", b_hh, (gates * hidden,)),
+        ("w_hr", w_hr, (size, hidden)),
+    ):
+        if value is None:
+            continue
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected {label} to be a torch.Tensor; got {type(value)}")
+        if value.shape != shape:
+            raise ValueError(
+                f"{name}: expected {label} of shape {list(shape)}; got {list(value.shape)}"
+            )
+        if value.dtype != input.dtype or value.device != input.device:
+            raise TypeError(
+                f"{name}: expected {label} to be {input.dtype} on {input.device}; "
+                f"got {value.dtype} on {value.device}"
+            )

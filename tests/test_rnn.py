@@ -1,0 +1,194 @@
+"""The operator rnn: every backend, dtype and ISA level against the reference in fp64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from vecsmith import ops
+from vecsmith.reference import rnn as reference
+
+CELLS = ("lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu")
+SEQUENCES = ([1], [3, 3, 3], [5, 4, 4, 2, 1, 1], [9] * 4, [33, 33])
+NAMES = ("input", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh")
+quick = pytest.mark.cases(backend=("native", "reference"))
+
+
+def problem(cell, sizes, hidden, inputs=7, bias=True, dtype=torch.float64):
+    """The arguments of a layer, in fp64."""
+    gates, batch, count = reference.CELLS[cell], sizes[0], sum(sizes)
+    scale = hidden**-0.5
+
+    def draw(*shape):
+        return torch.randn(*shape, dtype=torch.float64)
+
+    values = {
+        "input": draw(count, inputs),
+        "h0": draw(batch, hidden) * 0.5,
+        "c0": draw(batch, hidden) if cell == "lstm" else None,
+        "w_ih": draw(gates * hidden, inputs) * inputs**-0.5,
+        "w_hh": draw(gates * hidden, hidden) * scale,
+        "b_ih": draw(gates * hidden) * 0.3 if bias else None,
+        "b_hh": draw(gates * hidden) * 0.3 if bias else None,
+    }
+    return {name: v if v is None else v.to(dtype).double() for name, v in values.items()}
+
+
+def run(function, values, sizes, dtype, **options):
+    """(results, gradients) of a call in this dtype."""
+    given = {n: v if v is None else v.to(dtype).requires_grad_() for n, v in values.items()}
+    results = function(batch_sizes=torch.tensor(sizes), **given, **options)
+    kept = [r for r in results if r is not None]
+    torch.manual_seed(5)
+    grads = [torch.randn(r.shape, dtype=torch.float64).to(dtype) for r in kept]
+    leaves = [v for v in given.values() if v is not None]
+    return [k.detach() for k in kept], torch.autograd.grad(kept, leaves, grads)
+
+
+def assert_close(found, plain, exact):
+    """An error of at most twice that of plain torch, and some roundings of the largest value."""
+    for ours, theirs, right in zip(found, plain, exact, strict=True):
+        unit = torch.finfo(ours.dtype).eps * max(1e-30, float(right.abs().max()))
+        limit = 2 * float((theirs.double() - right).abs().max()) + 16 * unit
+        assert float((ours.double() - right).abs().max()) <= limit
+
+
+@quick
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("sizes", SEQUENCES, ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_forward_and_gradients(operator_case, cell, sizes, reverse):
+    case = operator_case
+    for hidden in (1, 7, 16, 33, 70):
+        values = problem(cell, sizes, hidden, dtype=case.dtype)
+        how = {"cell": cell, "reverse": reverse}
+        exact = run(reference.rnn, values, sizes, torch.float64, **how)
+        plain = run(reference.rnn, values, sizes, case.dtype, **how)
+        ours = run(ops.rnn, values, sizes, case.dtype, backend=case.backend, num_threads=2, **how)
+        for found, theirs, right in zip(ours, plain, exact, strict=True):
+            assert all(f.dtype == case.dtype for f in found)
+            assert_close(found, theirs, right)
+
+
+@pytest.mark.cases(backend="native", dtype=torch.float32)
+@pytest.mark.parametrize("cell", CELLS)
+def test_bits_do_not_depend_on_threads(operator_case, cell):
+    sizes = [40, 40, 31, 31, 9]
+    values = problem(cell, sizes, 130)
+    runs = []
+    for threads in (1, 2, 3, 5):
+        results, _ = run(
+            ops.rnn, values, sizes, torch.float32, cell=cell, num_threads=threads, backend="native"
+        )
+        given = {n: v if v is None else v.float() for n, v in values.items()}
+        with torch.no_grad():
+            quiet = ops.rnn(
+                batch_sizes=torch.tensor(sizes), cell=cell, num_threads=threads, **given
+            )
+        runs.append([*results, *(q for q in quiet if q is not None)])
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.cases(backend="native", dtype=torch.float32)
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("cell", CELLS)
+def test_second_derivatives(operator_case, cell, bias):
+    sizes = [3, 2, 1]
+    values = problem(cell, sizes, 4, bias=bias)
+
+    def penalty(function, dtype, **options):
+        given = {n: v if v is None else v.to(dtype).requires_grad_() for n, v in values.items()}
+        leaves = [v for v in given.values() if v is not None]
+        out, last, _ = function(batch_sizes=torch.tensor(sizes), cell=cell, **given, **options)
+        (first,) = torch.autograd.grad(
+            (out**2).sum() + (last**3).sum(), given["input"], create_graph=True
+        )
+        return torch.autograd.grad((first**2).sum(), leaves, allow_unused=True)
+
+    ours = penalty(ops.rnn, torch.float32, backend="native")
+    right = penalty(reference.rnn, torch.float64)
+    for a, b in zip(ours, right, strict=True):
+        assert (a is None) == (b is None)
+        if a is not None:
+            torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-4)
+
+
+def test_nan_and_infinity_go_where_torchs_go():
+    torch.manual_seed(0)
+    for name, cell in (("LSTM", "lstm"), ("GRU", "gru"), ("RNN", "rnn_tanh")):
+        layer = getattr(torch.nn, name)(3, 20)
+        x = torch.randn(6, 4, 3)
+        x[2, 1, 0], x[3, 2, 1], x[4, 0, 2] = float("nan"), float("inf"), float("-inf")
+        with torch.no_grad():
+            right, _ = layer(x)
+            weights = [getattr(layer, f"{n}_l0") for n in ("weight_ih", "weight_hh")]
+            biases = [getattr(layer, f"{n}_l0") for n in ("bias_ih", "bias_hh")]
+            zero = torch.zeros(4, 20)
+            c0 = zero if cell == "lstm" else None
+            sizes = torch.full((6,), 4)
+            ours, _, _ = ops.rnn(x.view(24, 3), sizes, zero, c0, *weights, *biases, cell=cell)
+        torch.testing.assert_close(ours.view(6, 4, 20), right, equal_nan=True)
+
+
+def test_compiles_without_a_graph_break():
+    sizes = torch.tensor([3, 3, 2])
+    values = {n: v.float() for n, v in problem("lstm", [3, 3, 2], 8).items() if v is not None}
+
+    def call(**given):
+        return ops.rnn(batch_sizes=sizes, cell="lstm", **given)[0].sum()
+
+    leaves = {n: v.clone().requires_grad_() for n, v in values.items()}
+    twins = {n: v.clone().requires_grad_() for n, v in values.items()}
+    torch.compile(call, backend="aot_eager", fullgraph=True)(**leaves).backward()
+    call(**twins).backward()
+    for name, leaf in leaves.items():
+        torch.testing.assert_close(leaf.grad, twins[name].grad)
+
+
+def test_the_registered_operator():
+    values = problem("gru", [3, 2], 5)
+    given = [None if values[n] is None else values[n].float().requires_grad_() for n in NAMES]
+    arguments = (given[0], torch.tensor([3, 2]), *given[1:], "gru", False, 1, True)
+    torch.library.opcheck(torch.ops.vecsmith.rnn.default, arguments)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "words"),
+    [
+        ({"input": torch.zeros(4, 3, dtype=torch.int64)}, TypeError, "floating point"),
+        ({"input": torch.zeros(2, 2, 3)}, ValueError, "shape"),
+        ({"input": torch.zeros(5, 3)}, ValueError, "4 rows"),
+        ({"batch_sizes": torch.tensor([1, 3])}, ValueError, "do not increase"),
+        ({"batch_sizes": torch.tensor([2, 2, 0])}, ValueError, "at least 1"),
+        ({"batch_sizes": torch.tensor([2.0, 2.0])}, TypeError, "int64"),
+        ({"batch_sizes": torch.zeros(0, dtype=torch.int64)}, ValueError, "one step"),
+        ({"h0": torch.zeros(3, 5)}, ValueError, "h0 of shape"),
+        ({"h0": torch.zeros(2, 5, dtype=torch.float64)}, TypeError, "h0 to be"),
+        ({"c0": None}, ValueError, "c0"),
+        ({"cell": "gru"}, ValueError, "c0"),
+        ({"cell": "lstmm"}, ValueError, "'lstm', 'gru'"),
+        ({"w_ih": torch.zeros(20, 4)}, ValueError, "w_ih of shape"),
+        ({"w_hh": torch.zeros(21, 5)}, ValueError, "w_hh of shape"),
+        ({"b_hh": torch.zeros(19)}, ValueError, "b_hh of shape"),
+        ({"clip": 1.0, "backend": "native"}, ValueError, "backend 'reference'"),
+        ({"num_threads": 0}, ValueError, "num_threads"),
+    ],
+)
+def test_bad_input_is_refused(changed, error, words):
+    values = {
+        "input": torch.zeros(4, 3),
+        "batch_sizes": torch.tensor([2, 2]),
+        "h0": torch.zeros(2, 5),
+        "c0": torch.zeros(2, 5),
+        "w_ih": torch.zeros(20, 3),
+        "w_hh": torch.zeros(20, 5),
+        "b_hh": torch.zeros(20),
+        "cell": "lstm",
+    }
+    ops.rnn(**values)
+    with pytest.raises(error, match=words):
+        ops.rnn(**{**values, **changed})
