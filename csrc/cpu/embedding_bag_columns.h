@@ -29,11 +29,11 @@ VECSMITH_INLINE int64_t column(int64_t at, int v, int64_t dim, int n) {
   return c + n <= dim ? c : dim - n;
 }
 
-// Into the second-level cache: requests for the first level queue behind its few line buffers, and
-// the processor waits for them.
+// Every line of a row into the second-level cache: requests for the first level queue behind its
+// few line buffers, and the processor waits for them.
 VECSMITH_INLINE void fetch(const char* p, int64_t bytes) {
   const char* const end = p + bytes;
-  for (; p < end; p += 64) __builtin_prefetch(p, 0, 2);
+  for (p -= reinterpret_cast<uintptr_t>(p) & 63; p < end; p += 64) __builtin_prefetch(p, 0, 2);
 }
 
 VECSMITH_INLINE int64_t row_bytes(const Rows& rows) {
