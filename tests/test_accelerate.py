@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import pickle
 
 import pytest
 import torch
@@ -139,3 +140,75 @@ def test_an_accelerated_model_compiles():
 def test_only_modules():
     with pytest.raises(TypeError, match=r"expected a torch\.nn\.Module; got list"):
         vecsmith.accelerate([torch.nn.Embedding(4, 3)])
+
+
+# --- recurrent layers -----------------------------------------------------------------------------
+
+KINDS = ["LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"]
+
+
+def results(layer: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
+    """What a recurrent layer or cell says, and the gradients of its parameters."""
+    found = layer(x[0] if type(layer).__name__.endswith("Cell") else x)
+    tensors = []
+    for each in found if isinstance(found, tuple) else (found,):
+        tensors += each if isinstance(each, tuple) else (each,)
+    loss = sum(tensor.square().sum() for tensor in tensors)
+    return [*tensors, *torch.autograd.grad(loss, layer.parameters())]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_recurrent_layers(kind):
+    theirs = getattr(torch.nn, kind)(4, 5)
+    ours = copy.deepcopy(theirs)
+    parameters = list(ours.parameters())
+    assert vecsmith.accelerate(ours) is ours
+    assert isinstance(ours, getattr(nn, kind))
+    assert isinstance(ours, getattr(torch.nn, kind))  # which the model may ask
+    assert type(ours).__name__ == kind
+    assert repr(ours) == repr(theirs)
+    assert all(a is b for a, b in zip(ours.parameters(), parameters, strict=True))
+    x = torch.randn(6, 3, 4)
+    for twin in (ours, copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert type(twin) is type(ours)
+        for mine, other in zip(results(twin, x), results(theirs, x), strict=True):
+            torch.testing.assert_close(mine, other)
+    theirs.load_state_dict(ours.state_dict())
+    ours.load_state_dict(theirs.state_dict())
+    torch.manual_seed(2)
+    theirs.reset_parameters()
+    torch.manual_seed(2)
+    ours.reset_parameters()
+    for mine, other in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(mine, other)
+    again = type(ours)(4, 5)
+    assert list(again.state_dict()) == list(theirs.state_dict())
+
+
+def test_an_accelerated_layer_takes_lengths():
+    layer = vecsmith.accelerate(torch.nn.GRU(4, 5, 2, bidirectional=True))
+    x = torch.randn(6, 2, 4)
+    out, _ = layer(x, lengths=[3, 6])
+    torch.testing.assert_close(out[:3, :1], layer(x[:3, :1])[0])
+
+
+def test_recurrent_layers_in_float64_are_left_to_torch():
+    model = torch.nn.ModuleList([torch.nn.LSTM(4, 5).double(), torch.nn.GRUCell(4, 5).double()])
+    vecsmith.accelerate(model)
+    assert [type(layer) for layer in model] == [torch.nn.LSTM, torch.nn.GRUCell]
+
+
+def test_an_accelerated_lstm_and_the_compiler():
+    """torch.compile refuses what is a torch.nn.LSTM, as it did before, unless it is told."""
+    torch._dynamo.reset()
+    layer = vecsmith.accelerate(torch.nn.LSTM(4, 5))
+    x = torch.randn(6, 3, 4)
+    expected = layer(x)[0]
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="allow_rnn"):
+        compiled(x)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(layer, backend="aot_eager")(x)[0], expected)
+    torch._dynamo.reset()
+    with torch._dynamo.config.patch(allow_rnn=True):
+        torch.testing.assert_close(compiled(x)[0], expected)

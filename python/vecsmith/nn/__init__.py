@@ -5,6 +5,9 @@
 * :class:`Table`: the interface behind which the rows of a table are kept.
 * :class:`HashedTable`, :class:`QuotientRemainderTable`, :class:`LowRankTable`,
   :class:`TensorTrainTable`: tables of fewer numbers than they stand for.
+* :class:`LSTM`, :class:`GRU`, :class:`RNN` and their cells, also with torch.nn's arguments and
+  state_dict; :class:`ResidualRNN`.
+* :func:`generate`: tokens from a model, one after the other.
 
 :func:`vecsmith.accelerate` swaps the layers of an existing model for these.
 """
@@ -20,6 +23,9 @@ from vecsmith.nn.compressed import (
     TensorTrainTable,
 )
 from vecsmith.nn.embedding import Embedding, EmbeddingBag
+from vecsmith.nn.generate import generate
+from vecsmith.nn.recurrent import GRU, LSTM, RNN, ResidualRNN
+from vecsmith.nn.recurrent_cells import GRUCell, LSTMCell, RNNCell
 from vecsmith.nn.table import Table
 
 __all__ = [
@@ -28,9 +34,17 @@ __all__ = [
     "CachedTable",
     "EmbeddingBagCollection",
     "EmbeddingBagConfig",
+    "GRU",
+    "GRUCell",
     "HashedTable",
+    "LSTM",
+    "LSTMCell",
     "LowRankTable",
     "QuotientRemainderTable",
+    "RNN",
+    "RNNCell",
+    "ResidualRNN",
     "Table",
     "TensorTrainTable",
+    "generate",
 ]

@@ -8,7 +8,9 @@ from typing import TypeVar
 
 import torch
 
+from vecsmith.nn import _swapped
 from vecsmith.nn.embedding import Embedding, EmbeddingBag
+from vecsmith.nn.recurrent_cells import GRUCell, LSTMCell, RNNCell
 
 _LOG = logging.getLogger("vecsmith")
 _Model = TypeVar("_Model", bound=torch.nn.Module)
@@ -21,6 +23,11 @@ def _has_fast_path(layer: torch.nn.Module) -> bool:
     )
 
 
+def _is_not_double(layer: torch.nn.Module) -> bool:
+    """Whether the kernels take the weights: in float64 torch's layers are faster."""
+    return all(parameter.dtype != torch.float64 for parameter in layer.parameters())
+
+
 # The class of torch (exactly: a subclass may compute something else), ours, which is a subclass of
 # it with the same attributes, and whether an instance gains by it.
 _SWAPS: dict[
@@ -28,6 +35,12 @@ _SWAPS: dict[
 ] = {
     torch.nn.Embedding: (Embedding, _has_fast_path),
     torch.nn.EmbeddingBag: (EmbeddingBag, _has_fast_path),
+    torch.nn.LSTM: (_swapped.LSTM, _is_not_double),
+    torch.nn.GRU: (_swapped.GRU, _is_not_double),
+    torch.nn.RNN: (_swapped.RNN, _is_not_double),
+    torch.nn.LSTMCell: (LSTMCell, _is_not_double),
+    torch.nn.GRUCell: (GRUCell, _is_not_double),
+    torch.nn.RNNCell: (RNNCell, _is_not_double),
 }
 
 
@@ -38,10 +51,14 @@ def accelerate(model: _Model, *, verbose: bool = False) -> _Model:
     torch's. So parameters, ties between them, optimizers that hold them, hooks, names, the
     ``state_dict`` and references from elsewhere stay valid.
 
-    Swapped: torch.nn.Embedding and torch.nn.EmbeddingBag. Left alone: subclasses of them
-    (parametrized layers too), layers whose ``forward`` was replaced, and those with ``max_norm`` or
-    ``scale_grad_by_freq``, for which there is no faster path. A second call finds nothing to do.
-    Call it before torch.compile.
+    Swapped: torch.nn's Embedding, EmbeddingBag, LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell. Left
+    alone: subclasses of them (parametrized layers too), layers whose ``forward`` was replaced, and
+    those for which there is no faster path: tables with ``max_norm`` or ``scale_grad_by_freq``,
+    recurrent layers in float64. A second call finds nothing to do. Call it before torch.compile.
+
+    An LSTM, GRU or RNN of torch's stays an instance of its class, and so torch.compile breaks its
+    graph there as before (``torch._dynamo.config.allow_rnn = True`` lets it go on; a model that is
+    built of :class:`vecsmith.nn.LSTM` needs nothing).
 
     Args:
         model: any module, also a layer itself.
