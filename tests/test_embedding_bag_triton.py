@@ -88,6 +88,43 @@ def test_pooling(kernels, mode, dim, dtype):
         assert torch.equal(positions.cpu(), expected)
 
 
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("mode", ["sum", "mean", "max"])
+def test_look_ups_in_many_tables_are_one_launch(kernels, monkeypatch, mode, weighted):
+    """Bags of offsets with and without the last, of one length, indices of both types."""
+    if weighted and mode != "sum":
+        pytest.skip("weights go with sums alone")
+    from vecsmith.ops import _embedding_bag
+
+    monkeypatch.setattr(_embedding_bag, "_choose", lambda *_: "triton")
+    launches = []
+    many = kernels.embedding_bags
+    monkeypatch.setattr(
+        kernels, "embedding_bags", lambda *a, **k: (launches.append(1), many(*a, **k))[1]
+    )
+    requests = []
+    for kind, dim in enumerate((8, 3, 64)):
+        table, indices, offsets = problem(dim, index=(torch.int64, torch.int32)[kind % 2])
+        offsets = offsets if kind == 0 else offsets[:-1]
+        if kind == 0:  # entries behind the last bag
+            indices = torch.cat([indices, indices[:3]])
+        if kind == 2:
+            indices, offsets = indices[:30].view(10, 3), None
+        samples = torch.rand(indices.shape) if weighted else None
+        given = moved(table, indices, offsets, samples)
+        requests.append((*given, mode, kind == 0, -1, False, 0, ""))
+    together = _embedding_bag.forward_many(requests)
+    assert launches == [1]
+    for request, (out, positions) in zip(requests, together, strict=True):
+        alone, found = _embedding_bag.forward(*request)
+        assert torch.equal(out, alone)
+        assert torch.equal(positions, found)
+    requests[1] = (*requests[1][:6], 2, *requests[1][7:])  # padding: table by table
+    for request, (out, _) in zip(requests, _embedding_bag.forward_many(requests), strict=True):
+        assert torch.equal(out, _embedding_bag.forward(*request)[0])
+    assert launches == [1]
+
+
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 def test_layouts_of_bags(kernels, mode):
     """Offsets without the last, offsets that end early, bags of one length, wide and odd tables."""

@@ -188,12 +188,68 @@ def _native_job(
 
 
 def forward_many(requests):
-    """forward of each; what the native module takes is one call."""
-    if not all(_choose(r[0], r[9]) == "native" for r in requests):
+    """forward of each: one call of the native module, one launch of the Triton kernel."""
+    chosen = {_choose(request[0], request[9]) for request in requests}
+    if chosen == {"triton"} and _are_alike(requests):
+        return _one_launch(requests)
+    if chosen != {"native"}:
         return [forward(*request) for request in requests]
     jobs, outputs = zip(*(_native_job(*request[:7]) for request in requests), strict=True)
     native().embedding_bag(list(jobs), _workers(requests[0][8]))
     return list(outputs)
+
+
+def _are_alike(requests) -> bool:
+    """Whether one launch takes them: one dtype, one way of pooling, as many bags, no padding."""
+    kinds = {
+        (weight.dtype, weight.device, mode, padding_idx, bag_count(indices, offsets, last))
+        + ((None,) if samples is None else (samples.dtype,))
+        for weight, indices, offsets, samples, mode, last, padding_idx, *_ in requests
+    }
+    _, _, mode, padding_idx, count, _ = next(iter(kinds))
+    return (
+        len(kinds) == 1
+        and mode != "none"
+        and padding_idx < 0
+        and count > 0
+        and all(request[0].is_contiguous() for request in requests)
+    )
+
+
+def _one_launch(requests):
+    """forward of each of these (:func:`_are_alike`)."""
+    from vecsmith.kernels import embedding_bag as kernels
+    from vecsmith.kernels._table_batch import TableBatch
+
+    tables, mode = [request[0] for request in requests], requests[0][4]
+    all_indices, all_offsets, all_samples, begins = [], [], [], [0]
+    for table, indices, offsets, samples, _, last, *_ in requests:
+        check_contents("embedding_bag", indices, offsets, last, table.shape[0])
+        count = bag_count(indices, offsets, last)
+        if offsets is None:
+            offsets = torch.arange(count, device=table.device) * indices.shape[1]
+        entries = int(offsets[-1]) if last else indices.numel()
+        all_indices.append(indices.reshape(-1)[:entries].long())
+        all_offsets.append(offsets[:count].long() + begins[-1])
+        if samples is not None:
+            all_samples.append(samples.reshape(-1)[:entries])
+        begins.append(begins[-1] + entries)
+    all_offsets.append(all_offsets[0].new_tensor([begins[-1]]))
+    batch = TableBatch(tables)
+    out, positions = kernels.embedding_bags(
+        *(batch, torch.cat(all_indices), torch.cat(all_offsets)),
+        torch.cat(all_samples) if all_samples else None,
+        mode=mode,
+        include_last_offset=True,
+    )
+    dims = [table.shape[1] - 8 * batch.packed for table in tables]
+    outputs = out.split(dims, 1)
+    if mode != "max":
+        return [(output, positions.new_empty(0)) for output in outputs]
+    # Positions count from the beginning of all indices.
+    parts = zip(positions.split(dims, 1), begins, strict=False)
+    found = [torch.where(part < 0, part, part - begin) for part, begin in parts]
+    return list(zip(outputs, found, strict=True))
 
 
 def _forward_fake(
