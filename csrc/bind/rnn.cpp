@@ -54,9 +54,16 @@ Rnn rnn_of(const RnnTuple& t) {
 }  // namespace
 
 void bind_rnn(py::module_& m) {
-  m.def("rnn", [](const RnnTuple& given, uint64_t x, uint64_t last_c, int threads) {
+  // projection: addresses of input, w_ih, b_ih and where their product is written; columns.
+  m.def("rnn", [](const RnnTuple& given,
+                  const std::tuple<uint64_t, uint64_t, uint64_t, uint64_t, int64_t>& projection,
+                  uint64_t last_c, int threads) {
     Rnn rnn = rnn_of(given);
-    rnn.x = pointer<const float>(x);
+    rnn.input = pointer<const float>(std::get<0>(projection));
+    rnn.w_ih = pointer<const float>(std::get<1>(projection));
+    rnn.b_ih = pointer<const float>(std::get<2>(projection));
+    rnn.x = pointer<float>(std::get<3>(projection));
+    rnn.inputs = std::get<4>(projection);
     rnn.last_c = pointer<float>(last_c);
     py::gil_scoped_release release;
     rnn_forward(rnn, threads);

@@ -93,16 +93,30 @@ void rnn_forward(const Rnn& rnn, int threads) {
     products.emplace_back(
         RnnPanels{rnn.weight + 2 * hidden * hidden, hidden, 1, hidden, hidden, 1, 4});
   } else {
-    const int gates = rnn_gates(rnn.cell);
+    const int count = rnn_gates(rnn.cell);
     products.emplace_back(
-        RnnPanels{rnn.weight, hidden, 1, hidden, hidden, gates, gates == 1 ? 4 : 1});
+        RnnPanels{rnn.weight, hidden, 1, hidden, hidden, count, count == 1 ? 4 : 1});
   }
+  const int gates = rnn_gates(rnn.cell);
+  Product projection(
+      RnnPanels{rnn.w_ih, rnn.inputs, 1, hidden, rnn.inputs, gates, gates == 1 ? 4 : 1});
   threads = workers_for(rnn, threads);
   const size_t states = static_cast<size_t>(rnn.batch * stride);
-  size_t bytes = (2 + reset_before) * Arena::room<float>(states);
+  size_t bytes =
+      (2 + reset_before) * Arena::room<float>(states) + Arena::room<float>(projection.floats());
   for (const Product& p : products) bytes += Arena::room<float>(p.floats());
   Arena arena(bytes);
   for (Product& p : products) p.panels = arena.take<float>(p.floats());
+  projection.panels = arena.take<float>(projection.floats());
+  RnnLinear inputs{};
+  inputs.x = rnn.input;
+  inputs.x_stride = inputs.k = rnn.inputs;
+  for (int64_t t = 0; t < rnn.steps; ++t) inputs.rows += rnn.batch_sizes[t];
+  inputs.gates = gates;
+  inputs.hidden = hidden;
+  inputs.panels = projection.panels;
+  inputs.bias = rnn.b_ih;
+  inputs.out = rnn.x;
   float* const state[2] = {arena.take<float>(states), arena.take<float>(states)};
   float* const scratch = reset_before ? arena.take<float>(states) : nullptr;
   for (int64_t row = 0; row < rnn.batch; ++row)
@@ -120,11 +134,15 @@ void rnn_forward(const Rnn& rnn, int threads) {
     for (int64_t row = 0; reset_before && row < rnn.batch; ++row)
       rows.scratch.push_back(scratch + row * stride);
   }
+  const auto linear = VECSMITH_PICK_KERNEL(rnn_linear);
   const auto forward = VECSMITH_PICK_KERNEL(rnn_forward);
   Barrier barrier;
   parallel(threads, [&](int worker, int size) {
     Rows& mine = of_worker[static_cast<size_t>(worker)];
+    projection.pack(worker, size);
+    linear(inputs, projection.first(worker, size), projection.first(worker + 1, size));
     for (const Product& p : products) p.pack(worker, size);
+    barrier.wait(size);
     for (int64_t t = 0; t < rnn.steps; ++t) {
       RnnStep step{};
       step.rnn = &rnn;

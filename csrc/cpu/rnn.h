@@ -17,14 +17,17 @@ struct Rnn {
   bool reverse;  // each row from its own end
   int64_t steps, batch, hidden;
   const int64_t* batch_sizes;  // [steps], non-increasing
-  const float* x;              // [N, G hidden]: the input's part of the gates
-  const float* weight;         // [G hidden, hidden]
-  const float* bias;           // [G hidden], of the recurrent part
-  const float *h0, *c0;        // [batch, hidden]; c0: LSTM
-  float* out;                  // [N, hidden]
-  float* c;                    // [N, hidden]: every cell of an LSTM, for a backward pass
-  float* last_c;               // [batch, hidden], LSTM
-  float* gates;                // [N, rnn_saved(cell) hidden], for a backward pass
+  const float* input;          // [N, inputs]
+  int64_t inputs;
+  const float *w_ih, *b_ih;  // [G hidden, inputs], [G hidden]
+  float* x;                  // [N, G hidden], written: the input's part of the gates
+  const float* weight;       // [G hidden, hidden]
+  const float* bias;         // [G hidden], of the recurrent part
+  const float *h0, *c0;      // [batch, hidden]; c0: LSTM
+  float* out;                // [N, hidden]
+  float* c;                  // [N, hidden]: every cell of an LSTM, for a backward pass
+  float* last_c;             // [batch, hidden], LSTM
+  float* gates;              // [N, rnn_saved(cell) hidden], for a backward pass
 };
 
 // What a backward pass is given beside the above (out, c and gates are read, x is not).
@@ -53,6 +56,16 @@ struct RnnPanels {
   int64_t row_stride, k_stride;  // of element (row, k)
   int64_t hidden, k;             // rows of a gate; columns
   int gates, units;
+};
+
+// out[n] = x[n] times the transposed weight in panels, plus the bias.
+struct RnnLinear {
+  const float* x;  // [rows, x_stride]
+  int64_t x_stride, rows, k;
+  int gates;
+  int64_t hidden;
+  const float *panels, *bias;  // bias: [gates hidden] or null
+  float* out;                  // [rows, gates hidden]
 };
 
 // A step of one worker: panels first .. last-1 for its first `rows` rows.
@@ -84,6 +97,7 @@ VECSMITH_DECLARE_KERNEL(
     int rnn_lanes(); int64_t rnn_panel_count(const RnnPanels& panels);
     int64_t rnn_panel_floats(const RnnPanels& panels);  // of one
     void rnn_pack(const RnnPanels& panels, int64_t first, int64_t last, float* to);
+    void rnn_linear(const RnnLinear& job, int64_t first, int64_t last);
     // phase 1: the second product of kGruResetBefore.
     void rnn_forward(const RnnStep& step, int phase, int64_t first, int64_t last);
     // Gradients of the gates of units first .. last-1; then, by panels, of the state before.

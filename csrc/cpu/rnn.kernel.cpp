@@ -46,13 +46,10 @@ VECSMITH_INLINE vfloat tanh(vfloat x) {
   return a < 0.625f ? near : a == a ? (x < 0.0f ? -far : far) : x;
 }
 
-// sums[r V + v] += x[r][k] panel[k][v] over all k.
+// sums[r V + v] += row[r][k] panel[k][v] over all k.
 template <int R, int V>
-VECSMITH_INLINE void product(const float* panel, int64_t k_count, const float* const* x,
+VECSMITH_INLINE void product(const float* panel, int64_t k_count, const float* const* row,
                              vfloat* sums) {
-  const float* row[R];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) row[r] = x[r];
   vfloat s[R * V];
 #pragma GCC unroll 32
   for (int i = 0; i < R * V; ++i) s[i] = sums[i];
@@ -81,6 +78,15 @@ VECSMITH_INLINE void over_rows(int64_t rows, const Body& body) {
   }
 }
 
+// What a row multiplies.
+VECSMITH_INLINE const float* factors(const RnnLinear& job, int64_t row) {
+  return job.x + row * job.x_stride;
+}
+VECSMITH_INLINE const float* factors(const RnnStep& step, int64_t row) { return step.state[row]; }
+VECSMITH_INLINE const float* factors(const RnnStepBack& step, int64_t row) {
+  return step.state[row];
+}
+
 // The products of panels first .. last-1 with all rows; start(row, unit, n, g) is what a sum begins
 // with, and finish(row, unit, n, sums of the gates) has it. G gates, U vectors of units.
 template <int G, int U, class Step, class Start, class Finish>
@@ -104,7 +110,10 @@ VECSMITH_INLINE void each_product(const Step& step, int64_t k, int64_t hidden, c
           for (int g = 0; g < G; ++g)
             sums[r * V + u * G + g] = n > 0 ? start(from + r, at, n, g) : vfloat{};
         }
-      product<R, V>(panel, k, step.state + from, sums);
+      const float* x[R];
+#pragma GCC unroll 8
+      for (int r = 0; r < R; ++r) x[r] = factors(step, from + r);
+      product<R, V>(panel, k, x, sums);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -330,6 +339,23 @@ __attribute__((noinline)) void backward_reset(const RnnStepBack& step, int64_t f
 }  // namespace
 
 int rnn_lanes() { return kLanes; }
+
+void rnn_linear(const RnnLinear& job, int64_t first, int64_t last) {
+  const int64_t hidden = job.hidden;
+  const auto start = [&](int64_t, int64_t unit, int n, int g) VECSMITH_LAMBDA {
+    return job.bias ? get(job.bias + g * hidden + unit, n) : vfloat{};
+  };
+  with_number<1, 4>(job.gates, [&](auto gates) VECSMITH_LAMBDA {
+    constexpr int G = gates.value;
+    const auto finish = [&](int64_t row, int64_t unit, int n, const vfloat* sums) VECSMITH_LAMBDA {
+#pragma GCC unroll 4
+      for (int g = 0; g < G; ++g) put(job.out + (row * G + g) * hidden + unit, sums[g], n);
+    };
+    each_product<G, G == 1   ? 4
+                    : G == 2 ? 2
+                             : 1>(job, job.k, hidden, job.panels, first, last, start, finish);
+  });
+}
 
 int64_t rnn_panel_count(const RnnPanels& p) {
   const int64_t units = int64_t{p.units} * kLanes;

@@ -3,7 +3,7 @@ module. The arguments have been checked by :mod:`vecsmith.ops.rnn`.
 
 The forward pass keeps the gates, and for an LSTM every cell, so that the backward pass has one
 product with the recurrent weight for each step, as the forward pass has; what concerns all steps at
-once (the input's part of the gates, the gradients of the weights) is left to torch's products.
+once in the backward pass (gradients of the input and of the weights) is left to torch's products.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def _forward(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, cell, reverse, 
     bias = b_ih
     if cell != "gru" and b_hh is not None:
         bias = b_hh if b_ih is None else b_ih + b_hh
-    x = torch.nn.functional.linear(input, w_ih, bias)
+    x = input.new_empty(count, len(w_ih))
     output = input.new_empty(count, hidden)
     # (a reset before needs its gates in any case, between its two products)
     saved = _SAVED[cell] if save or cell == "gru_reset_before" else 0
@@ -82,7 +82,8 @@ def _forward(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, cell, reverse, 
     last_c = torch.empty_like(h0 if cell == "lstm" else h0[:0])
     native().rnn(
         _job(cell, reverse, sizes, w_hh, b_hh, h0, c0, output, c, gates),
-        *(_address(x), _address(last_c), _workers(num_threads)),
+        (*(_address(t) for t in (input, w_ih, bias, x)), input.shape[1]),
+        *(_address(last_c), _workers(num_threads)),
     )
     last_h = output[_last(sizes, reverse)].clone()
     return output, last_h, last_c, c, gates if save else gates.new_empty(0)
@@ -162,15 +163,13 @@ def _backward(
             scaled = gates[rows, :hidden] * states
             dw_hh[2 * hidden :].addmm_(products[rows, 2 * hidden :].t(), scaled)
     nothing = input.new_empty(0)
-    return (
-        dx @ w_ih if needs_input else nothing,
-        dh0,
-        dc0,
-        dx.t() @ input,
-        dw_hh,
-        nothing if b_ih is None else dx.sum(0),
-        nothing.clone() if b_hh is None else products.sum(0),
-    )
+    db_ih = nothing if b_ih is None else dx.sum(0)
+    if b_hh is None:
+        db_hh = nothing.clone()
+    else:
+        db_hh = db_ih.clone() if products is dx and b_ih is not None else products.sum(0)
+    d_input = dx @ w_ih if needs_input else nothing
+    return d_input, dh0, dc0, dx.t() @ input, dw_hh, db_ih, db_hh
 
 
 def _backward_fake(
