@@ -8,6 +8,7 @@ import inspect
 import io
 import pickle
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.utils.prune
@@ -366,7 +367,7 @@ def test_lengths_that_are_all_steps_are_none():
     layer = nn.LSTM(INPUT, HIDDEN)
     x = torch.randn(6, 3, INPUT)
     assert torch.equal(layer(x, lengths=[6, 6, 6])[0], layer(x)[0])
-    short, _ = layer(x, lengths=[2, 2, 2])
+    short, _ = layer(x, lengths=list(np.array([2, 2, 2])))
     assert torch.equal(short[:2], layer(x[:2])[0])
     assert not short[2:].any()
 
@@ -697,14 +698,22 @@ def test_compiles_in_one_graph_without_a_loop(kind):
     assert len(operators(graphs)) < 120
 
 
-def test_compiles_with_states_options_and_packed_sequences():
-    layer = nn.LSTM(INPUT, HIDDEN, 2, layer_norm=True, cell_clip=1.0, zoneout=0.1).eval()
+def test_compiles_with_states_and_packed_sequences():
+    layer = nn.LSTM(INPUT, HIDDEN, 2, bidirectional=True, dropout=0.5).eval()
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     x, hx = torch.randn(6, 5, INPUT), first_states(layer, 5)
     for out, mine in zip(flat(layer(x, hx)), flat(compiled(x, hx)), strict=True):
         close(mine, out)
     packed = pack_padded_sequence(x, LENGTHS, enforce_sorted=False)
     for out, mine in zip(flat(layer(packed, hx)), flat(compiled(packed, hx)), strict=True):
+        close(mine, out)
+
+
+def test_compiles_with_options():
+    layer = nn.LSTM(INPUT, HIDDEN, layer_norm=True, cell_clip=1.0, zoneout=0.1).eval()
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    x = torch.randn(2, 3, INPUT)
+    for out, mine in zip(flat(layer(x)), flat(compiled(x)), strict=True):
         close(mine, out)
 
 
@@ -735,6 +744,20 @@ def test_a_loop_of_cells_compiles():
     for step in x:
         expected = cell(step, expected)
     for out, mine in zip(expected, decode(x, state), strict=True):
+        close(mine, out)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:.*torch.jit.trace.* is deprecated", "ignore::torch.jit.TracerWarning"
+)
+def test_traces_and_exports():
+    layer = nn.GRU(INPUT, HIDDEN, 2, bidirectional=True)
+    traced = torch.jit.trace(layer, torch.randn(6, 3, INPUT), check_trace=False)
+    x = torch.randn(9, 2, INPUT)  # of other sizes than those it has seen
+    for out, mine in zip(flat(layer(x)), flat(traced(x)), strict=True):
+        close(mine, out)
+    exported = torch.export.export(layer, (x,)).module()
+    for out, mine in zip(flat(layer(x)), flat(exported(x)), strict=True):
         close(mine, out)
 
 

@@ -80,7 +80,7 @@ def of_padded(steps: int, batch: int, batch_first: bool) -> Layout:
 def check_lengths(name: str, lengths: Any, steps: int, batch: int, device: torch.device) -> Tensor:
     """``lengths`` as [B] int64 on the CPU, in 1..T."""
     if isinstance(lengths, Sequence) and not isinstance(lengths, str | bytes):
-        if any(isinstance(n, bool) or not isinstance(n, int | torch.SymInt) for n in lengths):
+        if any(isinstance(n, bool) or not hasattr(n, "__index__") for n in lengths):
             raise TypeError(f"{name}: expected lengths to be integers; got {lengths!r}")
         lengths = torch.tensor(lengths, dtype=torch.int64, device="cpu")
     if not isinstance(lengths, Tensor):
