@@ -68,19 +68,24 @@ void bind_rnn(py::module_& m) {
     py::gil_scoped_release release;
     rnn_forward(rnn, threads);
   });
-  // gradients: of out, last h, last c; and where to write those of x, the products, h0 and c0.
+  // projection: input, w_ih, columns. gradients: of out, last h, last c; and where to write those
+  // of x, the products, h0, c0, input, w_ih, weight, b_ih and bias.
   m.def("rnn_backward",
-        [](const RnnTuple& given, const std::tuple<uint64_t, uint64_t, uint64_t>& from,
-           const std::tuple<uint64_t, uint64_t, uint64_t, uint64_t>& to, int threads) {
-          const Rnn rnn = rnn_of(given);
+        [](const RnnTuple& given, const std::tuple<uint64_t, uint64_t, int64_t>& projection,
+           const std::tuple<uint64_t, uint64_t, uint64_t>& from, const std::vector<uint64_t>& to,
+           int threads) {
+          if (to.size() != 9) throw py::value_error("rnn_backward: expected 9 addresses");
+          Rnn rnn = rnn_of(given);
+          rnn.input = pointer<const float>(std::get<0>(projection));
+          rnn.w_ih = pointer<const float>(std::get<1>(projection));
+          rnn.inputs = std::get<2>(projection);
           RnnGrad grad{};
           grad.out = pointer<const float>(std::get<0>(from));
           grad.last_h = pointer<const float>(std::get<1>(from));
           grad.last_c = pointer<const float>(std::get<2>(from));
-          grad.x = pointer<float>(std::get<0>(to));
-          grad.products = pointer<float>(std::get<1>(to));
-          grad.h0 = pointer<float>(std::get<2>(to));
-          grad.c0 = pointer<float>(std::get<3>(to));
+          float** const fields[] = {&grad.x,    &grad.products, &grad.h0,   &grad.c0,  &grad.input,
+                                    &grad.w_ih, &grad.weight,   &grad.b_ih, &grad.bias};
+          for (size_t i = 0; i < to.size(); ++i) *fields[i] = pointer<float>(to[i]);
           py::gil_scoped_release release;
           rnn_backward(rnn, grad, threads);
         });

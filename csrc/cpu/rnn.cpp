@@ -39,6 +39,9 @@ class Places {
         length_[static_cast<size_t>(row)] = t + 1;
   }
 
+  int64_t count() const { return begin_.back(); }
+  int64_t length(int64_t row) const { return length_[static_cast<size_t>(row)]; }
+
   // The packed row of the step-th state that a row comes to; -1 for what it begins with.
   int64_t at(int64_t row, int64_t step) const {
     if (step < 0) return -1;
@@ -71,6 +74,51 @@ struct Product {
     const int64_t units = int64_t{shape.units} * VECSMITH_PICK_KERNEL(rnn_lanes)();
     return std::min(shape.hidden, first(worker, size) * units);
   }
+};
+
+// What a weight is multiplied with in all steps, in panels of four vectors for rnn_outer: rows of
+// the input, and states before each step.
+class Right {
+ public:
+  Right(const Rnn& rnn, const Places& places)
+      : rnn_(rnn), places_(places), width_(4 * VECSMITH_PICK_KERNEL(rnn_lanes)()) {}
+
+  size_t floats(int64_t columns) const {
+    return static_cast<size_t>(panels(columns) * width_ * places_.count());
+  }
+  // A worker's share of the rows.
+  void pack(const float* rows, int64_t columns, int worker, int size, float* to) const {
+    const int64_t last = share(places_.count(), worker + 1, size);
+    for (int64_t n = share(places_.count(), worker, size); n < last; ++n)
+      put(rows + n * columns, nullptr, columns, n, to);
+  }
+  // reset: the states times r, with kGruResetBefore.
+  void pack_states(int worker, int size, float* to, float* reset) const {
+    const int64_t last = share(rnn_.batch, worker + 1, size), hidden = rnn_.hidden;
+    for (int64_t row = share(rnn_.batch, worker, size); row < last; ++row)
+      for (int64_t t = 0; t < places_.length(row); ++t) {
+        const int64_t here = places_.at(row, t), before = places_.at(row, t - 1);
+        const float* state = before < 0 ? rnn_.h0 + row * hidden : rnn_.out + before * hidden;
+        put(state, nullptr, hidden, here, to);
+        if (reset) put(state, rnn_.gates + here * 3 * hidden, hidden, here, reset);
+      }
+  }
+
+ private:
+  int64_t panels(int64_t columns) const { return (columns + width_ - 1) / width_; }
+  void put(const float* from, const float* factor, int64_t columns, int64_t n, float* to) const {
+    for (int64_t p = 0; p < panels(columns); ++p) {
+      float* const line = to + (p * places_.count() + n) * width_;
+      const int64_t at = p * width_, here = std::min(width_, columns - at);
+      std::copy_n(from + at, here, line);
+      for (int64_t i = 0; factor && i < here; ++i) line[i] *= factor[at + i];
+      std::fill(line + here, line + width_, 0.0f);
+    }
+  }
+
+  const Rnn& rnn_;
+  const Places& places_;
+  int64_t width_;
 };
 
 // Rows some lines longer than they need be: rows that lie a power of two apart share cache sets.
@@ -179,11 +227,21 @@ void rnn_backward(const Rnn& rnn, const RnnGrad& grad, int threads) {
         RnnPanels{rnn.weight + 2 * hidden * hidden, 1, hidden, hidden, hidden, 1, 4});
   products.emplace_back(
       RnnPanels{rnn.weight, 1, hidden, hidden, (gates - reset_before) * hidden, 1, 4});
+  // Of the input's gradient.
+  Product to_input(RnnPanels{rnn.w_ih, 1, rnn.inputs, rnn.inputs, gates * hidden, 1, 4});
   threads = workers_for(rnn, threads);
   const size_t states = static_cast<size_t>(rnn.batch * stride);
-  size_t bytes = 2 * Arena::room<float>(states);
+  const int64_t count = places.count();
+  const Right right(rnn, places);
+  size_t bytes = 2 * Arena::room<float>(states) + Arena::room<float>(right.floats(rnn.inputs)) +
+                 (1 + reset_before) * Arena::room<float>(right.floats(hidden));
+  if (grad.input) bytes += Arena::room<float>(to_input.floats());
   for (const Product& p : products) bytes += Arena::room<float>(p.floats());
   Arena arena(bytes);
+  float* const inputs = arena.take<float>(right.floats(rnn.inputs));
+  float* const before = arena.take<float>(right.floats(hidden));
+  float* const reset = reset_before ? arena.take<float>(right.floats(hidden)) : nullptr;
+  if (grad.input) to_input.panels = arena.take<float>(to_input.floats());
   for (Product& p : products) p.panels = arena.take<float>(p.floats());
   float *const dh = arena.take<float>(states), *const dc = arena.take<float>(states);
   const auto begin = [&](const float* given, float* to) {
@@ -207,7 +265,11 @@ void rnn_backward(const Rnn& rnn, const RnnGrad& grad, int threads) {
   }
   const auto to_gates = VECSMITH_PICK_KERNEL(rnn_backward_gates);
   const auto to_state = VECSMITH_PICK_KERNEL(rnn_backward_state);
+  const auto linear = VECSMITH_PICK_KERNEL(rnn_linear);
+  const auto outer = VECSMITH_PICK_KERNEL(rnn_outer);
+  const auto column_sums = VECSMITH_PICK_KERNEL(rnn_column_sums);
   const float* const factors = rnn.cell == kGru ? grad.products : grad.x;
+  const int64_t wide = gates * hidden;
   Barrier barrier;
   parallel(threads, [&](int worker, int size) {
     Rows& mine = of_worker[static_cast<size_t>(worker)];
@@ -240,6 +302,22 @@ void rnn_backward(const Rnn& rnn, const RnnGrad& grad, int threads) {
         to_state(step, static_cast<int>(phase), p.first(worker, size), p.first(worker + 1, size));
       }
     }
+    // What concerns all steps at once.
+    right.pack(rnn.input, rnn.inputs, worker, size, inputs);
+    right.pack_states(worker, size, before, reset);
+    if (grad.input) to_input.pack(worker, size);
+    barrier.wait(size);
+    if (grad.input)
+      linear({grad.x, wide, count, wide, 1, rnn.inputs, to_input.panels, nullptr, grad.input},
+             to_input.first(worker, size), to_input.first(worker + 1, size));
+    // Rows of the weights, and of the biases.
+    const int64_t first = share(wide, worker, size), last = share(wide, worker + 1, size);
+    outer({grad.x, wide, count, inputs, rnn.inputs, grad.w_ih}, first, last);
+    const int64_t split = reset_before ? std::clamp<int64_t>(2 * hidden, first, last) : last;
+    outer({factors, wide, count, before, hidden, grad.weight}, first, split);
+    outer({factors, wide, count, reset, hidden, grad.weight}, split, last);
+    if (grad.b_ih) column_sums(grad.x, wide, count, first, last, grad.b_ih);
+    if (grad.bias) column_sums(factors, wide, count, first, last, grad.bias);
     barrier.wait(size);
   });
   for (int64_t row = 0; row < rnn.batch; ++row) {

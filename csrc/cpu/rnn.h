@@ -33,9 +33,13 @@ struct Rnn {
 // What a backward pass is given beside the above (out, c and gates are read, x is not).
 struct RnnGrad {
   const float *out, *last_h, *last_c;  // gradients of the results
-  float* x;                            // [N, G hidden], written
-  float* products;                     // [N, G hidden], written: of weight times state; GRU alone
-  float *h0, *c0;                      // [batch, hidden], written
+  // What is written.
+  float* x;              // [N, G hidden], of the input's part of the gates
+  float* products;       // [N, G hidden], of weight times state; GRU alone
+  float *h0, *c0;        // [batch, hidden]
+  float* input;          // [N, inputs], or null
+  float *w_ih, *weight;  // as in Rnn
+  float *b_ih, *bias;    // as in Rnn, or null
 };
 
 constexpr int rnn_gates(RnnCell cell) {
@@ -68,6 +72,15 @@ struct RnnLinear {
   float* out;                  // [rows, gates hidden]
 };
 
+// out[m] = the sum over n of left[n][m] right[n]: a weight's gradient. right: in panels.
+struct RnnOuter {
+  const float* left;  // [count, left_stride]
+  int64_t left_stride, count;
+  const float* panels;
+  int64_t columns;
+  float* out;  // [rows, columns]
+};
+
 // A step of one worker: panels first .. last-1 for its first `rows` rows.
 struct RnnStep {
   const Rnn* rnn;
@@ -98,6 +111,11 @@ VECSMITH_DECLARE_KERNEL(
     int64_t rnn_panel_floats(const RnnPanels& panels);  // of one
     void rnn_pack(const RnnPanels& panels, int64_t first, int64_t last, float* to);
     void rnn_linear(const RnnLinear& job, int64_t first, int64_t last);
+    // Rows first .. last-1 of out.
+    void rnn_outer(const RnnOuter& job, int64_t first, int64_t last);
+    // out[m] = the sum over n of left[n][m], for m in first .. last-1.
+    void rnn_column_sums(const float* left, int64_t stride, int64_t count, int64_t first,
+                         int64_t last, float* out);
     // phase 1: the second product of kGruResetBefore.
     void rnn_forward(const RnnStep& step, int phase, int64_t first, int64_t last);
     // Gradients of the gates of units first .. last-1; then, by panels, of the state before.

@@ -126,6 +126,28 @@ VECSMITH_INLINE void each_product(const Step& step, int64_t k, int64_t hidden, c
   }
 }
 
+// sums[r V + v] += left[k][r] panel[k][v] over all k.
+template <int R, int V>
+VECSMITH_INLINE void outer_product(const float* panel, int64_t k_count, const float* left,
+                                   vfloat* sums) {
+  vfloat s[R * V];
+#pragma GCC unroll 32
+  for (int i = 0; i < R * V; ++i) s[i] = sums[i];
+  for (int64_t k = 0; k < k_count; ++k, panel += V * kLanes, left += R) {
+    vfloat w[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) w[v] = load(panel + v * kLanes);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const vfloat y = splat(left[r]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) s[r * V + v] += y * w[v];
+    }
+  }
+#pragma GCC unroll 32
+  for (int i = 0; i < R * V; ++i) sums[i] = s[i];
+}
+
 VECSMITH_INLINE vfloat bias_of(const Rnn& rnn, int64_t at, int n) {
   return rnn.bias ? get(rnn.bias + at, n) : vfloat{};
 }
@@ -339,6 +361,75 @@ __attribute__((noinline)) void backward_reset(const RnnStepBack& step, int64_t f
 }  // namespace
 
 int rnn_lanes() { return kLanes; }
+
+void rnn_outer(const RnnOuter& job, int64_t first, int64_t last) {
+  // So many columns of `left` are copied side by side for so many k: they stay in the first-level
+  // cache while all panels go by.
+  constexpr int kRows = kManyRegisters ? 6 : 3, kGroups = 4, kVectors = 4;
+  constexpr int64_t kDepth = 256, kWidth = kVectors * kLanes;
+  alignas(64) float left[kGroups * kRows * kDepth];
+  const int64_t panels = (job.columns + kWidth - 1) / kWidth;
+  for (int64_t k = 0; k < job.count; k += kDepth) {
+    const int64_t depth = job.count - k < kDepth ? job.count - k : kDepth;
+    for (int64_t row = first; row < last; row += kGroups * kRows) {
+      const int64_t rows = last - row < kGroups * kRows ? last - row : kGroups * kRows;
+      for (int64_t from = 0; from < rows; from += kRows) {
+        const int64_t count = rows - from < kRows ? rows - from : kRows;
+        float* to = left + from * kDepth;
+        const float* source = job.left + k * job.left_stride + row + from;
+        for (int64_t n = 0; n < depth; ++n, to += count, source += job.left_stride)
+          for (int64_t r = 0; r < count; ++r) to[r] = source[r];
+      }
+      for (int64_t p = 0; p < panels; ++p)
+        for (int64_t from = 0; from < rows; from += kRows)
+          with_number<1, kRows>(
+              rows - from < kRows ? rows - from : kRows, [&](auto number) VECSMITH_LAMBDA {
+                constexpr int R = number.value;
+                vfloat sums[R * kVectors];
+                const auto each = [&](const auto& body) VECSMITH_LAMBDA {
+#pragma GCC unroll 8
+                  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+                    for (int v = 0; v < kVectors; ++v) {
+                      const int64_t column = p * kWidth + v * kLanes,
+                                    left_over = job.columns - column;
+                      const int n = static_cast<int>(left_over < kLanes ? left_over : kLanes);
+                      float* const out = job.out + (row + from + r) * job.columns + column;
+                      if (n > 0) body(sums[r * kVectors + v], out, n);
+                    }
+                };
+#pragma GCC unroll 32
+                for (int i = 0; i < R * kVectors; ++i) sums[i] = vfloat{};
+                if (k)
+                  each([](vfloat& sum, float* out, int n) VECSMITH_LAMBDA { sum = get(out, n); });
+                outer_product<R, kVectors>(job.panels + (p * job.count + k) * kWidth, depth,
+                                           left + from * kDepth, sums);
+                each([](vfloat& sum, float* out, int n) VECSMITH_LAMBDA { put(out, sum, n); });
+              });
+    }
+  }
+}
+
+void rnn_column_sums(const float* left, int64_t stride, int64_t count, int64_t first, int64_t last,
+                     float* out) {
+  // Four vectors at once: whole lines of a row.
+  for (int64_t at = first; at < last; at += 4 * kLanes) {
+    vfloat sums[4] = {};
+    const auto each = [&](const auto& body) VECSMITH_LAMBDA {
+#pragma GCC unroll 4
+      for (int v = 0; v < 4; ++v) {
+        const int64_t column = at + v * kLanes, left_over = last - column;
+        if (left_over > 0)
+          body(sums[v], column, static_cast<int>(left_over < kLanes ? left_over : kLanes));
+      }
+    };
+    for (int64_t n = 0; n < count; ++n)
+      each([&](vfloat& sum, int64_t column, int lanes)
+               VECSMITH_LAMBDA { sum += get(left + n * stride + column, lanes); });
+    each([&](vfloat& sum, int64_t column, int lanes)
+             VECSMITH_LAMBDA { put(out + column, sum, lanes); });
+  }
+}
 
 void rnn_linear(const RnnLinear& job, int64_t first, int64_t last) {
   const int64_t hidden = job.hidden;

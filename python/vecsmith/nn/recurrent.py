@@ -12,7 +12,7 @@ from vecsmith.nn._recurrent_base import Lengths, Recurrent
 
 
 class LSTM(Recurrent):
-    """torch.nn.LSTM, faster, with ``lengths`` and more options.
+    """torch.nn.LSTM with ``lengths`` and more options.
 
     For each layer and direction, with s the logistic function and * by element,
 
@@ -136,7 +136,7 @@ class _OneState(Recurrent):
 
 
 class GRU(_OneState):
-    """torch.nn.GRU, faster, with ``lengths`` and more options.
+    """torch.nn.GRU with ``lengths`` and more options.
 
     For each layer and direction, with s the logistic function and * by element,
 
@@ -193,7 +193,7 @@ class GRU(_OneState):
 
 
 class RNN(_OneState):
-    """torch.nn.RNN, faster, with ``lengths`` and more options.
+    """torch.nn.RNN with ``lengths`` and more options.
 
     For each layer and direction h' = tanh(W x + b + R h + d), or max(..., 0) (Elman 1990). The same
     arguments, ``state_dict`` (both ways), numbers from a seed and answers as torch's; see

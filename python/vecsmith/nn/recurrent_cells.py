@@ -50,7 +50,7 @@ def _step(
 
 
 class LSTMCell(torch.nn.LSTMCell):
-    """torch.nn.LSTMCell, faster: one step of :class:`LSTM`.
+    """torch.nn.LSTMCell: one step of :class:`LSTM`.
 
     A subclass with the same arguments, ``state_dict`` (both ways), numbers from a seed and answers.
 
@@ -77,7 +77,7 @@ class LSTMCell(torch.nn.LSTMCell):
 
 
 class GRUCell(torch.nn.GRUCell):
-    """torch.nn.GRUCell, faster: one step of :class:`GRU`.
+    """torch.nn.GRUCell: one step of :class:`GRU`.
 
     A subclass with the same arguments, ``state_dict`` (both ways), numbers from a seed and answers.
 
@@ -118,7 +118,7 @@ class GRUCell(torch.nn.GRUCell):
 
 
 class RNNCell(torch.nn.RNNCell):
-    """torch.nn.RNNCell, faster: one step of :class:`RNN`.
+    """torch.nn.RNNCell: one step of :class:`RNN`.
 
     A subclass with the same arguments, ``state_dict`` (both ways), numbers from a seed and answers.
 

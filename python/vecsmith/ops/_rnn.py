@@ -2,8 +2,8 @@
 module. The arguments have been checked by :mod:`vecsmith.ops.rnn`.
 
 The forward pass keeps the gates, and for an LSTM every cell, so that the backward pass has one
-product with the recurrent weight for each step, as the forward pass has; what concerns all steps at
-once in the backward pass (gradients of the input and of the weights) is left to torch's products.
+product with the recurrent weight for each step, as the forward pass has. Gradients of the input and
+of the weights are products over all steps at once.
 """
 
 from __future__ import annotations
@@ -103,25 +103,6 @@ def _forward_fake(
     )
 
 
-def _states_before(output: Tensor, h0: Tensor, sizes: list[int], reverse: bool):
-    """Pairs (rows, states) of packed rows and the states that their steps began with."""
-    batch, count = sizes[0], output.shape[0]
-    if sizes[-1] == batch:
-        if reverse:
-            return ((slice(0, count - batch), output[batch:]), (slice(count - batch, None), h0))
-        return ((slice(batch, None), output[: count - batch]), (slice(0, batch), h0))
-    starts = [0, *accumulate(sizes)]
-    before = []
-    for t, size in enumerate(sizes):
-        if reverse:  # the state after step t + 1, where the row goes so far
-            after = sizes[t + 1] if t + 1 < len(sizes) else 0
-            before += [batch + starts[t + 1] + row if row < after else row for row in range(size)]
-        else:
-            before += [batch + starts[t - 1] + row if t else row for row in range(size)]
-    states = torch.cat([h0, output]).index_select(0, torch.tensor(before))
-    return ((slice(None), states),)
-
-
 def _backward(
     grad,
     grad_h,
@@ -149,27 +130,17 @@ def _backward(
     # Gradients of weight times state: apart from dx where the reset gate comes between.
     products = torch.empty_like(dx) if cell == "gru" else dx
     dh0, dc0 = torch.empty_like(h0), torch.empty_like(h0 if cell == "lstm" else h0[:0])
+    d_input = torch.empty_like(input) if needs_input else input.new_empty(0)
+    dw_ih, dw_hh = torch.empty_like(w_ih), torch.empty_like(w_hh)
+    db_ih, db_hh = (input.new_empty(0 if b is None else b.shape) for b in (b_ih, b_hh))
     native().rnn_backward(
         _job(cell, reverse, sizes, w_hh, b_hh, h0, c0, output, c, gates),
+        (_address(input), _address(w_ih), input.shape[1]),
         tuple(_address(g) for g in given),
-        tuple(_address(t) for t in (dx, products, dh0, dc0)),
+        [_address(t) for t in (dx, products, dh0, dc0, d_input, dw_ih, dw_hh, db_ih, db_hh)],
         _workers(num_threads),
     )
-    dw_hh = torch.zeros_like(w_hh)
-    plain = dw_hh[: 2 * hidden] if cell == "gru_reset_before" else dw_hh
-    for rows, states in _states_before(output, h0, sizes, reverse):
-        plain.addmm_(products[rows, : len(plain)].t(), states)
-        if cell == "gru_reset_before":
-            scaled = gates[rows, :hidden] * states
-            dw_hh[2 * hidden :].addmm_(products[rows, 2 * hidden :].t(), scaled)
-    nothing = input.new_empty(0)
-    db_ih = nothing if b_ih is None else dx.sum(0)
-    if b_hh is None:
-        db_hh = nothing.clone()
-    else:
-        db_hh = db_ih.clone() if products is dx and b_ih is not None else products.sum(0)
-    d_input = dx @ w_ih if needs_input else nothing
-    return d_input, dh0, dc0, dx.t() @ input, dw_hh, db_ih, db_hh
+    return d_input, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh
 
 
 def _backward_fake(

@@ -133,10 +133,10 @@ def _check_sequences(name: str, input: Tensor, batch_sizes: Tensor) -> int:
         raise TypeError(f"{name}: expected batch_sizes to be an int64 tensor")
     if batch_sizes.dim() != 1 or batch_sizes.device.type not in ("cpu", "meta"):
         raise ValueError(f"{name}: expected batch_sizes of shape [T] on the CPU")
-    if batch_sizes.numel() == 0:
-        raise ValueError(f"{name}: expected sequences of at least one step; got none")
     if torch.compiler.is_compiling() or type(batch_sizes) is not Tensor:
         return -1
+    if batch_sizes.numel() == 0:
+        raise ValueError(f"{name}: expected sequences of at least one step; got none")
     sizes = batch_sizes.tolist()
     if min(sizes) < 1 or any(b > a for a, b in pairwise(sizes)):
         raise ValueError(
