@@ -74,7 +74,7 @@ void bind_rnn(py::module_& m) {
         [](const RnnTuple& given, const std::tuple<uint64_t, uint64_t, int64_t>& projection,
            const std::tuple<uint64_t, uint64_t, uint64_t>& from, const std::vector<uint64_t>& to,
            int threads) {
-          if (to.size() != 9) throw py::value_error("rnn_backward: expected 9 addresses");
+          if (to.size() != 7) throw py::value_error("rnn_backward: expected 7 addresses");
           Rnn rnn = rnn_of(given);
           rnn.input = pointer<const float>(std::get<0>(projection));
           rnn.w_ih = pointer<const float>(std::get<1>(projection));
@@ -83,8 +83,8 @@ void bind_rnn(py::module_& m) {
           grad.out = pointer<const float>(std::get<0>(from));
           grad.last_h = pointer<const float>(std::get<1>(from));
           grad.last_c = pointer<const float>(std::get<2>(from));
-          float** const fields[] = {&grad.x,    &grad.products, &grad.h0,   &grad.c0,  &grad.input,
-                                    &grad.w_ih, &grad.weight,   &grad.b_ih, &grad.bias};
+          float** const fields[] = {&grad.h0,     &grad.c0,   &grad.input, &grad.w_ih,
+                                    &grad.weight, &grad.b_ih, &grad.bias};
           for (size_t i = 0; i < to.size(); ++i) *fields[i] = pointer<float>(to[i]);
           py::gil_scoped_release release;
           rnn_backward(rnn, grad, threads);

@@ -45,7 +45,7 @@ class Arena {
   }
 
  private:
-  static constexpr size_t kMostKept = size_t{32} << 20;
+  static constexpr size_t kMostKept = size_t{64} << 20;
   struct Kept {
     char* data = nullptr;
     size_t bytes = 0;

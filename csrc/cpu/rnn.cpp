@@ -131,7 +131,8 @@ int workers_for(const Rnn& rnn, int threads) {
 
 }  // namespace
 
-void rnn_forward(const Rnn& rnn, int threads) {
+void rnn_forward(const Rnn& given, int threads) {
+  Rnn rnn = given;
   const Places places(rnn);
   const int64_t hidden = rnn.hidden, stride = padded(hidden);
   const bool reset_before = rnn.cell == kGruResetBefore;
@@ -152,14 +153,18 @@ void rnn_forward(const Rnn& rnn, int threads) {
   const size_t states = static_cast<size_t>(rnn.batch * stride);
   size_t bytes =
       (2 + reset_before) * Arena::room<float>(states) + Arena::room<float>(projection.floats());
+  const size_t of_gates = static_cast<size_t>(places.count() * gates * hidden);
+  if (!rnn.x) bytes += Arena::room<float>(of_gates);
   for (const Product& p : products) bytes += Arena::room<float>(p.floats());
   Arena arena(bytes);
   for (Product& p : products) p.panels = arena.take<float>(p.floats());
   projection.panels = arena.take<float>(projection.floats());
+  if (!rnn.x) rnn.x = arena.take<float>(of_gates);
+  if (reset_before && !rnn.gates) rnn.gates = rnn.x;
   RnnLinear inputs{};
   inputs.x = rnn.input;
   inputs.x_stride = inputs.k = rnn.inputs;
-  for (int64_t t = 0; t < rnn.steps; ++t) inputs.rows += rnn.batch_sizes[t];
+  inputs.rows = places.count();
   inputs.gates = gates;
   inputs.hidden = hidden;
   inputs.panels = projection.panels;
@@ -216,7 +221,8 @@ void rnn_forward(const Rnn& rnn, int threads) {
   });
 }
 
-void rnn_backward(const Rnn& rnn, const RnnGrad& grad, int threads) {
+void rnn_backward(const Rnn& rnn, const RnnGrad& given, int threads) {
+  RnnGrad grad = given;
   const Places places(rnn);
   const int64_t hidden = rnn.hidden, stride = padded(hidden), gates = rnn_gates(rnn.cell);
   const bool reset_before = rnn.cell == kGruResetBefore;
@@ -236,8 +242,12 @@ void rnn_backward(const Rnn& rnn, const RnnGrad& grad, int threads) {
   size_t bytes = 2 * Arena::room<float>(states) + Arena::room<float>(right.floats(rnn.inputs)) +
                  (1 + reset_before) * Arena::room<float>(right.floats(hidden));
   if (grad.input) bytes += Arena::room<float>(to_input.floats());
+  const size_t of_gates = static_cast<size_t>(count * gates * hidden);
+  bytes += (1 + (rnn.cell == kGru)) * Arena::room<float>(of_gates);
   for (const Product& p : products) bytes += Arena::room<float>(p.floats());
   Arena arena(bytes);
+  grad.x = arena.take<float>(of_gates);
+  if (rnn.cell == kGru) grad.products = arena.take<float>(of_gates);
   float* const inputs = arena.take<float>(right.floats(rnn.inputs));
   float* const before = arena.take<float>(right.floats(hidden));
   float* const reset = reset_before ? arena.take<float>(right.floats(hidden)) : nullptr;

@@ -20,26 +20,27 @@ struct Rnn {
   const float* input;          // [N, inputs]
   int64_t inputs;
   const float *w_ih, *b_ih;  // [G hidden, inputs], [G hidden]
-  float* x;                  // [N, G hidden], written: the input's part of the gates
+  float* x;                  // [N, G hidden], the input's part of the gates; null: not kept
   const float* weight;       // [G hidden, hidden]
   const float* bias;         // [G hidden], of the recurrent part
   const float *h0, *c0;      // [batch, hidden]; c0: LSTM
   float* out;                // [N, hidden]
   float* c;                  // [N, hidden]: every cell of an LSTM, for a backward pass
   float* last_c;             // [batch, hidden], LSTM
-  float* gates;              // [N, rnn_saved(cell) hidden], for a backward pass
+  float* gates;  // [N, rnn_saved(cell) hidden], for a backward pass; x itself, if as wide
 };
 
 // What a backward pass is given beside the above (out, c and gates are read, x is not).
 struct RnnGrad {
   const float *out, *last_h, *last_c;  // gradients of the results
   // What is written.
-  float* x;              // [N, G hidden], of the input's part of the gates
-  float* products;       // [N, G hidden], of weight times state; GRU alone
   float *h0, *c0;        // [batch, hidden]
   float* input;          // [N, inputs], or null
   float *w_ih, *weight;  // as in Rnn
   float *b_ih, *bias;    // as in Rnn, or null
+  // The driver's own, [N, G hidden]: of the input's part of the gates, and of weight times state
+  // where the reset gate comes between.
+  float *x, *products;
 };
 
 constexpr int rnn_gates(RnnCell cell) {

@@ -1,6 +1,6 @@
 """The recurrent layers that :func:`vecsmith.accelerate` makes of torch's.
 
-They are ours, and torch's too: code of the model that asks ``isinstance(layer, torch.nn.LSTM)``
+They are ours, and torch's too: code of the model that asks ``isinstance(layer, torch.nn.GRU)``
 hears what it heard before. torch.compile goes by the same question, and breaks its graph at the
 layer as it did before, unless ``torch._dynamo.config.allow_rnn`` is on.
 """
@@ -35,10 +35,6 @@ class _Torchs:
         if torch.compiler.is_compiling() or "torch._dynamo" not in sys.modules:
             return _forward(self, input, hx, lengths)
         return _uncompiled()(self, input, hx, lengths)
-
-
-class LSTM(_Torchs, recurrent.LSTM, torch.nn.LSTM):  # pyright: ignore
-    """:class:`vecsmith.nn.LSTM` in the place of a torch.nn.LSTM."""
 
 
 class GRU(_Torchs, recurrent.GRU, torch.nn.GRU):  # pyright: ignore

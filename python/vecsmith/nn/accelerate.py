@@ -10,7 +10,6 @@ import torch
 
 from vecsmith.nn import _swapped
 from vecsmith.nn.embedding import Embedding, EmbeddingBag
-from vecsmith.nn.recurrent_cells import GRUCell, LSTMCell, RNNCell
 
 _LOG = logging.getLogger("vecsmith")
 _Model = TypeVar("_Model", bound=torch.nn.Module)
@@ -23,9 +22,9 @@ def _has_fast_path(layer: torch.nn.Module) -> bool:
     )
 
 
-def _is_not_double(layer: torch.nn.Module) -> bool:
-    """Whether the kernels take the weights: in float64 torch's layers are faster."""
-    return all(parameter.dtype != torch.float64 for parameter in layer.parameters())
+def _has_kernel(layer: torch.nn.Module) -> bool:
+    """Whether a kernel of ours takes the weights: elsewhere torch's layers are faster."""
+    return all(p.dtype == torch.float32 and p.device.type == "cpu" for p in layer.parameters())
 
 
 # The class of torch (exactly: a subclass may compute something else), ours, which is a subclass of
@@ -35,12 +34,8 @@ _SWAPS: dict[
 ] = {
     torch.nn.Embedding: (Embedding, _has_fast_path),
     torch.nn.EmbeddingBag: (EmbeddingBag, _has_fast_path),
-    torch.nn.LSTM: (_swapped.LSTM, _is_not_double),
-    torch.nn.GRU: (_swapped.GRU, _is_not_double),
-    torch.nn.RNN: (_swapped.RNN, _is_not_double),
-    torch.nn.LSTMCell: (LSTMCell, _is_not_double),
-    torch.nn.GRUCell: (GRUCell, _is_not_double),
-    torch.nn.RNNCell: (RNNCell, _is_not_double),
+    torch.nn.GRU: (_swapped.GRU, _has_kernel),
+    torch.nn.RNN: (_swapped.RNN, _has_kernel),
 }
 
 
@@ -51,14 +46,16 @@ def accelerate(model: _Model, *, verbose: bool = False) -> _Model:
     torch's. So parameters, ties between them, optimizers that hold them, hooks, names, the
     ``state_dict`` and references from elsewhere stay valid.
 
-    Swapped: torch.nn's Embedding, EmbeddingBag, LSTM, GRU, RNN, LSTMCell, GRUCell and RNNCell. Left
-    alone: subclasses of them (parametrized layers too), layers whose ``forward`` was replaced, and
-    those for which there is no faster path: tables with ``max_norm`` or ``scale_grad_by_freq``,
-    recurrent layers in float64. A second call finds nothing to do. Call it before torch.compile.
+    Swapped: torch.nn's Embedding, EmbeddingBag, GRU and RNN. Left alone: subclasses of them
+    (parametrized layers too), layers whose ``forward`` was replaced, and those for which there is
+    no faster path: tables with ``max_norm`` or ``scale_grad_by_freq``, recurrent layers that are
+    not in float32 on a CPU. (An LSTM of ours is about as fast as torch's, and single cells are
+    slower: use :class:`vecsmith.nn.LSTM` by name, for ``lengths`` or its options.) A second call
+    finds nothing to do. Call it before torch.compile.
 
-    An LSTM, GRU or RNN of torch's stays an instance of its class, and so torch.compile breaks its
-    graph there as before (``torch._dynamo.config.allow_rnn = True`` lets it go on; a model that is
-    built of :class:`vecsmith.nn.LSTM` needs nothing).
+    A GRU or RNN of torch's stays an instance of its class, and so torch.compile breaks its graph
+    there as before (``torch._dynamo.config.allow_rnn = True`` lets it go on; a model that is built
+    of :class:`vecsmith.nn.GRU` needs nothing).
 
     Args:
         model: any module, also a layer itself.

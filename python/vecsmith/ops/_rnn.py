@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vecsmith.ops._pages import empty_pages
 from vecsmith.ops._registry import native
 from vecsmith.reference import rnn as reference
 
@@ -73,12 +74,13 @@ def _forward(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, cell, reverse, 
     bias = b_ih
     if cell != "gru" and b_hh is not None:
         bias = b_hh if b_ih is None else b_ih + b_hh
-    x = input.new_empty(count, len(w_ih))
-    output = input.new_empty(count, hidden)
-    # (a reset before needs its gates in any case, between its two products)
-    saved = _SAVED[cell] if save or cell == "gru_reset_before" else 0
-    gates = input.new_empty(count, saved * hidden)
-    c = input.new_empty(count if save and cell == "lstm" else 0, hidden)
+    output = empty_pages(count, hidden)
+    x = gates = input.new_empty(0)
+    if save:
+        gates = empty_pages(count, _SAVED[cell] * hidden)
+        # Where all gates are kept, and no more, they take the place of the input's part of them.
+        x = gates if _SAVED[cell] == _GATES[cell] else x
+    c = empty_pages(count if save and cell == "lstm" else 0, hidden)
     last_c = torch.empty_like(h0 if cell == "lstm" else h0[:0])
     native().rnn(
         _job(cell, reverse, sizes, w_hh, b_hh, h0, c0, output, c, gates),
@@ -86,7 +88,7 @@ def _forward(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, cell, reverse, 
         *(_address(last_c), _workers(num_threads)),
     )
     last_h = output[_last(sizes, reverse)].clone()
-    return output, last_h, last_c, c, gates if save else gates.new_empty(0)
+    return output, last_h, last_c, c, gates
 
 
 def _forward_fake(
@@ -124,20 +126,16 @@ def _backward(
     needs_input,
 ):
     sizes = batch_sizes.tolist()
-    hidden, count = h0.shape[1], input.shape[0]
     given = [None if g is None else g.contiguous() for g in (grad, grad_h, grad_c)]
-    dx = input.new_empty(count, _GATES[cell] * hidden)
-    # Gradients of weight times state: apart from dx where the reset gate comes between.
-    products = torch.empty_like(dx) if cell == "gru" else dx
     dh0, dc0 = torch.empty_like(h0), torch.empty_like(h0 if cell == "lstm" else h0[:0])
-    d_input = torch.empty_like(input) if needs_input else input.new_empty(0)
+    d_input = empty_pages(*input.shape) if needs_input else input.new_empty(0)
     dw_ih, dw_hh = torch.empty_like(w_ih), torch.empty_like(w_hh)
     db_ih, db_hh = (input.new_empty(0 if b is None else b.shape) for b in (b_ih, b_hh))
     native().rnn_backward(
         _job(cell, reverse, sizes, w_hh, b_hh, h0, c0, output, c, gates),
         (_address(input), _address(w_ih), input.shape[1]),
         tuple(_address(g) for g in given),
-        [_address(t) for t in (dx, products, dh0, dc0, d_input, dw_ih, dw_hh, db_ih, db_hh)],
+        [_address(t) for t in (dh0, dc0, d_input, dw_ih, dw_hh, db_ih, db_hh)],
         _workers(num_threads),
     )
     return d_input, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh
