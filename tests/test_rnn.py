@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -144,6 +145,54 @@ def test_compiles_without_a_graph_break():
     call(**twins).backward()
     for name, leaf in leaves.items():
         torch.testing.assert_close(leaf.grad, twins[name].grad)
+
+
+def test_batch_sizes_are_looked_at_where_they_are_used():
+    """Those of a traced call, of a subclass of Tensor, and what was written into them since."""
+    zero, weight = torch.zeros(64, 40), torch.randn(40, 40)
+    sizes = torch.nn.Parameter(torch.full((4000,), 64), requires_grad=False)
+    with pytest.raises(ValueError, match="64"):
+        ops.rnn(torch.randn(64, 40), sizes, zero, None, weight, weight, cell="rnn_tanh")
+    raw = np.array([2, 2, 2])
+    x = torch.randn(6, 40, requires_grad=True)
+    out, _, _ = ops.rnn(x, torch.from_numpy(raw), zero[:2], None, weight, weight, cell="rnn_tanh")
+    raw[:] = 60
+    with pytest.raises(ValueError, match=r"add up to 6.*got \[60, 60, 60\]"):
+        out.sum().backward()
+
+    def call(sizes, h0):
+        return ops.rnn(torch.ones(6, 40), sizes, h0, None, weight, weight, cell="rnn_tanh")[0]
+
+    torch._dynamo.reset()
+    compiled = torch.compile(call, backend="aot_eager", fullgraph=True)
+    for wrong in ([2, 2, 2, 2], [3, 3], [2, 2]):
+        with pytest.raises(ValueError, match="expected batch_sizes"):
+            compiled(torch.tensor(wrong), zero[:2])
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
+def test_higher_derivatives(cell):
+    """Third ones, and the gradient of a Jacobian-vector product, are those of the reference."""
+    sizes = [2, 2, 1]
+    values = problem(cell, sizes, 3)
+
+    def answers(function, **options):
+        given = {n: v if v is None else v.clone().float() for n, v in values.items()}
+        x = given["input"].requires_grad_()
+        given["w_hh"].requires_grad_()
+        out = function(batch_sizes=torch.tensor(sizes), cell=cell, **given, **options)[0]
+        first = value = out.sin().sum()
+        for _ in range(3):
+            (first,) = torch.autograd.grad(value, x, create_graph=True)
+            value = (first**2).sum()
+        along = torch.zeros_like(out, requires_grad=True)
+        (back,) = torch.autograd.grad(out, x, along, create_graph=True)
+        (tangent,) = torch.autograd.grad(back, along, torch.ones_like(back), create_graph=True)
+        rest = torch.autograd.grad(tangent.pow(2).sum(), [x, given["w_hh"]])
+        return [first.detach(), tangent.detach(), *rest]
+
+    for a, b in zip(answers(ops.rnn), answers(reference.rnn), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-3 * float(b.abs().max()))
 
 
 def test_the_registered_operator():

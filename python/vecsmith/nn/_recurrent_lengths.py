@@ -102,7 +102,8 @@ def check_lengths(name: str, lengths: Any, steps: int, batch: int, device: torch
             f"got them on {lengths.device}"
         )
     lengths = lengths.to("cpu", torch.int64)
-    # Under torch.compile the numbers are not known, and an index out of range is what is said.
+    # Under torch.compile the numbers are not known: one above T counts as T, one below 1 is refused
+    # when the operator runs.
     if batch and not torch.compiler.is_compiling():
         least, most = (int(n) for n in torch.aminmax(lengths))
         if least < 1 or most > steps:

@@ -100,7 +100,8 @@ class LSTM(Recurrent):
                 nothing and is zero in the output, the last states are those after the last step
                 that counts, and the other direction begins there. A tensor on a GPU is waited for.
                 Under torch.compile the graph breaks at it, unless
-                ``torch._dynamo.config.capture_dynamic_output_shape_ops`` is on.
+                ``torch._dynamo.config.capture_dynamic_output_shape_ops`` is on; a length above T
+                then counts as T.
 
         Returns: (output [T, B, D R], [B, T, D R], [T, D R] or a PackedSequence, with D directions;
             (h_n, c_n) like hx).

@@ -54,6 +54,18 @@ def _job(cell, reverse, sizes, w_hh, b_hh, h0, c0, output, c, gates) -> tuple[An
     return (cell, reverse, sizes, h0.shape[1], *addresses)
 
 
+def _sizes_of(batch_sizes: Tensor, input: Tensor, h0: Tensor) -> list[int]:
+    """batch_sizes as numbers. They are looked at again here, where they are used: a traced call has
+    not seen them, and somebody may have written into them since the forward pass."""
+    sizes = batch_sizes.tolist()
+    if not sizes or sum(sizes) != input.shape[0] or sizes[0] != h0.shape[0]:
+        raise ValueError(
+            f"rnn: expected batch_sizes that begin with {h0.shape[0]}, the rows of h0, and add up "
+            f"to {input.shape[0]}, the rows of input; got {sizes}"
+        )
+    return sizes
+
+
 def _last(sizes: list[int], reverse: bool) -> slice | Tensor:
     """Where each row's last state is in the output."""
     if reverse:
@@ -69,7 +81,7 @@ def _last(sizes: list[int], reverse: bool) -> slice | Tensor:
 
 
 def _forward(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, cell, reverse, num_threads, save):
-    sizes = batch_sizes.tolist()
+    sizes = _sizes_of(batch_sizes, input, h0)
     hidden, count = h0.shape[1], input.shape[0]
     bias = b_ih
     if cell != "gru" and b_hh is not None:
@@ -125,7 +137,7 @@ def _backward(
     num_threads,
     needs_input,
 ):
-    sizes = batch_sizes.tolist()
+    sizes = _sizes_of(batch_sizes, input, h0)
     given = [None if g is None else g.contiguous() for g in (grad, grad_h, grad_c)]
     dh0, dc0 = torch.empty_like(h0), torch.empty_like(h0 if cell == "lstm" else h0[:0])
     d_input = empty_pages(*input.shape) if needs_input else input.new_empty(0)
@@ -205,9 +217,17 @@ def _backward_backward(ctx, *grads):
     """Through the reference: a second derivative is rare, and its formula the same."""
     g_out, g_h, g_c, input, batch_sizes, *parameters = ctx.saved_tensors
     cell, reverse = ctx.how
+    again_differentiable = torch.is_grad_enabled()
+
+    def twin(tensor: Tensor | None) -> Any:
+        if tensor is None:
+            return None
+        if again_differentiable and tensor.requires_grad:
+            return tensor.view_as(tensor)  # what is computed of it hangs on the tensor itself
+        return tensor.detach().requires_grad_()
+
     with torch.enable_grad():
-        first = [g_out, g_h, g_c, input, *parameters]
-        twins: list[Any] = [None if t is None else t.detach().requires_grad_() for t in first]
+        twins = [twin(t) for t in (g_out, g_h, g_c, input, *parameters)]
         g_out, g_h, g_c, again, *rest = twins
         results = reference.rnn(again, batch_sizes, *rest, cell=cell, reverse=reverse)
         pairs = zip(results, (g_out, g_h, g_c), strict=True)
@@ -222,7 +242,7 @@ def _backward_backward(ctx, *grads):
         made = [(m, g) for m, (_, g) in zip(made, wanted, strict=True) if m is not None]
         found = torch.autograd.grad(
             *([m for m, _ in made], [t for t in twins if t is not None], [g for _, g in made]),
-            create_graph=torch.is_grad_enabled(),
+            create_graph=again_differentiable,
             allow_unused=True,
         )
     answers = iter(found)

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from vecsmith.ops import _checks as check
 from vecsmith.ops._registry import Backend, Operator, choose, register
@@ -117,6 +118,8 @@ def rnn(
 
 
 def _choose(input: Tensor, backend: str | None) -> str:
+    if input.is_meta and backend is None:
+        return "reference"
     if torch.compiler.is_compiling() and backend is None:  # which cannot look for modules
         return "native" if input.device.type == "cpu" and input.dtype in _FAST else "reference"
     return choose(OPERATOR, input.device.type, input.dtype, backend)
@@ -133,7 +136,7 @@ def _check_sequences(name: str, input: Tensor, batch_sizes: Tensor) -> int:
         raise TypeError(f"{name}: expected batch_sizes to be an int64 tensor")
     if batch_sizes.dim() != 1 or batch_sizes.device.type not in ("cpu", "meta"):
         raise ValueError(f"{name}: expected batch_sizes of shape [T] on the CPU")
-    if torch.compiler.is_compiling() or type(batch_sizes) is not Tensor:
+    if torch.compiler.is_compiling() or isinstance(batch_sizes, FakeTensor) or batch_sizes.is_meta:
         return -1
     if batch_sizes.numel() == 0:
         raise ValueError(f"{name}: expected sequences of at least one step; got none")
