@@ -135,7 +135,7 @@ class Corpus:
             OSError: the disk is full, or a file cannot be read or written.
             ImportError: Zstandard without the package ``zstandard``.
 
-            Whatever is raised, an older corpus in ``cache_dir`` stays whole.
+        Whatever is raised, an older corpus in ``cache_dir`` stays whole.
         """
         folder = Path(cache_dir)
         settings = {

@@ -286,8 +286,9 @@ class RowFile:
             indices: [N], distinct, in 0..rows-1.
             parts: as :meth:`read` has them.
 
-        Raises: IndexError; ValueError for indices that come twice, other tensors, a file that is
-            closed or read-only. Nothing is written then.
+        Raises:
+            IndexError: an index that is no row. Nothing is written then, nor with this:
+            ValueError: indices that come twice, other tensors, a file that is closed or read-only.
         """
         self._check_process()
         wanted = self._indices(indices)
@@ -301,8 +302,10 @@ class RowFile:
         Args:
             metadata: any bytes that belong to this state, at most 1024.
 
-        Raises: OSError if the system could not write (also later: open the file anew then, as the
-            last flush left it); ValueError for too many bytes, or a file that is read-only.
+        Raises:
+            OSError: the system could not write (also later: open the file anew then, as the last
+                flush left it).
+            ValueError: too many bytes, or a file that is read-only.
         """
         if self.read_only:
             raise ValueError(f"expected a file open for writing; {self.path} is open to read")

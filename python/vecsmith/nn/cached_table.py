@@ -272,8 +272,9 @@ class CachedTable(Table):
 
         Other threads may train meanwhile: a row is in the file as it was between two steps.
 
-        Raises: OSError if the system could not write; ValueError if the table is closed or
-            read-only.
+        Raises:
+            OSError: the system could not write.
+            ValueError: the table is closed or read-only.
         """
         with self._locked():
             self._alive()
@@ -476,8 +477,10 @@ class CachedTable(Table):
         """The rows of ``indices``: [*] -> [*, D], as :func:`vecsmith.ops.embedding`. ``sparse`` has
         no meaning here.
 
-        Raises: IndexError, TypeError as ops.embedding; ValueError for more distinct rows than
-            slots; RuntimeError from backward() where there is no optimizer in backward.
+        Raises:
+            IndexError, TypeError: as ops.embedding.
+            ValueError: more distinct rows than slots.
+            RuntimeError: from backward(), where there is no optimizer in backward.
         """
         return self._look_up(
             indices,
@@ -631,8 +634,10 @@ class CachedTable(Table):
             indices: [N], distinct, int32 or int64; None: all rows, in order.
             values: [N, D] of the table's dtype.
 
-        Raises: IndexError; ValueError for another shape, indices that come twice, or a table that
-            is closed or read-only; TypeError for another dtype. Nothing is changed then.
+        Raises:
+            IndexError: an index that is no row. Nothing is changed then, nor with these:
+            ValueError: another shape, indices that come twice, a table that is closed or read-only.
+            TypeError: another dtype.
         """
         name = type(self).__name__
         if indices is not None:

@@ -149,8 +149,8 @@ class GRU(_OneState):
     seed and answers as torch's; see :class:`LSTM`.
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
-            dtype: as :class:`LSTM`.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout: as :class:`LSTM`.
+        bidirectional, device, dtype: as :class:`LSTM`.
         reset_after: whether the reset gate is applied to the product, as torch does, or to h.
         zoneout, weight_dropout: as :class:`LSTM`, with one number for zoneout.
         layer_norm: W x and R h are normalized; with ``reset_after=False`` R_r h and R_z h together,
@@ -202,8 +202,8 @@ class RNN(_OneState):
 
     Args:
         nonlinearity: "tanh" or "relu".
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
-            dtype: as :class:`LSTM`.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout: as :class:`LSTM`.
+        bidirectional, device, dtype: as :class:`LSTM`.
         zoneout, weight_dropout: as :class:`LSTM`, with one number for zoneout.
         layer_norm: W x and R h are normalized. More parameters: ``gain_ih_l0`` and ``gain_hh_l0``
             [H].
@@ -254,8 +254,8 @@ class ResidualRNN(_OneState):
     for every layer and direction; all from U(-1/sqrt(H), 1/sqrt(H)) at first.
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
-            dtype: as :class:`LSTM`.
+        input_size, hidden_size, num_layers, bias, batch_first, dropout: as :class:`LSTM`.
+        bidirectional, device, dtype: as :class:`LSTM`.
         zoneout, weight_dropout: as :class:`LSTM`, with one number for zoneout.
         layer_norm: W x and R tanh(h) are normalized. More parameters: ``gain_ih_l0`` and
             ``gain_hh_l0`` [H].

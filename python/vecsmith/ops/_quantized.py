@@ -21,8 +21,9 @@ def quantize_rows(table: Tensor) -> Tensor:
     Returns:
         uint8 [V, D + 8].
 
-    Raises: TypeError, ValueError for another shape or dtype, values that are not finite, or rows
-        whose max - min is beyond float32.
+    Raises:
+        TypeError, ValueError: another shape or dtype, values that are not finite, rows whose
+            max - min is beyond float32.
     """
     check.table("quantize_rows", "table", table)
     if not bool(torch.isfinite(table).all()):

@@ -230,8 +230,9 @@ def embedding_bag_gradient(
         num_rows: V.
         positions: [B, D] int64, with mode "max": where in ``indices`` each maximum is (the second
             result of ``torch.ops.vecsmith.embedding_bag``).
-        indices, offsets, mode, per_sample_weights, include_last_offset, padding_idx, backend,
-            num_threads: as in :func:`embedding_bag`, and mode "none".
+        indices, offsets, mode, per_sample_weights, include_last_offset: as in
+            :func:`embedding_bag`, and mode "none".
+        padding_idx, backend, num_threads: as in :func:`embedding_bag`.
 
     Returns:
         (rows int64 [U], ascending; values [U, D] of grad's dtype).
@@ -290,8 +291,8 @@ def embedding_bag_update(
         Others: as in :func:`embedding_bag_gradient`.
 
     Raises:
-        As :func:`embedding_bag`, and ValueError for a gradient that is not finite: before anything
-        is changed.
+        ValueError: a gradient that is not finite; else as :func:`embedding_bag`. Before anything is
+            changed.
     """
     name = "embedding_bag_update"
     if not isinstance(rule, UpdateRule):

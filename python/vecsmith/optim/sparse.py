@@ -530,8 +530,8 @@ class RowwiseAdagrad(_Adagrad):
 
     Args:
         params: tables [V, D], or groups of them.
-        lr, lr_decay, weight_decay, initial_accumulator_value, eps, maximize, foreach, fused,
-            differentiable: as in :class:`SparseAdagrad`.
+        lr, lr_decay, weight_decay, initial_accumulator_value: as in :class:`SparseAdagrad`.
+        eps, maximize, foreach, fused, differentiable: as in :class:`SparseAdagrad`.
 
     State: ``sum`` [V] and ``step``.
 
