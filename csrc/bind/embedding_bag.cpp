@@ -13,11 +13,6 @@ namespace py = pybind11;
 namespace vecsmith {
 namespace {
 
-template <class T>
-T* pointer(uint64_t address) {
-  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
-}
-
 // ops/embedding_bag.py makes these: bags, a table (address, type, dim, row stride in elements), a
 // gradient (address, type, dim).
 using BagsTuple = std::tuple<uint64_t, bool, int64_t, uint64_t, int64_t, int64_t, int64_t, uint64_t,

@@ -3,7 +3,15 @@
 
 #include <pybind11/pybind11.h>
 
+#include <cstdint>
+
 namespace vecsmith {
+
+// What lies at an address that Python names.
+template <class T>
+T* pointer(uint64_t address) {
+  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
+}
 
 void bind_skipgram(pybind11::module_& m);
 void bind_embedding_bag(pybind11::module_& m);

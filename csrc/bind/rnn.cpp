@@ -13,11 +13,6 @@ namespace py = pybind11;
 namespace vecsmith {
 namespace {
 
-template <class T>
-T* pointer(uint64_t address) {
-  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
-}
-
 RnnCell cell_of(const std::string& name) {
   if (name == "lstm") return kLstm;
   if (name == "gru") return kGru;
@@ -69,7 +64,7 @@ void bind_rnn(py::module_& m) {
     rnn_forward(rnn, threads);
   });
   // projection: input, w_ih, columns. gradients: of out, last h, last c; and where to write those
-  // of x, the products, h0, c0, input, w_ih, weight, b_ih and bias.
+  // of h0, c0, input, w_ih, weight, b_ih and bias.
   m.def("rnn_backward",
         [](const RnnTuple& given, const std::tuple<uint64_t, uint64_t, int64_t>& projection,
            const std::tuple<uint64_t, uint64_t, uint64_t>& from, const std::vector<uint64_t>& to,

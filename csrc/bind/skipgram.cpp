@@ -19,11 +19,6 @@ namespace {
 // tiles they come in, in 32 bits.
 constexpr int64_t kMostOutputs = int64_t{1} << 16;
 
-template <class T>
-T* pointer(uint64_t address) {
-  return reinterpret_cast<T*>(static_cast<uintptr_t>(address));
-}
-
 [[noreturn]] void out_of_range(const char* name, int64_t low, int64_t high, int64_t got) {
   throw py::index_error("skipgram: expected " + std::string(name) + " in " + std::to_string(low) +
                         ".." + std::to_string(high) + "; got " + std::to_string(got));

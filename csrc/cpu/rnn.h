@@ -22,12 +22,12 @@ struct Rnn {
   const float *w_ih, *b_ih;  // [G hidden, inputs], [G hidden]
   float* x;                  // [N, G hidden], the input's part of the gates; null: not kept
   const float* weight;       // [G hidden, hidden]
-  const float* bias;         // [G hidden], of the recurrent part
-  const float *h0, *c0;      // [batch, hidden]; c0: LSTM
-  float* out;                // [N, hidden]
-  float* c;                  // [N, hidden]: every cell of an LSTM, for a backward pass
-  float* last_c;             // [batch, hidden], LSTM
-  float* gates;  // [N, rnn_saved(cell) hidden], for a backward pass; x itself, if as wide
+  const float* bias;     // [3 hidden], of weight times state; kGru alone: elsewhere it is in b_ih
+  const float *h0, *c0;  // [batch, hidden]; c0: LSTM
+  float* out;            // [N, hidden]
+  float* c;              // [N, hidden]: every cell of an LSTM, for a backward pass
+  float* last_c;         // [batch, hidden], LSTM
+  float* gates;          // [N, rnn_saved(cell) hidden], for a backward pass; x itself, if as wide
 };
 
 // What a backward pass is given beside the above (out, c and gates are read, x is not).
@@ -37,7 +37,7 @@ struct RnnGrad {
   float *h0, *c0;        // [batch, hidden]
   float* input;          // [N, inputs], or null
   float *w_ih, *weight;  // as in Rnn
-  float *b_ih, *bias;    // as in Rnn, or null
+  float *b_ih, *bias;    // [G hidden], of the biases of both parts, or null
   // The driver's own, [N, G hidden]: of the input's part of the gates, and of weight times state
   // where the reset gate comes between.
   float *x, *products;

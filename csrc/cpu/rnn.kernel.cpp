@@ -46,10 +46,9 @@ VECSMITH_INLINE vfloat tanh(vfloat x) {
   return a < 0.625f ? near : a == a ? (x < 0.0f ? -far : far) : x;
 }
 
-// sums[r V + v] += row[r][k] panel[k][v] over all k.
-template <int R, int V>
-VECSMITH_INLINE void product(const float* panel, int64_t k_count, const float* const* row,
-                             vfloat* sums) {
+// sums[r V + v] += left(r, k) panel[k][v] over all k.
+template <int R, int V, class Left>
+VECSMITH_INLINE void product(const float* panel, int64_t k_count, const Left& left, vfloat* sums) {
   vfloat s[R * V];
 #pragma GCC unroll 32
   for (int i = 0; i < R * V; ++i) s[i] = sums[i];
@@ -59,7 +58,7 @@ VECSMITH_INLINE void product(const float* panel, int64_t k_count, const float* c
     for (int v = 0; v < V; ++v) w[v] = load(panel + v * kLanes);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const vfloat y = splat(row[r][k]);
+      const vfloat y = splat(left(r, k));
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) s[r * V + v] += y * w[v];
     }
@@ -113,7 +112,7 @@ VECSMITH_INLINE void each_product(const Step& step, int64_t k, int64_t hidden, c
       const float* x[R];
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r) x[r] = factors(step, from + r);
-      product<R, V>(panel, k, x, sums);
+      product<R, V>(panel, k, [&](int r, int64_t n) VECSMITH_LAMBDA { return x[r][n]; }, sums);
 #pragma GCC unroll 8
       for (int r = 0; r < R; ++r)
 #pragma GCC unroll 4
@@ -126,32 +125,6 @@ VECSMITH_INLINE void each_product(const Step& step, int64_t k, int64_t hidden, c
   }
 }
 
-// sums[r V + v] += left[k][r] panel[k][v] over all k.
-template <int R, int V>
-VECSMITH_INLINE void outer_product(const float* panel, int64_t k_count, const float* left,
-                                   vfloat* sums) {
-  vfloat s[R * V];
-#pragma GCC unroll 32
-  for (int i = 0; i < R * V; ++i) s[i] = sums[i];
-  for (int64_t k = 0; k < k_count; ++k, panel += V * kLanes, left += R) {
-    vfloat w[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) w[v] = load(panel + v * kLanes);
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const vfloat y = splat(left[r]);
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) s[r * V + v] += y * w[v];
-    }
-  }
-#pragma GCC unroll 32
-  for (int i = 0; i < R * V; ++i) sums[i] = s[i];
-}
-
-VECSMITH_INLINE vfloat bias_of(const Rnn& rnn, int64_t at, int n) {
-  return rnn.bias ? get(rnn.bias + at, n) : vfloat{};
-}
-
 __attribute__((noinline)) void lstm(const RnnStep& step, int64_t first, int64_t last) {
   const Rnn& rnn = *step.rnn;
   const int64_t hidden = rnn.hidden;
@@ -159,7 +132,7 @@ __attribute__((noinline)) void lstm(const RnnStep& step, int64_t first, int64_t 
       step, hidden, hidden, step.panels, first, last,
       [&](int64_t row, int64_t unit, int n, int g) VECSMITH_LAMBDA {
         const int64_t at = g * hidden + unit;
-        return get(rnn.x + step.at[row] * 4 * hidden + at, n) + bias_of(rnn, at, n);
+        return get(rnn.x + step.at[row] * 4 * hidden + at, n);
       },
       [&](int64_t row, int64_t unit, int n, const vfloat* sums) VECSMITH_LAMBDA {
         const int64_t here = step.at[row] * hidden + unit;
@@ -188,7 +161,7 @@ __attribute__((noinline)) void gru(const RnnStep& step, int64_t first, int64_t l
       step, hidden, hidden, step.panels, first, last,
       [&](int64_t row, int64_t unit, int n, int g) VECSMITH_LAMBDA {
         const int64_t at = g * hidden + unit;
-        const vfloat b = bias_of(rnn, at, n);
+        const vfloat b = rnn.bias ? get(rnn.bias + at, n) : vfloat{};
         return g < 2 ? get(rnn.x + step.at[row] * 3 * hidden + at, n) + b : b;
       },
       [&](int64_t row, int64_t unit, int n, const vfloat* sums) VECSMITH_LAMBDA {
@@ -213,9 +186,8 @@ __attribute__((noinline)) void plain(const RnnStep& step, int64_t first, int64_t
   const int64_t hidden = rnn.hidden;
   each_product<1, 4>(
       step, hidden, hidden, step.panels, first, last,
-      [&](int64_t row, int64_t unit, int n, int) VECSMITH_LAMBDA {
-        return get(rnn.x + step.at[row] * hidden + unit, n) + bias_of(rnn, unit, n);
-      },
+      [&](int64_t row, int64_t unit, int n, int)
+          VECSMITH_LAMBDA { return get(rnn.x + step.at[row] * hidden + unit, n); },
       [&](int64_t row, int64_t unit, int n, const vfloat* sums) VECSMITH_LAMBDA {
         const vfloat a = sums[0];
         const vfloat h = kRelu ? (a < 0.0f ? vfloat{} : a) : tanh(a);
@@ -232,7 +204,7 @@ __attribute__((noinline)) void gru_reset(const RnnStep& step, int64_t first, int
       step, hidden, hidden, step.panels, first, last,
       [&](int64_t row, int64_t unit, int n, int g) VECSMITH_LAMBDA {
         const int64_t at = g * hidden + unit;
-        return get(rnn.x + step.at[row] * 3 * hidden + at, n) + bias_of(rnn, at, n);
+        return get(rnn.x + step.at[row] * 3 * hidden + at, n);
       },
       [&](int64_t row, int64_t unit, int n, const vfloat* sums) VECSMITH_LAMBDA {
         const vfloat r = sigmoid(sums[0]), z = sigmoid(sums[1]);
@@ -250,7 +222,7 @@ __attribute__((noinline)) void gru_renew(const RnnStep& step, int64_t first, int
       step, hidden, hidden, step.panels, first, last,
       [&](int64_t row, int64_t unit, int n, int) VECSMITH_LAMBDA {
         const int64_t at = 2 * hidden + unit;
-        return get(rnn.x + step.at[row] * 3 * hidden + at, n) + bias_of(rnn, at, n);
+        return get(rnn.x + step.at[row] * 3 * hidden + at, n);
       },
       [&](int64_t row, int64_t unit, int n, const vfloat* sums) VECSMITH_LAMBDA {
         float* const saved = rnn.gates + step.at[row] * 3 * hidden + unit;
@@ -402,8 +374,10 @@ void rnn_outer(const RnnOuter& job, int64_t first, int64_t last) {
                 for (int i = 0; i < R * kVectors; ++i) sums[i] = vfloat{};
                 if (k)
                   each([](vfloat& sum, float* out, int n) VECSMITH_LAMBDA { sum = get(out, n); });
-                outer_product<R, kVectors>(job.panels + (p * job.count + k) * kWidth, depth,
-                                           left + from * kDepth, sums);
+                const float* const columns = left + from * kDepth;
+                product<R, kVectors>(
+                    job.panels + (p * job.count + k) * kWidth, depth,
+                    [&](int r, int64_t n) VECSMITH_LAMBDA { return columns[n * R + r]; }, sums);
                 each([](vfloat& sum, float* out, int n) VECSMITH_LAMBDA { put(out, sum, n); });
               });
     }
