@@ -25,7 +25,7 @@ import torch
 # Helpers that assert: a failure in one shows its values, as in a test.
 pytest.register_assert_rewrite("plain_corpus")
 
-NATIVE_LEVELS = ("base", "avx2", "avx512", "amx")
+NATIVE_LEVELS = ("base", "avx2", "avx512", "avx512_bf16", "amx")
 _DEVICES = {"native": "cpu", "reference": "cpu", "cuda": "cuda", "triton": "cuda"}
 
 

@@ -28,7 +28,7 @@ PYBIND11_MODULE(_native, m) {
   m.def("set_isa_level", [](const std::string& name) { set_isa_level(name.c_str()); });
   m.def("isa_levels", [] {
     std::vector<std::string> names;
-    for (int level = 0; level < 4; ++level)
+    for (int level = 0; level < kIsaLevels; ++level)
       if (isa_supported(static_cast<Isa>(level)))
         names.push_back(isa_name(static_cast<Isa>(level)));
     return names;

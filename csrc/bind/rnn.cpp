@@ -22,68 +22,82 @@ RnnCell cell_of(const std::string& name) {
   throw py::value_error("rnn: unknown cell " + name);
 }
 
-// ops/_rnn.py makes it: cell, reverse, batch_sizes, hidden size, and the addresses of weight, bias,
-// h0, c0, out, c, gates (0: none).
-using RnnTuple = std::tuple<std::string, bool, std::vector<int64_t>, int64_t, uint64_t, uint64_t,
-                            uint64_t, uint64_t, uint64_t, uint64_t, uint64_t>;
+// ops/_rnn.py makes it: cell, reverse, batch_sizes, hidden size, unit, whether the tensors are
+// bfloat16, and addresses (0: none).
+using RnnTuple =
+    std::tuple<std::string, bool, std::vector<int64_t>, int64_t, int, bool, std::vector<uint64_t>>;
 
-Rnn rnn_of(const RnnTuple& t) {
-  const auto& sizes = std::get<2>(t);
+struct Call {
   Rnn rnn{};
-  rnn.cell = cell_of(std::get<0>(t));
-  rnn.reverse = std::get<1>(t);
-  rnn.steps = static_cast<int64_t>(sizes.size());
-  rnn.batch = sizes.empty() ? 0 : sizes.front();
-  rnn.hidden = std::get<3>(t);
-  rnn.batch_sizes = sizes.data();
-  rnn.weight = pointer<const float>(std::get<4>(t));
-  rnn.bias = pointer<const float>(std::get<5>(t));
-  rnn.h0 = pointer<const float>(std::get<6>(t));
-  rnn.c0 = pointer<const float>(std::get<7>(t));
-  rnn.out = pointer<float>(std::get<8>(t));
-  rnn.c = pointer<float>(std::get<9>(t));
-  rnn.gates = pointer<float>(std::get<10>(t));
-  return rnn;
-}
+  RnnUnit unit = kFloat;
+  bool half = false;
+
+  explicit Call(const RnnTuple& t, int64_t inputs) {
+    const auto& sizes = std::get<2>(t);
+    const auto& at = std::get<6>(t);
+    if (at.size() != 10) throw py::value_error("rnn: expected 10 addresses");
+    const int chosen = std::get<4>(t);
+    if (chosen < kFloat || chosen > kSplit) throw py::value_error("rnn: unknown unit");
+    unit = static_cast<RnnUnit>(chosen);
+    half = std::get<5>(t);
+    rnn.cell = cell_of(std::get<0>(t));
+    rnn.reverse = std::get<1>(t);
+    rnn.steps = static_cast<int64_t>(sizes.size());
+    rnn.batch = sizes.empty() ? 0 : sizes.front();
+    rnn.hidden = std::get<3>(t);
+    rnn.inputs = inputs;
+    rnn.batch_sizes = sizes.data();
+    rnn.input = numbers(at[0], half);
+    rnn.w_ih = numbers(at[1], half);
+    rnn.weight = numbers(at[2], half);
+    rnn.bias = numbers(at[3], half);
+    rnn.h0 = numbers(at[4], half);
+    rnn.c0 = numbers(at[5], half);
+    rnn.out = numbers(at[6], half);
+    rnn.c = pointer<float>(at[7]);
+    rnn.gates = numbers(at[8], unit == kBfloat16);
+    rnn.b_ih = numbers(at[9], half);
+  }
+  static Numbers numbers(uint64_t address, bool is_half) {
+    return {pointer<char>(address), is_half};
+  }
+};
 
 }  // namespace
 
 void bind_rnn(py::module_& m) {
-  // projection: addresses of input, w_ih, b_ih and where their product is written; columns.
-  m.def("rnn", [](const RnnTuple& given,
-                  const std::tuple<uint64_t, uint64_t, uint64_t, uint64_t, int64_t>& projection,
+  m.def("rnn_matrix_units", [] { return VECSMITH_PICK_KERNEL(rnn_matrix_units)(); });
+  // x: where the input's part of the gates is kept, or 0.
+  m.def("rnn", [](const RnnTuple& given, int64_t inputs, uint64_t x, uint64_t last_h,
                   uint64_t last_c, int threads) {
-    Rnn rnn = rnn_of(given);
-    rnn.input = pointer<const float>(std::get<0>(projection));
-    rnn.w_ih = pointer<const float>(std::get<1>(projection));
-    rnn.b_ih = pointer<const float>(std::get<2>(projection));
-    rnn.x = pointer<float>(std::get<3>(projection));
-    rnn.inputs = std::get<4>(projection);
-    rnn.last_c = pointer<float>(last_c);
+    Call call(given, inputs);
+    call.rnn.x = pointer<float>(x);
+    call.rnn.last_h = Call::numbers(last_h, call.half);
+    call.rnn.last_c = Call::numbers(last_c, call.half);
     py::gil_scoped_release release;
-    rnn_forward(rnn, threads);
+    rnn_forward(call.rnn, call.unit, threads);
   });
-  // projection: input, w_ih, columns. gradients: of out, last h, last c; and where to write those
-  // of h0, c0, input, w_ih, weight, b_ih and bias.
-  m.def("rnn_backward",
-        [](const RnnTuple& given, const std::tuple<uint64_t, uint64_t, int64_t>& projection,
-           const std::tuple<uint64_t, uint64_t, uint64_t>& from, const std::vector<uint64_t>& to,
-           int threads) {
-          if (to.size() != 7) throw py::value_error("rnn_backward: expected 7 addresses");
-          Rnn rnn = rnn_of(given);
-          rnn.input = pointer<const float>(std::get<0>(projection));
-          rnn.w_ih = pointer<const float>(std::get<1>(projection));
-          rnn.inputs = std::get<2>(projection);
-          RnnGrad grad{};
-          grad.out = pointer<const float>(std::get<0>(from));
-          grad.last_h = pointer<const float>(std::get<1>(from));
-          grad.last_c = pointer<const float>(std::get<2>(from));
-          float** const fields[] = {&grad.h0,     &grad.c0,   &grad.input, &grad.w_ih,
-                                    &grad.weight, &grad.b_ih, &grad.bias};
-          for (size_t i = 0; i < to.size(); ++i) *fields[i] = pointer<float>(to[i]);
-          py::gil_scoped_release release;
-          rnn_backward(rnn, grad, threads);
-        });
+  // gradients: of out, last h, last c; and where to write those of h0, c0, input, w_ih, weight,
+  // b_ih and bias.
+  m.def("rnn_backward", [](const RnnTuple& given, int64_t inputs,
+                           const std::tuple<uint64_t, uint64_t, uint64_t>& from,
+                           const std::vector<uint64_t>& to, int threads) {
+    if (to.size() != 7) throw py::value_error("rnn_backward: expected 7 addresses");
+    Call call(given, inputs);
+    RnnGrad grad{};
+    grad.out = Call::numbers(std::get<0>(from), call.half);
+    grad.last_h = Call::numbers(std::get<1>(from), call.half);
+    grad.last_c = Call::numbers(std::get<2>(from), call.half);
+    grad.h0 = Call::numbers(to[0], call.half);
+    grad.c0 = Call::numbers(to[1], call.half);
+    grad.input = Call::numbers(to[2], call.half);
+    grad.w_ih = Call::numbers(to[3], call.half);
+    grad.weight = Call::numbers(to[4], call.half);
+    grad.b_ih = Call::numbers(to[5], call.half);
+    grad.bias = Call::numbers(to[6], call.half);
+    py::gil_scoped_release release;
+    rnn_backward(call.rnn, grad, call.unit, threads);
+  });
 }
 
 }  // namespace vecsmith

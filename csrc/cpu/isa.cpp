@@ -15,12 +15,11 @@
 namespace vecsmith {
 namespace {
 
-constexpr const char* kNames[] = {"base", "avx2", "avx512", "amx"};
-constexpr int kLevels = 4;
+constexpr const char* kNames[] = {"base", "avx2", "avx512", "avx512_bf16", "amx"};
 
 #if defined(__x86_64__) && defined(VECSMITH_HAS_avx2)
 struct Features {
-  bool avx2 = false, avx512 = false, amx = false;
+  bool avx2 = false, avx512 = false, avx512_bf16 = false, amx = false;
 };
 
 Features detect() {
@@ -44,8 +43,8 @@ Features detect() {
   const unsigned amx_bits = (1u << 22) | (1u << 24) | (1u << 25);  // bf16, tile, int8
   unsigned a71 = 0, b71, c71, d71;
   __get_cpuid_count(7, 1, &a71, &b71, &c71, &d71);
-  const bool avx512_bf16 = a71 & (1u << 5);
-  if (features.avx512 && vnni && avx512_bf16 && os_tile && (d7 & amx_bits) == amx_bits) {
+  features.avx512_bf16 = features.avx512 && vnni && (a71 & (1u << 5));
+  if (features.avx512_bf16 && os_tile && (d7 & amx_bits) == amx_bits) {
 #if defined(__linux__)
     constexpr long kArchReqXcompPerm = 0x1023, kTileData = 18;
     features.amx = syscall(SYS_arch_prctl, kArchReqXcompPerm, kTileData) == 0;
@@ -63,7 +62,7 @@ const Features& features() {
 std::atomic<int> chosen{-1};
 
 Isa best() {
-  for (int level = kLevels - 1; level > 0; --level)
+  for (int level = kIsaLevels - 1; level > 0; --level)
     if (isa_supported(static_cast<Isa>(level))) return static_cast<Isa>(level);
   return Isa::base;
 }
@@ -77,6 +76,7 @@ bool isa_supported(Isa level) {
 #if defined(__x86_64__) && defined(VECSMITH_HAS_avx2)
   if (level == Isa::avx2) return features().avx2;
   if (level == Isa::avx512) return features().avx512;
+  if (level == Isa::avx512_bf16) return features().avx512_bf16;
   if (level == Isa::amx) return features().amx;
 #endif
   return false;
@@ -87,7 +87,7 @@ void set_isa_level(const char* name) {
     chosen = static_cast<int>(best());
     return;
   }
-  for (int level = 0; level < kLevels; ++level) {
+  for (int level = 0; level < kIsaLevels; ++level) {
     if (std::strcmp(name, kNames[level]) != 0) continue;
     if (!isa_supported(static_cast<Isa>(level)))
       throw std::runtime_error(std::string("ISA level '") + name +
@@ -96,7 +96,7 @@ void set_isa_level(const char* name) {
     return;
   }
   throw std::invalid_argument(std::string("unknown ISA level '") + name +
-                              "': expected base, avx2, avx512 or amx");
+                              "': expected base, avx2, avx512, avx512_bf16 or amx");
 }
 
 Isa isa_level() {

@@ -54,71 +54,128 @@ class Places {
   std::vector<int64_t> begin_, length_;
 };
 
-// The panels of one product.
+// A matrix that factors are multiplied with, and how workers share it.
 struct Product {
-  RnnPanels shape;
+  RnnMatrix matrix;
   int64_t count = 0;
-  float* panels = nullptr;
 
-  explicit Product(const RnnPanels& given)
-      : shape(given), count(VECSMITH_PICK_KERNEL(rnn_panel_count)(given)) {}
-  size_t floats() const {
-    return static_cast<size_t>(count * VECSMITH_PICK_KERNEL(rnn_panel_floats)(shape));
+  explicit Product(const RnnMatrix& given)
+      : matrix(given), count(VECSMITH_PICK_KERNEL(rnn_panel_count)(given)) {}
+  size_t words() const {
+    return static_cast<size_t>(count * VECSMITH_PICK_KERNEL(rnn_panel_words)(matrix));
   }
+  size_t bytes() const { return Arena::room<float>(words()); }
+  void take(Arena& arena) { matrix.panels = arena.take<float>(words()); }
   int64_t first(int worker, int size) const { return share(count, worker, size); }
   void pack(int worker, int size) const {
-    VECSMITH_PICK_KERNEL(rnn_pack)(shape, first(worker, size), first(worker + 1, size), panels);
+    if (matrix.panels)
+      VECSMITH_PICK_KERNEL(rnn_pack)(matrix, first(worker, size), first(worker + 1, size));
   }
   // The units of a worker.
   int64_t unit(int worker, int size) const {
-    const int64_t units = int64_t{shape.units} * VECSMITH_PICK_KERNEL(rnn_lanes)();
-    return std::min(shape.hidden, first(worker, size) * units);
+    const int64_t units = int64_t{matrix.units} * VECSMITH_PICK_KERNEL(rnn_lanes)();
+    return std::min(matrix.hidden, first(worker, size) * units);
   }
 };
 
-// What a weight is multiplied with in all steps, in panels of four vectors for rnn_outer: rows of
-// the input, and states before each step.
-class Right {
- public:
-  Right(const Rnn& rnn, const Places& places)
-      : rnn_(rnn), places_(places), width_(4 * VECSMITH_PICK_KERNEL(rnn_lanes)()) {}
+// Rows of factors in an arena. Rows are some lines longer than they need be: rows that lie a power
+// of two apart share cache sets.
+RnnFactors factors_of(RnnUnit unit, int64_t columns) {
+  RnnFactors made;
+  made.unit = unit;
+  made.words = rnn_words(unit, columns);
+  const int64_t bytes = made.words * (unit == kSplit ? 8 : 4);
+  made.stride = (bytes + 63) / 64 * 64 + 64;
+  return made;
+}
+size_t room_of(const RnnFactors& factors, int64_t rows) {
+  return Arena::room<char>(static_cast<size_t>(rows * factors.stride));
+}
+void take(RnnFactors& factors, int64_t rows, Arena& arena) {
+  factors.data = arena.take<char>(static_cast<size_t>(rows * factors.stride));
+}
+// Zeros behind the columns of rows first .. last-1, and behind the rows: a product of the last
+// columns alone may read on for some words.
+void finish_rows(const RnnFactors& factors, int64_t columns, int64_t first, int64_t last) {
+  if (factors.unit == kFloat) return;
+  for (int64_t row = first; row < last; ++row) {
+    char* const begin = factors.row(row);
+    char* const middle = begin + 4 * factors.words;
+    if (factors.unit == kSplit) std::fill(begin + 2 * columns, middle, '\0');
+    std::fill((factors.unit == kSplit ? middle : begin) + 2 * columns, begin + factors.stride,
+              '\0');
+  }
+}
 
-  size_t floats(int64_t columns) const {
-    return static_cast<size_t>(panels(columns) * width_ * places_.count());
+// An array of rows as factors: where it lies, if that will do.
+struct Given {
+  RnnFactors factors;
+  Numbers from;
+  int64_t columns, rows;
+  bool copied;
+
+  Given(Numbers given, int64_t columns_, int64_t rows_, RnnUnit unit)
+      : from(given), columns(columns_), rows(rows_) {
+    const bool tiles = VECSMITH_PICK_KERNEL(rnn_matrix_units)() == 2;
+    copied =
+        unit == kFloat ? given.half : unit == kSplit || !given.half || tiles || columns % 32 != 0;
+    factors = factors_of(unit, columns);
+    if (copied) return;
+    factors.data = given.data;
+    factors.stride = columns * (given.half ? 2 : 4);
   }
-  // A worker's share of the rows.
-  void pack(const float* rows, int64_t columns, int worker, int size, float* to) const {
-    const int64_t last = share(places_.count(), worker + 1, size);
-    for (int64_t n = share(places_.count(), worker, size); n < last; ++n)
-      put(rows + n * columns, nullptr, columns, n, to);
+  size_t bytes() const { return copied ? room_of(factors, rows) : 0; }
+  void take_room(Arena& arena) {
+    if (copied) take(factors, rows, arena);
   }
-  // reset: the states times r, with kGruResetBefore.
-  void pack_states(int worker, int size, float* to, float* reset) const {
-    const int64_t last = share(rnn_.batch, worker + 1, size), hidden = rnn_.hidden;
-    for (int64_t row = share(rnn_.batch, worker, size); row < last; ++row)
-      for (int64_t t = 0; t < places_.length(row); ++t) {
-        const int64_t here = places_.at(row, t), before = places_.at(row, t - 1);
-        const float* state = before < 0 ? rnn_.h0 + row * hidden : rnn_.out + before * hidden;
-        put(state, nullptr, hidden, here, to);
-        if (reset) put(state, rnn_.gates + here * 3 * hidden, hidden, here, reset);
+  void convert(int worker, int size) const {
+    if (copied) VECSMITH_PICK_KERNEL(rnn_factors)
+    (from, columns, share(rows, worker, size), share(rows, worker + 1, size), factors);
+  }
+};
+
+// What a weight is multiplied with in all steps, packed.
+struct Right {
+  std::vector<const char*> rows, factors;
+  RnnRows packed{};
+
+  Right(RnnUnit unit, int64_t columns, const Places& places) {
+    packed.unit = unit;
+    packed.columns = columns;
+    packed.count = places.count();
+    rows.resize(static_cast<size_t>(packed.count));
+  }
+  void of_input(Numbers input) {
+    packed.half = input.half;
+    for (int64_t n = 0; n < packed.count; ++n)
+      rows[static_cast<size_t>(n)] = input.at(n * packed.columns).data;
+  }
+  // States before each step; scaled by r, if `reset`.
+  void of_states(const Rnn& rnn, const Places& places, bool reset) {
+    packed.half = rnn.out.half;
+    packed.half_factors = rnn.gates.half;
+    if (reset) factors.resize(rows.size());
+    for (int64_t row = 0; row < rnn.batch; ++row)
+      for (int64_t t = 0; t < places.length(row); ++t) {
+        const int64_t here = places.at(row, t), before = places.at(row, t - 1);
+        const size_t n = static_cast<size_t>(here);
+        rows[n] =
+            before < 0 ? rnn.h0.at(row * rnn.hidden).data : rnn.out.at(before * rnn.hidden).data;
+        if (reset) factors[n] = rnn.gates.at(here * 3 * rnn.hidden).data;
       }
   }
-
- private:
-  int64_t panels(int64_t columns) const { return (columns + width_ - 1) / width_; }
-  void put(const float* from, const float* factor, int64_t columns, int64_t n, float* to) const {
-    for (int64_t p = 0; p < panels(columns); ++p) {
-      float* const line = to + (p * places_.count() + n) * width_;
-      const int64_t at = p * width_, here = std::min(width_, columns - at);
-      std::copy_n(from + at, here, line);
-      for (int64_t i = 0; factor && i < here; ++i) line[i] *= factor[at + i];
-      std::fill(line + here, line + width_, 0.0f);
-    }
+  size_t words() const { return static_cast<size_t>(VECSMITH_PICK_KERNEL(rnn_rows_words)(packed)); }
+  size_t bytes() const { return Arena::room<float>(words()); }
+  void take(Arena& arena) {
+    packed.panels = arena.take<float>(words());
+    packed.rows = rows.data();
+    packed.factors = factors.empty() ? nullptr : factors.data();
   }
-
-  const Rnn& rnn_;
-  const Places& places_;
-  int64_t width_;
+  void pack(int worker, int size) const {
+    const int64_t words = rnn_words(packed.unit, packed.count);
+    VECSMITH_PICK_KERNEL(rnn_pack_rows)
+    (packed, share(words, worker, size), share(words, worker + 1, size));
+  }
 };
 
 // Rows some lines longer than they need be: rows that lie a power of two apart share cache sets.
@@ -129,142 +186,240 @@ int workers_for(const Rnn& rnn, int threads) {
   return static_cast<int>(std::clamp<int64_t>(work / kProductsPerThread, 1, threads));
 }
 
+// Copies of small arrays: what comes as bfloat16 is computed in floats.
+void copy(Numbers from, int64_t count, float* to) {
+  VECSMITH_PICK_KERNEL(rnn_floats)(from, 0, count, to);
+}
+void copy(const float* from, int64_t count, Numbers to) {
+  if (to) VECSMITH_PICK_KERNEL(rnn_convert)(from, 0, count, to);
+}
+Numbers numbers(float* floats) { return {reinterpret_cast<char*>(floats), false}; }
+
+// So few rows of factors that packing a matrix takes longer than multiplying it.
+constexpr int64_t kFewRows = 32;
+
 }  // namespace
 
-void rnn_forward(const Rnn& given, int threads) {
+void rnn_forward(const Rnn& given, RnnUnit unit, int threads) {
   Rnn rnn = given;
   const Places places(rnn);
-  const int64_t hidden = rnn.hidden, stride = padded(hidden);
-  const bool reset_before = rnn.cell == kGruResetBefore;
+  const int64_t hidden = rnn.hidden, stride = padded(hidden), count = places.count();
+  const bool reset_before = rnn.cell == kGruResetBefore, direct = count <= kFewRows;
+  if (direct) unit = kFloat;
+  const int gates = rnn_gates(rnn.cell), units = gates == 1 ? 4 : 1;
   std::vector<Product> products;
   if (reset_before) {
-    products.emplace_back(RnnPanels{rnn.weight, hidden, 1, hidden, hidden, 2, 2});
-    products.emplace_back(
-        RnnPanels{rnn.weight + 2 * hidden * hidden, hidden, 1, hidden, hidden, 1, 4});
+    products.emplace_back(RnnMatrix{rnn.weight, hidden, 1, hidden, hidden, 2, 2, unit, nullptr});
+    products.emplace_back(RnnMatrix{rnn.weight.at(2 * hidden * hidden), hidden, 1, hidden, hidden,
+                                    1, 4, unit, nullptr});
   } else {
-    const int count = rnn_gates(rnn.cell);
     products.emplace_back(
-        RnnPanels{rnn.weight, hidden, 1, hidden, hidden, count, count == 1 ? 4 : 1});
+        RnnMatrix{rnn.weight, hidden, 1, hidden, hidden, gates, units, unit, nullptr});
   }
-  const int gates = rnn_gates(rnn.cell);
   Product projection(
-      RnnPanels{rnn.w_ih, rnn.inputs, 1, hidden, rnn.inputs, gates, gates == 1 ? 4 : 1});
+      RnnMatrix{rnn.w_ih, rnn.inputs, 1, hidden, rnn.inputs, gates, units, unit, nullptr});
+  Given input(rnn.input, rnn.inputs, count, unit);
   threads = workers_for(rnn, threads);
   const size_t states = static_cast<size_t>(rnn.batch * stride);
-  size_t bytes =
-      (2 + reset_before) * Arena::room<float>(states) + Arena::room<float>(projection.floats());
-  const size_t of_gates = static_cast<size_t>(places.count() * gates * hidden);
+  const size_t of_gates = static_cast<size_t>(count * gates * hidden);
+  RnnFactors of_states = factors_of(unit, hidden);
+  const bool apart = unit != kFloat;  // factors are not the states themselves
+  size_t bytes = 2 * Arena::room<float>(states) + input.bytes() +
+                 (2 * apart + reset_before) * room_of(of_states, rnn.batch);
+  if (!direct) bytes += projection.bytes();
   if (!rnn.x) bytes += Arena::room<float>(of_gates);
-  for (const Product& p : products) bytes += Arena::room<float>(p.floats());
+  for (const Product& p : products) bytes += direct ? 0 : p.bytes();
+  const int64_t of_bias = gates * hidden, of_cells = rnn.c0 ? rnn.batch * hidden : 0;
+  bytes += 2 * Arena::room<float>(static_cast<size_t>(of_bias)) +
+           Arena::room<float>(static_cast<size_t>(of_cells));
   Arena arena(bytes);
-  for (Product& p : products) p.panels = arena.take<float>(p.floats());
-  projection.panels = arena.take<float>(projection.floats());
+  if (!direct) {
+    for (Product& p : products) p.take(arena);
+    projection.take(arena);
+  }
+  input.take_room(arena);
   if (!rnn.x) rnn.x = arena.take<float>(of_gates);
-  if (reset_before && !rnn.gates) rnn.gates = rnn.x;
-  RnnLinear inputs{};
-  inputs.x = rnn.input;
-  inputs.x_stride = inputs.k = rnn.inputs;
-  inputs.rows = places.count();
-  inputs.gates = gates;
-  inputs.hidden = hidden;
-  inputs.panels = projection.panels;
-  inputs.bias = rnn.b_ih;
-  inputs.out = rnn.x;
+  if (reset_before && !rnn.gates) rnn.gates = numbers(rnn.x);
+  // Only a reset gate after the product keeps the recurrent bias apart from the input's.
+  float* const b_ih = arena.take<float>(static_cast<size_t>(of_bias));
+  float* const bias = arena.take<float>(static_cast<size_t>(of_bias));
+  if (rnn.b_ih)
+    copy(rnn.b_ih, of_bias, b_ih);
+  else
+    std::fill_n(b_ih, of_bias, 0.0f);
+  if (rnn.bias) copy(rnn.bias, of_bias, bias);
+  const bool apart_bias = rnn.cell == kGru && rnn.bias;
+  if (rnn.bias && !apart_bias)
+    for (int64_t i = 0; i < of_bias; ++i) b_ih[i] += bias[i];
+  float* const cells = arena.take<float>(static_cast<size_t>(of_cells));
+  const RnnLinear inputs{input.factors, count, &projection.matrix, b_ih, numbers(rnn.x)};
   float* const state[2] = {arena.take<float>(states), arena.take<float>(states)};
-  float* const scratch = reset_before ? arena.take<float>(states) : nullptr;
+  RnnFactors factors[2], scratch;
+  const auto take_states = [&](RnnFactors& made) {
+    made = of_states;
+    take(made, rnn.batch, arena);
+    finish_rows(made, hidden, 0, rnn.batch);
+  };
+  if (apart) {
+    take_states(factors[0]);
+    take_states(factors[1]);
+  } else {
+    for (int i = 0; i < 2; ++i)
+      factors[i] = {reinterpret_cast<char*>(state[i]), hidden, stride * 4, kFloat};
+  }
+  if (reset_before) take_states(scratch);
   for (int64_t row = 0; row < rnn.batch; ++row)
-    std::copy_n(rnn.h0 + row * hidden, hidden, state[0] + row * stride);
-  if (rnn.last_c) std::copy_n(rnn.c0, rnn.batch * hidden, rnn.last_c);
+    copy(rnn.h0.at(row * hidden), hidden, state[0] + row * stride);
+  if (apart)
+    for (int64_t row = 0; row < rnn.batch; ++row) {
+      RnnFactors to = factors[0];
+      to.data = to.row(row);
+      VECSMITH_PICK_KERNEL(rnn_factors)
+      (numbers(state[0] + row * stride), hidden, 0, 1, to);
+    }
+  if (rnn.c0) copy(rnn.c0, of_cells, cells);
   // What each worker keeps: its rows' states and places.
   struct Rows {
-    std::vector<const float*> state, scratch;
+    std::vector<const char*> state, scratch;
+    std::vector<const float*> before;
     std::vector<int64_t> at;
   };
   std::vector<Rows> of_worker(static_cast<size_t>(threads));
   for (Rows& rows : of_worker) {
-    rows.state.resize(static_cast<size_t>(rnn.batch));
-    rows.at.resize(rows.state.size());
+    const size_t batch = static_cast<size_t>(rnn.batch);
+    rows.state.resize(batch);
+    rows.before.resize(batch);
+    rows.at.resize(batch);
     for (int64_t row = 0; reset_before && row < rnn.batch; ++row)
-      rows.scratch.push_back(scratch + row * stride);
+      rows.scratch.push_back(scratch.row(row));
   }
   const auto linear = VECSMITH_PICK_KERNEL(rnn_linear);
   const auto forward = VECSMITH_PICK_KERNEL(rnn_forward);
   Barrier barrier;
   parallel(threads, [&](int worker, int size) {
+    VECSMITH_PICK_KERNEL(rnn_begin)();
     Rows& mine = of_worker[static_cast<size_t>(worker)];
     projection.pack(worker, size);
+    input.convert(worker, size);
+    if (input.copied) barrier.wait(size);
     linear(inputs, projection.first(worker, size), projection.first(worker + 1, size));
     for (const Product& p : products) p.pack(worker, size);
-    barrier.wait(size);
+    if (reset_before) barrier.wait(size);  // its products have other units than the input's
     for (int64_t t = 0; t < rnn.steps; ++t) {
       RnnStep step{};
       step.rnn = &rnn;
       step.rows = rnn.batch_sizes[t];
       for (int64_t row = 0; row < step.rows; ++row) {
-        mine.state[static_cast<size_t>(row)] = state[t % 2] + row * stride;
-        mine.at[static_cast<size_t>(row)] = places.at(row, t);
+        const size_t r = static_cast<size_t>(row);
+        mine.before[r] = state[t % 2] + row * stride;
+        mine.state[r] = factors[t % 2].row(row);
+        mine.at[r] = places.at(row, t);
       }
-      step.before = step.state = mine.state.data();
+      step.state = mine.state.data();
+      step.state_words = of_states.words;
+      step.before = mine.before.data();
       step.at = mine.at.data();
       step.next = state[1 - t % 2];
       step.next_stride = stride;
-      step.c = rnn.last_c;
+      if (apart) step.factors = factors[1 - t % 2];
+      step.c = cells;
+      step.bias = apart_bias ? bias : nullptr;
       step.scratch = scratch;
       for (size_t phase = 0; phase < products.size(); ++phase) {
         const Product& p = products[phase];
         if (phase == 1) step.state = mine.scratch.data();
-        step.panels = p.panels;
+        step.matrix = &p.matrix;
         forward(step, static_cast<int>(phase), p.first(worker, size), p.first(worker + 1, size));
         barrier.wait(size);
       }
     }
+    VECSMITH_PICK_KERNEL(rnn_end)();
   });
+  for (int64_t row = 0; rnn.last_h && row < rnn.batch; ++row)
+    copy(state[places.length(row) % 2] + row * stride, hidden, rnn.last_h.at(row * hidden));
+  copy(cells, of_cells, rnn.last_c);
 }
 
-void rnn_backward(const Rnn& rnn, const RnnGrad& given, int threads) {
+void rnn_backward(const Rnn& rnn, const RnnGrad& given, RnnUnit unit, int threads) {
   RnnGrad grad = given;
   const Places places(rnn);
   const int64_t hidden = rnn.hidden, stride = padded(hidden), gates = rnn_gates(rnn.cell);
-  const bool reset_before = rnn.cell == kGruResetBefore;
+  const int64_t count = places.count(), wide = gates * hidden;
+  const bool reset_before = rnn.cell == kGruResetBefore, direct = count <= kFewRows;
+  if (direct) unit = kFloat;
   // The transposed weight: of r's candidate first, where r comes before.
   std::vector<Product> products;
   if (reset_before)
-    products.emplace_back(
-        RnnPanels{rnn.weight + 2 * hidden * hidden, 1, hidden, hidden, hidden, 1, 4});
+    products.emplace_back(RnnMatrix{rnn.weight.at(2 * hidden * hidden), 1, hidden, hidden, hidden,
+                                    1, 4, unit, nullptr});
   products.emplace_back(
-      RnnPanels{rnn.weight, 1, hidden, hidden, (gates - reset_before) * hidden, 1, 4});
+      RnnMatrix{rnn.weight, 1, hidden, hidden, wide - reset_before * hidden, 1, 4, unit, nullptr});
   // Of the input's gradient.
-  Product to_input(RnnPanels{rnn.w_ih, 1, rnn.inputs, rnn.inputs, gates * hidden, 1, 4});
+  Product to_input(RnnMatrix{rnn.w_ih, 1, rnn.inputs, rnn.inputs, wide, 1, 4, unit, nullptr});
   threads = workers_for(rnn, threads);
   const size_t states = static_cast<size_t>(rnn.batch * stride);
-  const int64_t count = places.count();
-  const Right right(rnn, places);
-  size_t bytes = 2 * Arena::room<float>(states) + Arena::room<float>(right.floats(rnn.inputs)) +
-                 (1 + reset_before) * Arena::room<float>(right.floats(hidden));
-  if (grad.input) bytes += Arena::room<float>(to_input.floats());
-  const size_t of_gates = static_cast<size_t>(count * gates * hidden);
-  bytes += (1 + (rnn.cell == kGru)) * Arena::room<float>(of_gates);
-  for (const Product& p : products) bytes += Arena::room<float>(p.floats());
+  // Gradients of the weights: sums of floats, and then of their type.
+  const bool rounded_weights = grad.w_ih.half || grad.weight.half;
+  const size_t w_ih_count = grad.w_ih ? static_cast<size_t>(wide * rnn.inputs) : 0;
+  const size_t weight_count = grad.weight ? static_cast<size_t>(wide * hidden) : 0;
+  const int64_t of_states = rnn.batch * hidden, of_cells = rnn.c0 ? of_states : 0;
+  Right inputs(unit, rnn.inputs, places), before(unit, hidden, places), reset(unit, hidden, places);
+  grad.x = factors_of(unit, wide);
+  grad.products = grad.x;
+  size_t bytes = 2 * Arena::room<float>(states) + (1 + (rnn.cell == kGru)) * room_of(grad.x, count);
+  if (grad.w_ih) bytes += inputs.bytes();
+  if (grad.weight) bytes += (1 + reset_before) * before.bytes();
+  bytes += Arena::room<float>(static_cast<size_t>(of_states)) +
+           Arena::room<float>(static_cast<size_t>(of_cells)) +
+           2 * Arena::room<float>(static_cast<size_t>(wide));
+  if (rounded_weights) bytes += Arena::room<float>(w_ih_count) + Arena::room<float>(weight_count);
+  if (!direct) {
+    if (grad.input) bytes += to_input.bytes();
+    for (const Product& p : products) bytes += p.bytes();
+  }
   Arena arena(bytes);
-  grad.x = arena.take<float>(of_gates);
-  if (rnn.cell == kGru) grad.products = arena.take<float>(of_gates);
-  float* const inputs = arena.take<float>(right.floats(rnn.inputs));
-  float* const before = arena.take<float>(right.floats(hidden));
-  float* const reset = reset_before ? arena.take<float>(right.floats(hidden)) : nullptr;
-  if (grad.input) to_input.panels = arena.take<float>(to_input.floats());
-  for (Product& p : products) p.panels = arena.take<float>(p.floats());
+  take(grad.x, count, arena);
+  if (rnn.cell == kGru) take(grad.products, count, arena);
+  float* const h0 = arena.take<float>(static_cast<size_t>(of_states));
+  copy(rnn.h0, of_states, h0);
+  float* const c0 = arena.take<float>(static_cast<size_t>(of_cells));
+  if (rnn.c0) copy(rnn.c0, of_cells, c0);
+  float* const b_ih = arena.take<float>(static_cast<size_t>(wide));
+  float* const bias = arena.take<float>(static_cast<size_t>(wide));
+  if (grad.w_ih) {
+    inputs.of_input(rnn.input);
+    inputs.take(arena);
+  }
+  if (grad.weight) {
+    before.of_states(rnn, places, false);
+    before.take(arena);
+    if (reset_before) {
+      reset.of_states(rnn, places, true);
+      reset.take(arena);
+    }
+  }
+  float *w_ih_sums = reinterpret_cast<float*>(grad.w_ih.data),
+        *weight_sums = reinterpret_cast<float*>(grad.weight.data);
+  if (rounded_weights) {
+    w_ih_sums = arena.take<float>(w_ih_count);
+    weight_sums = arena.take<float>(weight_count);
+  }
+  if (!direct) {
+    if (grad.input) to_input.take(arena);
+    for (Product& p : products) p.take(arena);
+  }
   float *const dh = arena.take<float>(states), *const dc = arena.take<float>(states);
-  const auto begin = [&](const float* given, float* to) {
+  const auto begin = [&](Numbers from, float* to) {
     for (int64_t row = 0; row < rnn.batch; ++row)
-      if (given)
-        std::copy_n(given + row * hidden, hidden, to + row * stride);
+      if (from)
+        copy(from.at(row * hidden), hidden, to + row * stride);
       else
         std::fill_n(to + row * stride, hidden, 0.0f);
   };
   begin(grad.last_h, dh);
   begin(grad.last_c, dc);
   struct Rows {
-    std::vector<const float*> state;
+    std::vector<const char*> state;
     std::vector<int64_t> at, before;
   };
   std::vector<Rows> of_worker(static_cast<size_t>(threads));
@@ -278,12 +433,18 @@ void rnn_backward(const Rnn& rnn, const RnnGrad& given, int threads) {
   const auto linear = VECSMITH_PICK_KERNEL(rnn_linear);
   const auto outer = VECSMITH_PICK_KERNEL(rnn_outer);
   const auto column_sums = VECSMITH_PICK_KERNEL(rnn_column_sums);
-  const float* const factors = rnn.cell == kGru ? grad.products : grad.x;
-  const int64_t wide = gates * hidden;
+  const auto convert = VECSMITH_PICK_KERNEL(rnn_convert);
+  const RnnFactors& of_products = rnn.cell == kGru ? grad.products : grad.x;
+  // Where the candidate's numbers are in a row of factors.
+  const int64_t candidate = 2 * hidden * (unit == kFloat ? 4 : 2);
   Barrier barrier;
   parallel(threads, [&](int worker, int size) {
+    VECSMITH_PICK_KERNEL(rnn_begin)();
     Rows& mine = of_worker[static_cast<size_t>(worker)];
     for (const Product& p : products) p.pack(worker, size);
+    const int64_t n_first = share(count, worker, size), n_last = share(count, worker + 1, size);
+    finish_rows(grad.x, wide, n_first, n_last);
+    if (rnn.cell == kGru) finish_rows(grad.products, wide, n_first, n_last);
     for (int64_t t = rnn.steps - 1; t >= 0; --t) {
       RnnStepBack step{};
       step.rnn = &rnn;
@@ -295,45 +456,57 @@ void rnn_backward(const Rnn& rnn, const RnnGrad& given, int threads) {
       }
       step.at = mine.at.data();
       step.before = mine.before.data();
+      step.h0 = h0;
+      step.c0 = c0;
       step.h = dh;
       step.c = dc;
       step.stride = stride;
       step.state = mine.state.data();
+      step.state_words = of_products.words;
       to_gates(step, products[0].unit(worker, size), products[0].unit(worker + 1, size));
       for (size_t phase = 0; phase < products.size(); ++phase) {
         const Product& p = products[phase];
-        const int64_t skip = reset_before && phase == 0 ? 2 * hidden : 0;
+        const int64_t skip = reset_before && phase == 0 ? candidate : 0;
         for (int64_t row = 0; row < step.rows; ++row) {
           const size_t r = static_cast<size_t>(row);
-          mine.state[r] = factors + mine.at[r] * gates * hidden + skip;
+          mine.state[r] = of_products.row(mine.at[r]) + skip;
         }
-        step.panels = p.panels;
+        step.matrix = &p.matrix;
         barrier.wait(size);
         to_state(step, static_cast<int>(phase), p.first(worker, size), p.first(worker + 1, size));
       }
     }
     // What concerns all steps at once.
-    right.pack(rnn.input, rnn.inputs, worker, size, inputs);
-    right.pack_states(worker, size, before, reset);
+    if (grad.w_ih) inputs.pack(worker, size);
+    if (grad.weight) before.pack(worker, size);
+    if (grad.weight && reset_before) reset.pack(worker, size);
     if (grad.input) to_input.pack(worker, size);
     barrier.wait(size);
     if (grad.input)
-      linear({grad.x, wide, count, wide, 1, rnn.inputs, to_input.panels, nullptr, grad.input},
-             to_input.first(worker, size), to_input.first(worker + 1, size));
+      linear({grad.x, count, &to_input.matrix, nullptr, grad.input}, to_input.first(worker, size),
+             to_input.first(worker + 1, size));
     // Rows of the weights, and of the biases.
     const int64_t first = share(wide, worker, size), last = share(wide, worker + 1, size);
-    outer({grad.x, wide, count, inputs, rnn.inputs, grad.w_ih}, first, last);
-    const int64_t split = reset_before ? std::clamp<int64_t>(2 * hidden, first, last) : last;
-    outer({factors, wide, count, before, hidden, grad.weight}, first, split);
-    outer({factors, wide, count, reset, hidden, grad.weight}, split, last);
-    if (grad.b_ih) column_sums(grad.x, wide, count, first, last, grad.b_ih);
-    if (grad.bias) column_sums(factors, wide, count, first, last, grad.bias);
-    barrier.wait(size);
+    if (grad.w_ih) {
+      outer({grad.x, &inputs.packed, w_ih_sums}, first, last);
+      if (grad.w_ih.half) convert(w_ih_sums, first * rnn.inputs, last * rnn.inputs, grad.w_ih);
+    }
+    if (grad.weight) {
+      const int64_t split = reset_before ? std::clamp<int64_t>(2 * hidden, first, last) : last;
+      outer({of_products, &before.packed, weight_sums}, first, split);
+      outer({of_products, &reset.packed, weight_sums}, split, last);
+      if (grad.weight.half) convert(weight_sums, first * hidden, last * hidden, grad.weight);
+    }
+    if (grad.b_ih) column_sums(grad.x, count, first, last, b_ih);
+    if (grad.bias) column_sums(of_products, count, first, last, bias);
+    VECSMITH_PICK_KERNEL(rnn_end)();
   });
   for (int64_t row = 0; row < rnn.batch; ++row) {
-    std::copy_n(dh + row * stride, hidden, grad.h0 + row * hidden);
-    if (grad.c0) std::copy_n(dc + row * stride, hidden, grad.c0 + row * hidden);
+    copy(dh + row * stride, hidden, grad.h0.at(row * hidden));
+    if (grad.c0) copy(dc + row * stride, hidden, grad.c0.at(row * hidden));
   }
+  copy(b_ih, wide, grad.b_ih);
+  copy(bias, wide, grad.bias);
 }
 
 }  // namespace vecsmith

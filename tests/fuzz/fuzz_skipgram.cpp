@@ -149,7 +149,7 @@ Outcome train(SkipgramJob job, const std::vector<float> (&tables)[3], int64_t pa
 void check_levels(const SkipgramJob& job, const std::vector<float> (&tables)[3], int64_t pairs,
                   int threads, int64_t sync) {
   double base[2] = {};
-  for (const Isa level : {Isa::base, Isa::avx2, Isa::avx512, Isa::amx}) {
+  for (const Isa level : {Isa::base, Isa::avx2, Isa::avx512, Isa::avx512_bf16, Isa::amx}) {
     if (!vecsmith::isa_supported(level)) continue;
     vecsmith::set_isa_level(vecsmith::isa_name(level));
     const Outcome out = train(job, tables, pairs, threads, sync);

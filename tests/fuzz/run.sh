@@ -51,11 +51,12 @@ levels=(base)
 isa_flags_base=()
 case $(uname -m) in
   x86_64 | amd64)
-    levels+=(avx2 avx512 amx)
+    levels+=(avx2 avx512 avx512_bf16 amx)
     isa_flags_avx2=(-mavx2 -mfma -mf16c -mbmi2 -mprfchw)
     isa_flags_avx512=("${isa_flags_avx2[@]}" -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512cd
       -mprefer-vector-width=512)
-    isa_flags_amx=("${isa_flags_avx512[@]}" -mavx512bf16 -mavx512vnni -mamx-tile -mamx-int8 -mamx-bf16)
+    isa_flags_avx512_bf16=("${isa_flags_avx512[@]}" -mavx512bf16 -mavx512vnni)
+    isa_flags_amx=("${isa_flags_avx512_bf16[@]}" -mamx-tile -mamx-int8 -mamx-bf16)
     ;;
 esac
 for level in "${levels[@]}"; do

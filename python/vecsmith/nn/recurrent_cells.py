@@ -8,12 +8,44 @@ import torch
 from torch import Tensor
 
 from vecsmith.nn._recurrent_op import Precision, check_input, check_state, states_of
+from vecsmith.ops._rnn import step as quick_step
+
+
+def _quick_step(
+    layer: Any, cell: str, input: Any, hx: Any, has_cell: bool
+) -> tuple[Tensor, Tensor | None] | None:
+    """(h', c') of one step, where it may go straight to the processor; else None."""
+    if has_cell:
+        if type(hx) is not tuple or len(hx) != 2:
+            return None
+        h, c = hx
+        if not isinstance(c, Tensor):
+            return None
+    else:
+        h, c = hx, None
+    if not isinstance(h, Tensor) or h.dim() != 2 or h.shape[1] != layer.hidden_size:
+        return None
+    own = layer._parameters
+    weights = (own.get("weight_ih"), own.get("weight_hh"), own.get("bias_ih"), own.get("bias_hh"))
+    computed = weights[0] is None or weights[1] is None
+    if (
+        computed
+        or bool(layer.bias) is (weights[2] is None)
+        or bool(layer.bias) is (weights[3] is None)
+    ):
+        return None
+    if torch.is_autocast_enabled("cpu"):
+        return None
+    return quick_step(cell, input, h, c, weights)
 
 
 def _step(
     layer: Any, cell: str, input: Any, hx: Any, has_cell: bool = False
 ) -> tuple[Tensor, Tensor | None] | None:
     """(h', c') of one step, [B, H] or [H]; None for an empty batch."""
+    quick = _quick_step(layer, cell, input, hx, has_cell)
+    if quick is not None:
+        return quick
     name = type(layer).__name__
     if not isinstance(input, Tensor):
         raise TypeError(f"{name}: expected input to be a torch.Tensor; got {type(input).__name__}")

@@ -3,19 +3,19 @@ module. The arguments have been checked by :mod:`vecsmith.ops.rnn`.
 
 The forward pass keeps the gates, and for an LSTM every cell, so that the backward pass has one
 product with the recurrent weight for each step, as the forward pass has. Gradients of the input and
-of the weights are products over all steps at once.
+of the weights are products over all steps at once. States and cells are carried in float32.
 """
 
 from __future__ import annotations
 
-from itertools import accumulate
+import functools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vecsmith.ops._pages import empty_pages
-from vecsmith.ops._registry import native
+from vecsmith.ops._registry import BackendUnavailable, native
 from vecsmith.reference import rnn as reference
 
 CELLS = ("lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu")
@@ -24,7 +24,7 @@ _SAVED = {"lstm": 4, "gru": 4, "gru_reset_before": 3, "rnn_tanh": 0, "rnn_relu":
 
 _LIBRARY = torch.library.Library("vecsmith", "FRAGMENT")
 _PARAMETERS = "Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh"
-_HOW = "str cell, bool reverse, int num_threads"
+_HOW = "str cell, bool reverse, int num_threads, int unit"
 # -> output, last h, last c, and what a backward pass needs: every c, gates
 _LIBRARY.define(
     f"rnn(Tensor input, Tensor batch_sizes, {_PARAMETERS}, {_HOW}, bool save) "
@@ -33,7 +33,8 @@ _LIBRARY.define(
 # -> gradients of input, h0, c0, w_ih, w_hh, b_ih, b_hh
 _LIBRARY.define(
     "rnn_backward(Tensor? grad, Tensor? grad_h, Tensor? grad_c, Tensor input, Tensor batch_sizes, "
-    f"{_PARAMETERS}, Tensor output, Tensor c, Tensor gates, {_HOW}, bool needs_input) "
+    f"{_PARAMETERS}, Tensor output, Tensor c, Tensor gates, {_HOW}, bool needs_input, "
+    "bool needs_weights) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 )
 
@@ -46,12 +47,36 @@ def _workers(num_threads: int) -> int:
     return num_threads or torch.get_num_threads()
 
 
-def _job(cell, reverse, sizes, w_hh, b_hh, h0, c0, output, c, gates) -> tuple[Any, ...]:
+# What products are computed in, as csrc/cpu/rnn.h has it.
+FLOAT, BFLOAT16, SPLIT = 0, 1, 2
+
+
+def unit_of(dtype: torch.dtype, precision: str) -> int:
+    """What the native module multiplies in, for tensors of this dtype and with this
+    torch.get_float32_matmul_precision(): bfloat16 where the processor multiplies it faster than
+    floats; for "high" floats in two parts, where there are tiles."""
+    units = native().rnn_matrix_units()
+    if dtype == torch.bfloat16 or precision == "medium":
+        return BFLOAT16 if units else FLOAT
+    return SPLIT if precision == "high" and units == 2 else FLOAT
+
+
+@torch.compiler.assume_constant_result
+def chosen_unit(dtype: torch.dtype) -> int:
+    """What it is now. A compiled function keeps what it was when it was compiled."""
+    return unit_of(dtype, torch.get_float32_matmul_precision())
+
+
+def _kept_type(unit: int) -> torch.dtype:
+    """Of the gates that a backward pass needs."""
+    return torch.bfloat16 if unit == BFLOAT16 else torch.float32
+
+
+def _job(cell, reverse, sizes, input, h0, c0, w_ih, w_hh, b_ih, b_hh, unit, output, c, gates):
     """A sequence as the native module takes it."""
-    # Only the reset gate keeps the recurrent bias apart from the input's.
-    bias = b_hh if cell == "gru" else None
-    addresses = [_address(t) for t in (w_hh, bias, h0, c0, output, c, gates)]
-    return (cell, reverse, sizes, h0.shape[1], *addresses)
+    tensors = (input, w_ih, w_hh, b_hh, h0, c0, output, c, gates, b_ih)
+    half = input.dtype == torch.bfloat16
+    return (cell, reverse, sizes, h0.shape[1], unit, half, [_address(t) for t in tensors])
 
 
 def _sizes_of(batch_sizes: Tensor, input: Tensor, h0: Tensor) -> list[int]:
@@ -66,54 +91,66 @@ def _sizes_of(batch_sizes: Tensor, input: Tensor, h0: Tensor) -> list[int]:
     return sizes
 
 
-def _last(sizes: list[int], reverse: bool) -> slice | Tensor:
-    """Where each row's last state is in the output."""
-    if reverse:
-        return slice(0, sizes[0])
-    if sizes[-1] == sizes[0]:
-        return slice(sum(sizes) - sizes[0], None)
-    starts = [0, *accumulate(sizes)]
-    lengths = [0] * sizes[0]
-    for size in sizes:
-        for row in range(size):
-            lengths[row] += 1
-    return torch.tensor([starts[n - 1] + row for row, n in enumerate(lengths)])
-
-
-def _forward(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, cell, reverse, num_threads, save):
+def _forward(
+    input,
+    batch_sizes,
+    h0,
+    c0,
+    w_ih,
+    w_hh,
+    b_ih,
+    b_hh,
+    cell,
+    reverse,
+    num_threads,
+    unit,
+    save,
+):
     sizes = _sizes_of(batch_sizes, input, h0)
     hidden, count = h0.shape[1], input.shape[0]
-    bias = b_ih
-    if cell != "gru" and b_hh is not None:
-        bias = b_hh if b_ih is None else b_ih + b_hh
-    output = empty_pages(count, hidden)
-    x = gates = input.new_empty(0)
+    output = empty_pages(count, hidden, dtype=input.dtype)
+    x = gates = input.new_empty(0, dtype=_kept_type(unit))
     if save:
-        gates = empty_pages(count, _SAVED[cell] * hidden)
-        # Where all gates are kept, and no more, they take the place of the input's part of them.
-        x = gates if _SAVED[cell] == _GATES[cell] else x
+        gates = empty_pages(count, _SAVED[cell] * hidden, dtype=_kept_type(unit))
+        # Where all gates are kept as floats, and no more, they take the place of the input's part.
+        if _SAVED[cell] == _GATES[cell] and unit != BFLOAT16:
+            x = gates
     c = empty_pages(count if save and cell == "lstm" else 0, hidden)
+    last_h = torch.empty_like(h0)
     last_c = torch.empty_like(h0 if cell == "lstm" else h0[:0])
-    native().rnn(
-        _job(cell, reverse, sizes, w_hh, b_hh, h0, c0, output, c, gates),
-        (*(_address(t) for t in (input, w_ih, bias, x)), input.shape[1]),
-        *(_address(last_c), _workers(num_threads)),
+    job = _job(
+        *(cell, reverse, sizes, input, h0, c0, w_ih, w_hh, b_ih, b_hh, unit, output, c, gates)
     )
-    last_h = output[_last(sizes, reverse)].clone()
+    native().rnn(
+        *(job, input.shape[1], _address(x), _address(last_h), _address(last_c)),
+        _workers(num_threads),
+    )
     return output, last_h, last_c, c, gates
 
 
 def _forward_fake(
-    input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, cell, reverse, num_threads, save
+    input,
+    batch_sizes,
+    h0,
+    c0,
+    w_ih,
+    w_hh,
+    b_ih,
+    b_hh,
+    cell,
+    reverse,
+    num_threads,
+    unit,
+    save,
 ):
     count, hidden = input.shape[0], h0.shape[1]
-    lstm = cell == "lstm"
+    lstm, floats = cell == "lstm", torch.float32
     return (
         input.new_empty(count, hidden),
         torch.empty_like(h0),
         torch.empty_like(h0 if lstm else h0[:0]),
-        input.new_empty(count if save and lstm else 0, hidden),
-        input.new_empty((count, _SAVED[cell] * hidden) if save else (0,)),
+        input.new_empty((count if save and lstm else 0, hidden), dtype=floats),
+        input.new_empty((count, _SAVED[cell] * hidden) if save else (0,), dtype=_kept_type(unit)),
     )
 
 
@@ -135,18 +172,23 @@ def _backward(
     cell,
     reverse,
     num_threads,
+    unit,
     needs_input,
+    needs_weights,
 ):
     sizes = _sizes_of(batch_sizes, input, h0)
     given = [None if g is None else g.contiguous() for g in (grad, grad_h, grad_c)]
     dh0, dc0 = torch.empty_like(h0), torch.empty_like(h0 if cell == "lstm" else h0[:0])
-    d_input = empty_pages(*input.shape) if needs_input else input.new_empty(0)
-    dw_ih, dw_hh = torch.empty_like(w_ih), torch.empty_like(w_hh)
-    db_ih, db_hh = (input.new_empty(0 if b is None else b.shape) for b in (b_ih, b_hh))
+    d_input = empty_pages(*input.shape, dtype=input.dtype) if needs_input else input.new_empty(0)
+    dw_ih = torch.empty_like(w_ih) if needs_weights else input.new_empty(0)
+    dw_hh = torch.empty_like(w_hh) if needs_weights else input.new_empty(0)
+    biases = [None if b is None or not needs_weights else b.shape for b in (b_ih, b_hh)]
+    db_ih, db_hh = (input.new_empty(0 if shape is None else shape) for shape in biases)
+    job = _job(
+        *(cell, reverse, sizes, input, h0, c0, w_ih, w_hh, b_ih, b_hh, unit, output, c, gates)
+    )
     native().rnn_backward(
-        _job(cell, reverse, sizes, w_hh, b_hh, h0, c0, output, c, gates),
-        (_address(input), _address(w_ih), input.shape[1]),
-        tuple(_address(g) for g in given),
+        *(job, input.shape[1], tuple(_address(g) for g in given)),
         [_address(t) for t in (dh0, dc0, d_input, dw_ih, dw_hh, db_ih, db_hh)],
         _workers(num_threads),
     )
@@ -171,25 +213,97 @@ def _backward_fake(
     cell,
     reverse,
     num_threads,
+    unit,
     needs_input,
+    needs_weights,
 ):
     def like(tensor: Tensor | None) -> Tensor:
         return input.new_empty(0 if tensor is None else tensor.shape)
 
+    parameters = (w_ih, w_hh, b_ih, b_hh) if needs_weights else (None,) * 4
     return (
         like(input if needs_input else None),
-        *(like(t) for t in (h0, h0 if cell == "lstm" else h0[:0], w_ih, w_hh, b_ih, b_hh)),
+        *(like(t) for t in (h0, h0 if cell == "lstm" else h0[:0], *parameters)),
     )
+
+
+_PLAIN = (Tensor, torch.nn.Parameter)
+_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+_transforms_are_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+@functools.cache
+def _has_native() -> bool:
+    try:
+        native()
+    except BackendUnavailable:
+        return False
+    return True
+
+
+def step(
+    cell: str, input: Tensor, h: Tensor, c: Tensor | None, parameters: tuple[Tensor | None, ...]
+) -> tuple[Tensor, Tensor | None] | None:
+    """(h', c') of one step, input [B, I], parameters (w_ih, w_hh, b_ih, b_hh): the operator with
+    nothing around it, for loops that decode, where a call takes less time than the machinery of
+    operators. None, and nothing done, where somebody looks on (autograd, torch.func, tracing, a
+    dispatch mode), or where these are not plain, contiguous tensors of one kind that fit."""
+    if (
+        torch.is_grad_enabled()
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or _dispatch_modes()
+        or _transforms_are_active()
+        or type(input) not in _PLAIN
+        or input.dim() != 2
+    ):
+        return None
+    kind = input.dtype
+    (batch, inputs), hidden = input.shape, h.shape[-1]
+    if not batch or not hidden or kind not in (torch.float32, torch.bfloat16) or not _has_native():
+        return None
+    rows = _GATES[cell] * hidden
+    state, bias = (batch, hidden), (rows,)
+    w_ih, w_hh, b_ih, b_hh = parameters
+    for tensor, shape in (
+        (input, (batch, inputs)),
+        (h, state),
+        (c, state),
+        (w_ih, (rows, inputs)),
+        (w_hh, (rows, hidden)),
+        (b_ih, bias),
+        (b_hh, bias),
+    ):
+        if tensor is None:
+            continue
+        if (
+            type(tensor) not in _PLAIN
+            or tensor.shape != shape
+            or tensor.dtype is not kind
+            or not tensor.is_cpu
+            or not tensor.is_contiguous()
+            or tensor.is_neg()
+        ):
+            return None
+    unit = unit_of(kind, "highest")
+    output = torch.empty(state, dtype=kind)
+    last_c = None if c is None else torch.empty(state, dtype=kind)
+    job = (
+        *(cell, False, [batch], hidden, unit, kind == torch.bfloat16),
+        [_address(t) for t in (input, w_ih, w_hh, b_hh, h, c, output, None, None, b_ih)],
+    )
+    native().rnn(job, inputs, 0, 0, _address(last_c), torch.get_num_threads())
+    return output, last_c
 
 
 # --- autograd -------------------------------------------------------------------------------------
 
 
 def _forward_context(ctx, inputs, output):
-    *tensors, cell, reverse, num_threads, _ = inputs
+    *tensors, cell, reverse, num_threads, unit, _ = inputs
     out, _, _, c, gates = output
     ctx.save_for_backward(*tensors, out, c, gates)
-    ctx.how = (cell, reverse, num_threads)
+    ctx.how = (cell, reverse, num_threads, unit)
     ctx.mark_non_differentiable(c, gates)
     ctx.set_materialize_grads(False)
 
@@ -197,14 +311,15 @@ def _forward_context(ctx, inputs, output):
 def _forward_backward(ctx, grad, grad_h, grad_c, *_):
     input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, *saved = ctx.saved_tensors
     if grad is None and grad_h is None and grad_c is None:
-        return (None,) * 12
+        return (None,) * 13
     needs = ctx.needs_input_grad
     d_input, *rest = torch.ops.vecsmith.rnn_backward(
         *(grad, grad_h, grad_c if ctx.how[0] == "lstm" else None),
-        *(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, *saved, *ctx.how, needs[0]),
+        *(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, *saved, *ctx.how),
+        *(needs[0], any(needs[4:8])),
     )
     rest = [g if n else None for g, n in zip(rest, needs[2:8], strict=True)]
-    return (d_input if needs[0] else None, None, *rest, None, None, None, None)
+    return (d_input if needs[0] else None, None, *rest, *(None,) * 5)
 
 
 def _backward_context(ctx, inputs, output):
@@ -247,7 +362,7 @@ def _backward_backward(ctx, *grads):
         )
     answers = iter(found)
     g_out, g_h, g_c, again, *rest = [None if t is None else next(answers) for t in twins]
-    return (g_out, g_h, g_c, again, None, *rest, *(None,) * 7)
+    return (g_out, g_h, g_c, again, None, *rest, *(None,) * 9)
 
 
 for _name, _impl, _fake in (

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from vecsmith.ops import _checks as check
 from vecsmith.ops._registry import Backend, Operator, choose, register
-from vecsmith.ops._rnn import CELLS
+from vecsmith.ops._rnn import CELLS, chosen_unit
 from vecsmith.reference import rnn as reference
 
 _FAST = (torch.float32, torch.float16, torch.bfloat16)
@@ -109,11 +109,14 @@ def rnn(
     save = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (input, *given)
     )
-    tensors = [None if t is None else t.float().contiguous() for t in given]
-    output, last_h, last_c, _, _ = torch.ops.vecsmith.rnn(
-        *(input.float().contiguous(), batch_sizes, *tensors, cell, bool(reverse), threads, save)
-    )
     kind = input.dtype
+    if kind == torch.float16:
+        input, *given = (None if t is None else t.float() for t in (input, *given))
+    tensors = [None if t is None else t.contiguous() for t in (input, *given)]
+    unit = chosen_unit(kind)
+    output, last_h, last_c, _, _ = torch.ops.vecsmith.rnn(
+        *(tensors[0], batch_sizes, *tensors[1:], cell, bool(reverse), threads, unit, save)
+    )
     return output.to(kind), last_h.to(kind), last_c.to(kind) if cell == "lstm" else None
 
 

@@ -1,0 +1,190 @@
+"""What the native rnn multiplies in: bfloat16, and floats in two parts, by vectors and by tiles.
+
+No machine without AMX can run its instructions: the kernels are compiled once more against
+tests/tile_emulation, which has them in plain C++, and go through the same cases.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+
+from test_rnn import CELLS, NAMES, problem, relu_of
+from vecsmith.ops import _rnn
+from vecsmith.reference import rnn as reference
+
+ROOT = Path(__file__).parent.parent
+AVX512 = [f"-m{name}" for name in ("avx2", "fma", "f16c", "bmi2")]
+AVX512 += [f"-mavx512{name}" for name in ("f", "bw", "dq", "vl", "cd")]
+FLAGS = ["-std=c++17", "-O1", "-fPIC", "-Wno-unknown-pragmas"]
+FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
+# One row; more than a block; ends inside of blocks; one row that is longer than the others.
+SEQUENCES = ([1] * 40, [33, 33, 20], [17, 4, 4, 2, 1, 1, 1, 1, 1, 1], [9] * 4)
+UNITS = {"bfloat16": _rnn.BFLOAT16, "split": _rnn.SPLIT}
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """The native module's rnn with emulated tiles."""
+    if not _has_native() or "avx512" not in _rnn.native().isa_levels():
+        pytest.skip("tiles have vectors as wide as AVX-512's")
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    assert compiler, "no C++ compiler"
+    import pybind11
+
+    folder = tmp_path_factory.mktemp("tile_emulation")
+    library = folder / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+    include = [ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
+    flags = [*FLAGS, *(f"-I{path}" for path in include)]
+    kernel = [*AVX512, "-DVECSMITH_LEVEL=base"]
+    kernel.append(f'-DVECSMITH_EMULATED_TILES="{ROOT / "tests/tile_emulation/tiles.h"}"')
+    sources = [(path, kernel) for path in sorted((ROOT / "csrc/cpu").glob("rnn*.kernel.cpp"))]
+    for name in ("csrc/cpu/rnn.cpp", "csrc/cpu/isa.cpp", "csrc/bind/rnn.cpp"):
+        sources.append((ROOT / name, ["-fopenmp"]))
+    sources.append((ROOT / "tests/tile_emulation/module.cpp", []))
+    objects = []
+    for source, more in sources:
+        objects.append(str(folder / f"{source.parent.name}_{source.name}.o"))
+        command = [compiler, *flags, *more, "-c", str(source), "-o", objects[-1]]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    command = [compiler, "-shared", "-fopenmp", *objects, "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    spec = importlib.util.spec_from_file_location("_native", library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _has_native():
+    try:
+        _rnn.native()
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.fixture(params=["vectors", "tiles"])
+def module(request, monkeypatch):
+    """The native module, or the one with emulated tiles, as the operator's."""
+    if request.param == "tiles":
+        chosen = request.getfixturevalue("emulated")
+        assert chosen.rnn_matrix_units() == 2
+        monkeypatch.setattr(_rnn, "native", lambda: chosen)
+        return chosen
+    if not _has_native():
+        pytest.skip("no native module")
+    return _rnn.native()
+
+
+def _oracle(values, sizes, cell, reverse, dtype, output):
+    """(results, gradients) of the reference; with a ReLU, of the one that gave `output`."""
+    given = {n: v if v is None else v.to(dtype).requires_grad_() for n, v in values.items()}
+    with relu_of(cell, output, sizes, reverse):
+        results = reference.rnn(
+            batch_sizes=torch.tensor(sizes), cell=cell, reverse=reverse, **given
+        )
+    kept = [r for r in results if r is not None]
+    torch.manual_seed(5)
+    grads = [torch.randn(r.shape, dtype=torch.float64).bfloat16().to(dtype) for r in kept]
+    leaves = [v for v in given.values() if v is not None]
+    return [*(k.detach() for k in kept), *torch.autograd.grad(kept, leaves, grads)]
+
+
+def _ours(values, sizes, cell, reverse, dtype, unit, threads=2):
+    given = {n: v if v is None else v.to(dtype) for n, v in values.items()}
+    leaves = {n: v for n, v in given.items() if v is not None}
+    for leaf in leaves.values():
+        leaf.requires_grad_()
+    tensors = [given[name] for name in NAMES]
+    results = torch.ops.vecsmith.rnn(
+        *(tensors[0], torch.tensor(sizes), *tensors[1:], cell, reverse, threads, unit, True)
+    )
+    kept = list(results[: 3 if cell == "lstm" else 2])
+    torch.manual_seed(5)
+    grads = [torch.randn(r.shape, dtype=torch.float64).bfloat16().to(dtype) for r in kept]
+    return [*(k.detach() for k in kept), *torch.autograd.grad(kept, list(leaves.values()), grads)]
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("sizes", SEQUENCES, ids=lambda sizes: f"{len(sizes)}x{sizes[0]}")
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("kind", ["bfloat16", "medium", "high"])
+def test_against_the_reference(module, kind, cell, sizes, reverse):
+    dtype = torch.bfloat16 if kind == "bfloat16" else torch.float32
+    unit = _rnn.SPLIT if kind == "high" else _rnn.BFLOAT16
+    for hidden, inputs in ((1, 3), (33, 7), (70, 40)):
+        values = problem(cell, sizes, hidden, inputs, dtype=torch.bfloat16)
+        if kind == "high":  # numbers that no bfloat16 holds
+            if hidden == 1:  # where a sum may cancel, a single number says nothing
+                continue
+            values = problem(cell, sizes, hidden, inputs, dtype=torch.float32)
+        ours = _ours(values, sizes, cell, reverse, dtype, unit)
+        exact = _oracle(values, sizes, cell, reverse, torch.float64, ours[0])
+        plain = _oracle(values, sizes, cell, reverse, torch.bfloat16, ours[0])
+        for found, theirs, right in zip(ours, plain, exact, strict=True):
+            assert found.dtype == dtype
+            if kind == "high":
+                assert float((found - right).norm() / right.norm().clamp(min=1e-30)) < 2e-5
+                continue
+            largest = max(1e-30, float(right.abs().max()))
+            error = float((found.double() - right).abs().max()) / largest
+            of_plain = float((theirs.double() - right).abs().max()) / largest
+            assert error <= 2 * of_plain + 16 * torch.finfo(torch.bfloat16).eps
+
+
+@pytest.mark.parametrize("unit", list(UNITS))
+@pytest.mark.parametrize("cell", CELLS)
+def test_bits_do_not_depend_on_threads(module, cell, unit):
+    sizes = [40, 40, 31, 31, 9]
+    values = problem(cell, sizes, 130)
+    runs = [
+        _ours(values, sizes, cell, False, torch.float32, UNITS[unit], threads)
+        for threads in (1, 2, 3, 5)
+    ]
+    for other in runs[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(runs[0], other, strict=True))
+
+
+@pytest.mark.parametrize("unit", list(UNITS))
+def test_nan_stays_in_its_row(module, unit):
+    sizes = [40] * 3
+    values = problem("lstm", sizes, 33)
+    values["input"][45, 0] = float("nan")
+    found = _ours(values, sizes, "lstm", False, torch.float32, UNITS[unit])[0]
+    bad = [n for n in range(120) if found[n].isnan().any()]
+    assert bad == [45, 85]
+    assert found[bad].isnan().all()
+
+
+def test_frozen_weights_have_no_gradients(module):
+    sizes = [40] * 2
+    values = {n: v if v is None else v.float() for n, v in problem("gru", sizes, 20).items()}
+    values["input"].requires_grad_()
+    tensors = [values[name] for name in NAMES]
+    out = torch.ops.vecsmith.rnn(
+        *(tensors[0], torch.tensor(sizes), *tensors[1:], "gru", False, 2, _rnn.FLOAT, True)
+    )[0]
+    (found,) = torch.autograd.grad(out.sum(), values["input"])
+    exact = problem("gru", sizes, 20)
+    exact = {n: v if v is None else values[n].detach().double() for n, v in exact.items()}
+    exact["input"].requires_grad_()
+    right = reference.rnn(batch_sizes=torch.tensor(sizes), cell="gru", **exact)[0]
+    (wanted,) = torch.autograd.grad(right.sum(), exact["input"])
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_the_unit_follows_the_precision(module):
+    fast = module.rnn_matrix_units()
+    assert _rnn.unit_of(torch.float32, "highest") == _rnn.FLOAT
+    assert _rnn.unit_of(torch.float32, "high") == (_rnn.SPLIT if fast == 2 else _rnn.FLOAT)
+    for dtype, precision in ((torch.float32, "medium"), (torch.bfloat16, "highest")):
+        assert _rnn.unit_of(dtype, precision) == (_rnn.BFLOAT16 if fast else _rnn.FLOAT)
