@@ -110,9 +110,10 @@ def rnn(
         t is not None and t.requires_grad for t in (input, *given)
     )
     kind = input.dtype
+    given = [input, *given]
     if kind == torch.float16:
-        input, *given = (None if t is None else t.float() for t in (input, *given))
-    tensors = [None if t is None else t.contiguous() for t in (input, *given)]
+        given = [None if t is None else t.float() for t in given]
+    tensors = [None if t is None else t.contiguous() for t in given]
     unit = chosen_unit(kind)
     output, last_h, last_c, _, _ = torch.ops.vecsmith.rnn(
         *(tensors[0], batch_sizes, *tensors[1:], cell, bool(reverse), threads, unit, save)
