@@ -6,36 +6,16 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-from pathlib import Path
 
 import pytest
 import torch
 
+from compiled_launches import Recorder, build
 from vecsmith.ops import UpdateRule
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") == "1", reason="the interpreter takes the compiler's place"
 )
-TYPES = {
-    torch.float32: "*fp32",
-    torch.float16: "*fp16",
-    torch.bfloat16: "*bf16",
-    torch.uint8: "*u8",
-    torch.int16: "*i16",
-    torch.int32: "*i32",
-    torch.int64: "*i64",
-}
-
-
-class Recorder:
-    """In the place of a kernel: takes its launches down instead of running them."""
-
-    def __init__(self, kernel, launches):
-        self.kernel, self.launches = kernel, launches
-
-    def __getitem__(self, grid):
-        return lambda *arguments, **named: self.launches.append((self.kernel, arguments, named))
 
 
 @pytest.fixture
@@ -58,47 +38,12 @@ def launches(monkeypatch, tmp_path):
     return found
 
 
-def build(launch, capability, folder):
-    """(PTX, what cuobjdump says of the resources) of one launch."""
-    from triton.backends import nvidia
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource, compile
-
-    kernel, arguments, named = launch
-    options = {"num_warps": named.get("num_warps", 4)}
-    given = dict(zip(kernel.arg_names, arguments, strict=False)) | named
-    signature, constants, attributes = {}, {}, {}
-    for i, parameter in enumerate(kernel.params):
-        value = given[parameter.name]
-        signature[parameter.name] = "constexpr"
-        if parameter.is_constexpr or value is None:
-            constants[parameter.name] = value
-        elif isinstance(value, torch.Tensor):
-            signature[parameter.name] = TYPES[value.dtype]
-            if value.data_ptr() % 16 == 0:
-                attributes[(i,)] = [["tt.divisibility", 16]]
-        else:
-            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-    built = compile(
-        ASTSource(kernel, signature, constants, attributes),
-        target=GPUTarget("cuda", capability, 32),
-        options=options,
-    )
-    binary = folder / "kernel.cubin"
-    binary.write_bytes(built.asm["cubin"])
-    tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
-    usage = subprocess.run(
-        [str(tool), "--dump-resource-usage", str(binary)], capture_output=True, text=True
-    ).stdout
-    return built.asm["ptx"], usage
-
-
 def check(launches, folder, wide=True, capabilities=(90,)):
     """No values spilled to memory; rows of tables and gradients are loaded 16 bytes at a time."""
     assert launches
     for launch in launches:
         for capability in capabilities:
-            ptx, usage = build(launch, capability, folder)
+            ptx, usage, _ = build(launch, capability, folder)
             registers, stack = map(int, re.search(r"REG:(\d+) STACK:(\d+)", usage).groups())
             assert registers <= 168, usage  # 12 warps on a multiprocessor
             # A pointer or two that are read once, put away to let one more warp live.
