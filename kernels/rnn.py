@@ -30,7 +30,7 @@ What bounds its speed
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -625,10 +625,11 @@ def rnn_backward(
     cell: str,
     reverse: bool,
     needs_input: bool,
-) -> tuple[Tensor | None, Tensor, Tensor | None, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of input (None unless ``needs_input``), h0, c0 (or None), w_ih, w_hh, b_ih, b_hh,
-    of what :func:`rnn` was given and has left. Contiguous tensors; a gradient that is None is zero.
-    """
+    needs_weights: bool = True,
+) -> tuple[Tensor | None, Tensor, Any, Any, Any, Any, Any]:
+    """Gradients of input (None unless ``needs_input``), h0, c0 (or None), w_ih, w_hh, b_ih, b_hh
+    (None unless ``needs_weights``), of what :func:`rnn` was given and has left. Contiguous tensors;
+    a gradient that is None is zero."""
     batch, hidden = h0.shape
     d = input.new_empty(input.shape[0], hidden * (4 if cell == "gru" else _GATES[cell]))
     carry, dc0 = None, None
@@ -646,6 +647,9 @@ def rnn_backward(
             c0 if cell == "lstm" else h0, d, carry, dh0, dc0, *lengths[:3], batch,
             CELL=cell, REVERSE=reverse, MARGIN=_MARGIN, **shape,
         )  # fmt: skip
+    d_input = d[:, : w_ih.shape[0]] @ w_ih if needs_input else None
+    if not needs_weights:
+        return d_input, dh0, dc0, None, None, None, None
     before = _previous(output, h0, batch_sizes, reverse)
     sums = d.sum(0)
     if cell == "gru":
@@ -661,4 +665,4 @@ def rnn_backward(
             dw_hh = torch.cat([parts[0].T @ before, parts[1].T @ (gates[:, :hidden] * before)])
         else:
             dw_hh = d.T @ before
-    return d @ w_ih if needs_input else None, dh0, dc0, d.T @ input, dw_hh, sums, db_hh
+    return d_input, dh0, dc0, d.T @ input, dw_hh, sums, db_hh

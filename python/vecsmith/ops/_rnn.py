@@ -67,9 +67,11 @@ def chosen_unit(dtype: torch.dtype) -> int:
     return unit_of(dtype, torch.get_float32_matmul_precision())
 
 
-def _kept_type(unit: int) -> torch.dtype:
-    """Of the gates that a backward pass needs."""
-    return torch.bfloat16 if unit == BFLOAT16 else torch.float32
+def _kept_types(unit: int, input: Tensor) -> tuple[torch.dtype, torch.dtype]:
+    """Of the cells and the gates that a backward pass needs."""
+    if input.device.type == "cuda":
+        return input.dtype, input.dtype
+    return torch.float32, torch.bfloat16 if unit == BFLOAT16 else torch.float32
 
 
 def _job(cell, reverse, sizes, input, h0, c0, w_ih, w_hh, b_ih, b_hh, unit, output, c, gates):
@@ -109,9 +111,9 @@ def _forward(
     sizes = _sizes_of(batch_sizes, input, h0)
     hidden, count = h0.shape[1], input.shape[0]
     output = empty_pages(count, hidden, dtype=input.dtype)
-    x = gates = input.new_empty(0, dtype=_kept_type(unit))
+    x = gates = input.new_empty(0, dtype=_kept_types(unit, input)[1])
     if save:
-        gates = empty_pages(count, _SAVED[cell] * hidden, dtype=_kept_type(unit))
+        gates = empty_pages(count, _SAVED[cell] * hidden, dtype=_kept_types(unit, input)[1])
         # Where all gates are kept as floats, and no more, they take the place of the input's part.
         if _SAVED[cell] == _GATES[cell] and unit != BFLOAT16:
             x = gates
@@ -144,13 +146,14 @@ def _forward_fake(
     save,
 ):
     count, hidden = input.shape[0], h0.shape[1]
-    lstm, floats = cell == "lstm", torch.float32
+    lstm, saved = cell == "lstm", (count, _SAVED[cell] * hidden) if save else (0,)
+    of_cells, of_gates = _kept_types(unit, input)
     return (
         input.new_empty(count, hidden),
         torch.empty_like(h0),
         torch.empty_like(h0 if lstm else h0[:0]),
-        input.new_empty((count if save and lstm else 0, hidden), dtype=floats),
-        input.new_empty((count, _SAVED[cell] * hidden) if save else (0,), dtype=_kept_type(unit)),
+        input.new_empty((count if save and lstm else 0, hidden), dtype=of_cells),
+        input.new_empty(saved, dtype=of_gates),
     )
 
 

@@ -27,7 +27,21 @@ def _checked(batch_sizes: Tensor, input: Tensor, h0: Tensor) -> Tensor:
     return torch.tensor(sizes)
 
 
-def _forward(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, cell, reverse, num_threads, save):
+def _forward(
+    input,
+    batch_sizes,
+    h0,
+    c0,
+    w_ih,
+    w_hh,
+    b_ih,
+    b_hh,
+    cell,
+    reverse,
+    num_threads,
+    unit,
+    save,
+):
     from vecsmith.kernels import rnn as kernels
 
     sizes = _checked(batch_sizes, input, h0)
@@ -63,7 +77,9 @@ def _backward(
     cell,
     reverse,
     num_threads,
+    unit,
     needs_input,
+    needs_weights,
 ):
     from vecsmith.kernels import rnn as kernels
 
@@ -76,15 +92,17 @@ def _backward(
             cell=cell,
             reverse=reverse,
             needs_input=needs_input,
+            needs_weights=needs_weights,
         )
+    nothing = input.new_empty(0)
     return (
-        input.new_empty(0) if d_input is None else d_input,
+        nothing if d_input is None else d_input,
         dh0,
         h0.new_empty(0, h0.shape[1]) if dc0 is None else dc0,
-        dw_ih,
-        dw_hh,
-        input.new_empty(0) if b_ih is None else db_ih,
-        input.new_empty(0) if b_hh is None else db_hh,
+        nothing if dw_ih is None else dw_ih,
+        nothing if dw_hh is None else dw_hh,
+        nothing if b_ih is None or db_ih is None else db_ih,
+        nothing if b_hh is None or db_hh is None else db_hh,
     )
 
 
@@ -95,7 +113,7 @@ class _Interpreted(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
         *tensors, cell, reverse, save = arguments
-        ctx.how = {"cell": cell, "reverse": reverse, "num_threads": 0}
+        ctx.how = {"cell": cell, "reverse": reverse, "num_threads": 0, "unit": _rnn.FLOAT}
         output, last_h, last_c, c, gates = _forward(*tensors, **ctx.how, save=save)
         ctx.save_for_backward(*tensors, output, c, gates)
         ctx.set_materialize_grads(False)
@@ -107,7 +125,10 @@ class _Interpreted(torch.autograd.Function):
         needs = ctx.needs_input_grad
         grad_c = grad_c if ctx.how["cell"] == "lstm" else None
         d_input, *rest = _backward(
-            grad, grad_h, grad_c, *ctx.saved_tensors, **ctx.how, needs_input=needs[0]
+            *(grad, grad_h, grad_c, *ctx.saved_tensors),
+            **ctx.how,
+            needs_input=needs[0],
+            needs_weights=any(needs[4:8]),
         )
         rest = [g if n else None for g, n in zip(rest, needs[2:8], strict=True)]
         return (d_input if needs[0] else None, None, *rest, None, None, None)
@@ -137,7 +158,7 @@ def rnn(
     if input.device.type == "cpu":
         results = _Interpreted.apply(*tensors, cell, bool(reverse), save)
     else:
-        results = torch.ops.vecsmith.rnn(*tensors, cell, bool(reverse), 0, save)
+        results = torch.ops.vecsmith.rnn(*(*tensors, cell, bool(reverse), 0, _rnn.FLOAT, save))
     output, last_h, last_c = results[:3]
     return output, last_h, last_c if cell == "lstm" else None
 
