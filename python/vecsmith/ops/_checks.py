@@ -107,6 +107,20 @@ def rate(op: str, name: str, value: object) -> None:
         raise ValueError(f"{op}: expected {name} to be finite and >= 0; got {value}")
 
 
+def batch_sizes(op: str, sizes: list[int], rows: int) -> None:
+    """``sizes`` are those of a packed batch of this many rows."""
+    if not sizes:
+        raise ValueError(f"{op}: expected sequences of at least one step; got none")
+    if sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
+        raise ValueError(
+            f"{op}: expected batch_sizes of at least 1 that do not increase; got {sizes}"
+        )
+    if sum(sizes) != rows:
+        raise ValueError(
+            f"{op}: expected input of {sum(sizes)} rows, the sum of batch_sizes; got {rows}"
+        )
+
+
 def seed(op: str, value: object) -> int:
     """Any int; its low 64 bits count, as a signed int64 (what an operator's schema can carry)."""
     if isinstance(value, bool) or not isinstance(value, int):

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -22,16 +22,18 @@ class BackendUnavailable(RuntimeError):
 class Backend:
     """One way to compute an operator.
 
-    name: "native", "cuda", "triton" or "reference".
-    device: the torch device type whose tensors it takes; "any" for the reference.
+    name: "native", "cuda", "triton", "torch" (torch's own fused operators) or "reference".
+    device: the torch device type whose tensors it takes; "any" for those in plain PyTorch.
     dtypes: of the operator's tables.
     deterministic: whether it can promise the same bits whatever the number of workers.
+    module: whose import makes it known to torch, where that is not done with the operator's.
     """
 
     name: str
     device: str
     dtypes: tuple[torch.dtype, ...]
     deterministic: bool = True
+    module: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def cuda_module() -> ModuleType:
 
 def _obstacle(backend: Backend, device: str) -> str | None:
     """Why ``backend`` cannot take tensors of ``device`` here; None where it can."""
-    if backend.name == "reference":
+    if backend.device == "any":
         return None
     interpreted = backend.name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     if backend.device != device and not (interpreted and device == "cpu"):
@@ -107,6 +109,8 @@ def _obstacle(backend: Backend, device: str) -> str | None:
             cuda_module()
         elif backend.name == "triton" and importlib.util.find_spec("triton") is None:
             return "triton is not installed"
+        if backend.module and importlib.util.find_spec(backend.module) is None:
+            return f"{backend.module} is not part of this build"
     except BackendUnavailable as error:
         return str(error)
     return None
@@ -128,8 +132,11 @@ def choose(
     backend: str | None = None,
     *,
     deterministic: bool = False,
+    among: Collection[str] | None = None,
 ) -> str:
     """The name of the backend for these tensors: a pure function of its arguments and the machine.
+
+    ``among``: the names of those that compute the case at hand; default: all.
 
     Raises ValueError for an unknown name and BackendUnavailable (a RuntimeError) where a forced
     backend cannot run, or where none can keep the promise of deterministic mode.
@@ -137,6 +144,8 @@ def choose(
     candidates = operator.backends if backend is None else (operator.backend(backend),)
     refusals = []
     for candidate in candidates:
+        if among is not None and candidate.name not in among:
+            continue
         why = _obstacle(candidate, device)
         if why is None and dtype not in candidate.dtypes:
             names = ", ".join(str(d) for d in candidate.dtypes)
