@@ -10,8 +10,8 @@ can hand on tensors and no graph: its backward pass computes the forward pass ag
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -268,11 +268,22 @@ def _forward_fake(input, batch_sizes, *rest):
     return output, input.new_empty(h0.shape), input.new_empty(0 if c0 is None else c0.shape)
 
 
+@contextmanager
+def _recording() -> Iterator[None]:
+    """Autograd is at work, also where an operator is computed, which is below it: under a dispatch
+    mode, for one."""
+    include = _TORCH._C._dispatch_tls_local_include_set()
+    exclude = _TORCH._C._dispatch_tls_local_exclude_set()
+    exclude = exclude.remove(_TORCH._C.DispatchKey.AutogradFunctionality)
+    with _TORCH._C._ForceDispatchKeyGuard(include, exclude), torch.enable_grad():
+        yield
+
+
 def _backward(grad, grad_h, grad_c, input, batch_sizes, *rest):
     *states, cell, reverse, needs = rest
     given = (input, *states)
     sizes = _sizes_of(batch_sizes, input, states[0])
-    with torch.enable_grad():
+    with _recording():
         twins = _twins(cell, given, needs)
         results = _layer(cell, reverse, sizes, True, twins)
         found = _gradients(results, (grad, grad_h, grad_c), twins, needs)
