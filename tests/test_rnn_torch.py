@@ -291,8 +291,7 @@ def test_compiles_in_one_graph(name):
             )
         torch.testing.assert_close(*found)
     targets = [str(node.target) for graph in graphs for node in graph.graph.nodes]
-    assert len(graphs) <= 2
-    assert targets.count("vecsmith.rnn_torch") == len(graphs)
+    assert targets.count("vecsmith.rnn_torch") == 1
     assert len(targets) < 40
 
 

@@ -122,22 +122,23 @@ def rnn(
             keep=keep,
             clip=clip,
         )
-    reverse = bool(reverse)
+    reverse, kind = bool(reverse), input.dtype
+    given: Any = (input, h0, c0, w_ih, w_hh, b_ih, b_hh)
+    seen = _is_seen((*given, w_hr))
     if chosen == "torch":
         return _torch_rnn.rnn(
-            *(input, batch_sizes, None if _is_traced() else sizes, h0, c0),
+            *(input, batch_sizes, None if seen else sizes, h0, c0),
             *(w_ih, w_hh, b_ih, b_hh, w_hr),
             cell=cell,
             reverse=reverse,
         )
-    kind = input.dtype
-    given: Any = (input, h0, c0, w_ih, w_hh, b_ih, b_hh)
     save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
-    plain = not _is_traced() and all(t is None or type(t) in _PLAIN for t in given)
     if chosen == "native" and kind != torch.float32:
         given = [None if t is None else t.float() for t in given]
     rows, *given = (None if t is None else t.contiguous() for t in given)
-    call = _Eager.apply if plain and chosen == "native" else torch.ops.vecsmith.rnn
+    call: Any = torch.ops.vecsmith.rnn
+    if chosen == "native" and not seen:  # the dispatcher takes longer than a small layer
+        call = _Eager.apply if save else _rnn._forward
     output, last_h, last_c, _, _ = call(rows, batch_sizes, *given, cell, reverse, threads, save)
     last_c = last_c if cell == "lstm" else None
     if output.dtype == kind:
@@ -146,7 +147,7 @@ def rnn(
 
 
 class _Eager(torch.autograd.Function):
-    """``torch.ops.vecsmith.rnn`` in a third of the dispatcher's time, for tensors as they are."""
+    """``torch.ops.vecsmith.rnn`` without the dispatcher."""
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> Any:
@@ -159,7 +160,7 @@ class _Eager(torch.autograd.Function):
         return _rnn._forward_backward(ctx, *grads)
 
 
-_PLAIN = frozenset((Tensor, torch.nn.Parameter))
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
 _transforms_are_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 
 
@@ -168,13 +169,15 @@ def _is_transformed() -> bool:
     return forward_ad._current_level >= 0 or _transforms_are_active()
 
 
-def _is_traced() -> bool:
-    """Whether somebody wants to see an operator, and not what it does."""
+def _is_seen(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether somebody wants to see an operator, and not what it does: torch.compile, a tracer, a
+    dispatch mode, torch.func, a subclass of Tensor."""
     return (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
         or _is_transformed()
+        or not _PLAIN.issuperset(map(type, tensors))
     )
 
 
