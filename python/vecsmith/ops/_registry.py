@@ -26,14 +26,12 @@ class Backend:
     device: the torch device type whose tensors it takes; "any" for those in plain PyTorch.
     dtypes: of the operator's tables.
     deterministic: whether it can promise the same bits whatever the number of workers.
-    module: whose import makes it known to torch, where that is not done with the operator's.
     """
 
     name: str
     device: str
     dtypes: tuple[torch.dtype, ...]
     deterministic: bool = True
-    module: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,8 +107,6 @@ def _obstacle(backend: Backend, device: str) -> str | None:
             cuda_module()
         elif backend.name == "triton" and importlib.util.find_spec("triton") is None:
             return "triton is not installed"
-        if backend.module and importlib.util.find_spec(backend.module) is None:
-            return f"{backend.module} is not part of this build"
     except BackendUnavailable as error:
         return str(error)
     return None

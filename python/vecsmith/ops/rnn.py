@@ -7,6 +7,7 @@ native module is called, in ``_rnn.py``.
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,13 +23,14 @@ from vecsmith.reference import rnn as reference
 
 _FAST = (torch.float32, torch.float16, torch.bfloat16)
 _ALL = (*_FAST, torch.float64)
+_TRITON = "vecsmith.ops._triton_rnn"  # its import makes the kernels known to torch
 OPERATOR = register(
     Operator(
         "rnn",
         (
             Backend("native", "cpu", _FAST),
             Backend("torch", "any", _ALL),
-            Backend("triton", "cuda", _FAST, module="vecsmith.ops._triton_rnn"),
+            *([Backend("triton", "cuda", _FAST)] if importlib.util.find_spec(_TRITON) else []),
             Backend("reference", "any", _ALL),
         ),
         ("rnn",),
@@ -203,7 +205,7 @@ def _choose(input: Tensor, among: list[str], backend: str | None) -> str:
     if chosen == "triton":
         if device != "cuda":
             raise BackendUnavailable("rnn: the triton backend takes cuda tensors")
-        importlib.import_module(OPERATOR.backend(chosen).module)
+        importlib.import_module(_TRITON)
     return chosen
 
 
