@@ -91,12 +91,19 @@ def _is_twice_differentiable(device: torch.device) -> bool:
     return device.type == "cpu"
 
 
+def _is_cudnns(tensor: Tensor) -> bool:
+    """Whether cuDNN computes the layers of such tensors."""
+    return (
+        tensor.is_cuda and torch.backends.cudnn.enabled and _TORCH._use_cudnn_rnn_flatten_weight()
+    )
+
+
 def _flat(cell: str, given: _Given) -> list[Tensor | None]:
     """With the weights as cuDNN wants them, one behind the other: otherwise it would copy them
     itself, and warn. On other devices with their gradients."""
     weights: list[Tensor] = [w.contiguous() for w in given[3:] if w is not None]
     first, w_hr = weights[0], given[7]
-    if first.is_cuda and torch.backends.cudnn.enabled and _TORCH._use_cudnn_rnn_flatten_weight():
+    if _is_cudnns(first):
         # As parameters of their own: these get another storage, and nobody else's version changes.
         weights = [torch.nn.Parameter(w.data, requires_grad=False) for w in weights]
         projected = 0 if w_hr is None else w_hr.shape[0]
