@@ -468,6 +468,19 @@ def test_autocast_is_not_looked_at(way):
     torch.testing.assert_close(found, expected, rtol=0, atol=0)
 
 
+def test_where_new_tensors_are_made_is_not_where_sizes_are(way):
+    values = problem("gru", [3, 2], 4)
+    right = run(reference.rnn, values, [3, 2], torch.float64, cell="gru", reverse=True)
+    sizes, given = torch.tensor([3, 2]), {n: v for n, v in values.items() if v is not None}
+    with torch.device("meta"):
+        out, last, _ = ops.rnn(
+            batch_sizes=sizes, c0=None, cell="gru", reverse=True, backend="torch", **given
+        )
+        (first,) = torch.autograd.grad(out.sum(), given["input"], create_graph=True)
+    torch.testing.assert_close([out, last], right[0])
+    assert first.device.type == "cpu"
+
+
 def test_the_registry(monkeypatch):
     def states(device):
         rows = [r for r in ops.explain(device) if r["operator"] == "rnn"]

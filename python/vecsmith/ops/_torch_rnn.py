@@ -119,8 +119,8 @@ def _flat(cell: str, given: _Given) -> list[Tensor | None]:
 
 def _from_the_ends(sizes: list[int], device: torch.device) -> Tensor:
     """The rows when every sequence is read from its own end: [N], its own inverse."""
-    counts = torch.tensor(sizes)
-    goes_on = torch.arange(sizes[0]) < counts[:, None]  # [T, B]
+    counts = torch.tensor(sizes, device="cpu")
+    goes_on = torch.arange(sizes[0], device="cpu") < counts[:, None]  # [T, B]
     step, row = goes_on.nonzero().unbind(1)
     starts = counts.cumsum(0) - counts
     return (starts[goes_on.sum(0)[row] - 1 - step] + row).to(device, non_blocking=True)
@@ -156,7 +156,8 @@ def _layer(
         else:
             rows = rows.contiguous() if order is None else rows.index_select(0, order)
             # A new tensor: torch reads its memory as it lies there.
-            output, *last = _LAYERS[cell][0](rows, torch.tensor(sizes), hx, *options)
+            counts = torch.tensor(sizes, device="cpu")
+            output, *last = _LAYERS[cell][0](rows, counts, hx, *options)
             output = output if order is None else output.index_select(0, order)
     return output, last[0][0], last[1][0] if c0 is not None else None
 
@@ -240,7 +241,8 @@ class _Layer(torch.autograd.Function):
         needs = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():
             grads = (*grads, None)[:3]
-            found = _by_reference(cell, reverse, torch.tensor(sizes), given, grads, needs)
+            counts = torch.tensor(sizes, device="cpu")
+            found = _by_reference(cell, reverse, counts, given, grads, needs)
         else:
             found = _gradients(results, grads, twins, needs, retain_graph=True)
         return (None, None, None, *found)
