@@ -26,7 +26,10 @@ import torch
 pytest.register_assert_rewrite("plain_corpus")
 
 NATIVE_LEVELS = ("base", "avx2", "avx512", "avx512_bf16", "amx")
-_DEVICES = {"native": "cpu", "reference": "cpu", "cuda": "cuda", "triton": "cuda"}
+_DEVICES = {
+    **dict.fromkeys(("native", "torch", "reference"), "cpu"),
+    **dict.fromkeys(("cuda", "triton"), "cuda"),
+}
 
 
 @dataclass(frozen=True)

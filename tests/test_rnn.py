@@ -7,6 +7,7 @@ import contextlib
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vecsmith import ops
 from vecsmith.reference import rnn as reference
@@ -221,6 +222,40 @@ def test_the_registered_operator(unit):
     given = [None if values[n] is None else values[n].float().requires_grad_() for n in NAMES]
     arguments = (given[0], torch.tensor([3, 2]), *given[1:], "gru", False, 1, unit, True)
     torch.library.opcheck(torch.ops.vecsmith.rnn.default, arguments)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_short_way_is_the_registered_operator(cell):
+    """Eager calls do without the dispatcher, but where somebody looks at operators."""
+    seen = []
+
+    class Seeing(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    class Special(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return super().__torch_function__(func, types, args, kwargs or {})
+
+    sizes = [4, 3, 1]
+    values = problem(cell, sizes, 9)
+    quiet = run(ops.rnn, values, sizes, torch.float32, cell=cell)
+    assert not seen
+    with Seeing():
+        loud = run(ops.rnn, values, sizes, torch.float32, cell=cell)
+    assert "vecsmith.rnn.default" in seen
+    assert "vecsmith.rnn_backward.default" in seen
+    for ours, theirs in zip(quiet, loud, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+    seen.clear()
+    given = {n: v if v is None else v.float() for n, v in values.items()}
+    given["w_hh"] = given["w_hh"].as_subclass(Special)
+    out = ops.rnn(batch_sizes=torch.tensor(sizes), cell=cell, **given)[0]
+    assert "vecsmith.rnn" in seen
+    assert torch.equal(out.as_subclass(torch.Tensor), quiet[0][0])
 
 
 # --- bad input ------------------------------------------------------------------------------------

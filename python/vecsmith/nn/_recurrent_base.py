@@ -273,7 +273,9 @@ class Recurrent(torch.nn.RNNBase):
         suffix = f"_l{layer}" + ("_reverse" if way else "")
 
         def parameter(what: str) -> Tensor:
-            return precision(getattr(self, what + suffix))
+            # Module's way to its parameters is slow; a parametrized one is not among them.
+            found = self._parameters.get(what + suffix)
+            return precision(getattr(self, what + suffix) if found is None else found)
 
         w_hh = parameter("weight_hh")
         if self.weight_dropout:

@@ -7,26 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from vecsmith import ops
-
-_transforms_are_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-
-
-def _is_transformed() -> bool:
-    """Whether torch.func or forward-mode AD want to see what is computed."""
-    return not torch.compiler.is_compiling() and (
-        forward_ad._current_level >= 0 or _transforms_are_active()
-    )
-
-
-def _rnn(input: Tensor, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The operator. Where torch.func looks on it is the reference, as it is in float64, for which
-    nothing else is expected (and no warning)."""
-    if input.dtype == torch.float64 or _is_transformed():
-        options["backend"] = "reference"
-    return ops.rnn(input, *arguments, **options)
 
 
 class Precision:
@@ -47,9 +29,9 @@ class Precision:
     def rnn(self, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         """The operator, for tensors that have been cast."""
         if self.dtype is None:
-            return _rnn(*arguments, **options)
+            return ops.rnn(*arguments, **options)
         with torch.autocast(self.device, enabled=False):
-            return _rnn(*arguments, **options)
+            return ops.rnn(*arguments, **options)
 
 
 def check_input(name: str, input: Any, features: int, weight: Tensor, precision: Precision) -> None:

@@ -23,7 +23,12 @@ def _quick_step(
             return None
     else:
         h, c = hx, None
-    if not isinstance(h, Tensor) or h.dim() != 2 or h.shape[1] != layer.hidden_size:
+    if (
+        not isinstance(input, Tensor)
+        or not isinstance(h, Tensor)
+        or h.dim() != 2
+        or h.shape[1] != layer.hidden_size
+    ):
         return None
     own = layer._parameters
     weights = (own.get("weight_ih"), own.get("weight_hh"), own.get("bias_ih"), own.get("bias_hh"))

@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd import forward_ad
 
 
 def _shape(shape: tuple[int | None, ...]) -> str:
@@ -107,6 +109,20 @@ def rate(op: str, name: str, value: object) -> None:
         raise ValueError(f"{op}: expected {name} to be finite and >= 0; got {value}")
 
 
+def batch_sizes(op: str, sizes: list[int], rows: int) -> None:
+    """``sizes`` are those of a packed batch of this many rows."""
+    if not sizes:
+        raise ValueError(f"{op}: expected sequences of at least one step; got none")
+    if sizes[-1] < 1 or sizes != sorted(sizes, reverse=True):
+        raise ValueError(
+            f"{op}: expected batch_sizes of at least 1 that do not increase; got {sizes}"
+        )
+    if sum(sizes) != rows:
+        raise ValueError(
+            f"{op}: expected input of {sum(sizes)} rows, the sum of batch_sizes; got {rows}"
+        )
+
+
 def seed(op: str, value: object) -> int:
     """Any int; its low 64 bits count, as a signed int64 (what an operator's schema can carry)."""
     if isinstance(value, bool) or not isinstance(value, int):
@@ -131,3 +147,24 @@ def ids(op: str, name: str, value: Tensor, low: int, high: int) -> None:
         raise IndexError(
             f"{op}: expected {name} in {low}..{high - 1}; got {least if least < low else most}"
         )
+
+
+_PLAIN = frozenset((Tensor, torch.nn.Parameter, type(None)))
+_transforms_are_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+
+
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode AD want to see what is computed."""
+    return forward_ad._current_level >= 0 or _transforms_are_active()
+
+
+def is_seen(tensors: Sequence[Tensor | None]) -> bool:
+    """Whether somebody wants to see an operator, and not what it does: torch.compile, a tracer, a
+    dispatch mode, torch.func, a subclass of Tensor."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or is_transformed()
+        or not _PLAIN.issuperset(map(type, tensors))
+    )

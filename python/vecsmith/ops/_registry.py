@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -22,8 +22,8 @@ class BackendUnavailable(RuntimeError):
 class Backend:
     """One way to compute an operator.
 
-    name: "native", "cuda", "triton" or "reference".
-    device: the torch device type whose tensors it takes; "any" for the reference.
+    name: "native", "cuda", "triton", "torch" (torch's own fused operators) or "reference".
+    device: the torch device type whose tensors it takes; "any" for those in plain PyTorch.
     dtypes: of the operator's tables.
     deterministic: whether it can promise the same bits whatever the number of workers.
     """
@@ -95,7 +95,7 @@ def cuda_module() -> ModuleType:
 
 def _obstacle(backend: Backend, device: str) -> str | None:
     """Why ``backend`` cannot take tensors of ``device`` here; None where it can."""
-    if backend.name == "reference":
+    if backend.device == "any":
         return None
     interpreted = backend.name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"
     if backend.device != device and not (interpreted and device == "cpu"):
@@ -128,8 +128,11 @@ def choose(
     backend: str | None = None,
     *,
     deterministic: bool = False,
+    among: Collection[str] | None = None,
 ) -> str:
     """The name of the backend for these tensors: a pure function of its arguments and the machine.
+
+    ``among``: the names of those that compute the case at hand; default: all.
 
     Raises ValueError for an unknown name and BackendUnavailable (a RuntimeError) where a forced
     backend cannot run, or where none can keep the promise of deterministic mode.
@@ -137,6 +140,8 @@ def choose(
     candidates = operator.backends if backend is None else (operator.backend(backend),)
     refusals = []
     for candidate in candidates:
+        if among is not None and candidate.name not in among:
+            continue
         why = _obstacle(candidate, device)
         if why is None and dtype not in candidate.dtypes:
             names = ", ".join(str(d) for d in candidate.dtypes)

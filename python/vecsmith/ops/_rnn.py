@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vecsmith.ops import _checks as check
 from vecsmith.ops._pages import empty_pages
 from vecsmith.ops._registry import BackendUnavailable, native
 from vecsmith.reference import rnn as reference
@@ -230,11 +231,6 @@ def _backward_fake(
     )
 
 
-_PLAIN = (Tensor, torch.nn.Parameter)
-_dispatch_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
-_transforms_are_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-
-
 @functools.cache
 def _has_native() -> bool:
     try:
@@ -251,15 +247,8 @@ def step(
     nothing around it, for loops that decode, where a call takes less time than the machinery of
     operators. None, and nothing done, where somebody looks on (autograd, torch.func, tracing, a
     dispatch mode), or where these are not plain, contiguous tensors of one kind that fit."""
-    if (
-        torch.is_grad_enabled()
-        or torch.compiler.is_compiling()
-        or torch._C._get_tracing_state() is not None
-        or _dispatch_modes()
-        or _transforms_are_active()
-        or type(input) not in _PLAIN
-        or input.dim() != 2
-    ):
+    tensors = (input, h, c, *parameters)
+    if torch.is_grad_enabled() or check.is_seen(tensors) or input.dim() != 2:
         return None
     kind = input.dtype
     (batch, inputs), hidden = input.shape, h.shape[-1]
@@ -268,20 +257,12 @@ def step(
     rows = _GATES[cell] * hidden
     state, bias = (batch, hidden), (rows,)
     w_ih, w_hh, b_ih, b_hh = parameters
-    for tensor, shape in (
-        (input, (batch, inputs)),
-        (h, state),
-        (c, state),
-        (w_ih, (rows, inputs)),
-        (w_hh, (rows, hidden)),
-        (b_ih, bias),
-        (b_hh, bias),
-    ):
+    shapes = (input.shape, state, state, (rows, inputs), (rows, hidden), bias, bias)
+    for tensor, shape in zip(tensors, shapes, strict=True):
         if tensor is None:
             continue
         if (
-            type(tensor) not in _PLAIN
-            or tensor.shape != shape
+            tensor.shape != shape
             or tensor.dtype is not kind
             or not tensor.is_cpu
             or not tensor.is_contiguous()

@@ -7,24 +7,27 @@ native module is called, in ``_rnn.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from vecsmith.ops import _checks as check
+from vecsmith.ops import _rnn, _torch_rnn, _triton_rnn
 from vecsmith.ops._registry import Backend, Operator, choose, register
-from vecsmith.ops._rnn import CELLS, chosen_unit
 from vecsmith.reference import rnn as reference
 
 _FAST = (torch.float32, torch.float16, torch.bfloat16)
+_ALL = (*_FAST, torch.float64)
 OPERATOR = register(
     Operator(
         "rnn",
         (
             Backend("native", "cpu", _FAST),
-            Backend("reference", "any", (*_FAST, torch.float64)),
+            Backend("torch", "any", _ALL),
+            Backend("triton", "cuda", _FAST),
+            Backend("reference", "any", _ALL),
         ),
         ("rnn",),
     )
@@ -57,8 +60,12 @@ def rnn(
     :mod:`vecsmith.reference.rnn`). Rows that have ended cost nothing.
 
     The native backend computes the cells "lstm", "gru", "gru_reset_before", "rnn_tanh" and
-    "rnn_relu" in float32 (float16 and bfloat16 are computed in float32, and rounded at the end);
-    every other case goes to the reference. Its bits do not depend on the number of threads.
+    "rnn_relu" in float32 on a CPU (float16 and bfloat16 are computed in float32, and rounded at the
+    end). Its bits do not depend on the number of threads. Where it cannot, torch's own layers
+    compute the cells that torch has, "lstm" (also with ``w_hr``, for P < H), "gru", "rnn_tanh" and
+    "rnn_relu", on every device and in every dtype, with the precision that torch is set to
+    (``torch.backends.cudnn.allow_tf32``). Every other case goes to the reference, and so does what
+    torch.func or forward-mode differentiation look at.
 
     Args:
         input: [N, I]: the inputs of step 0 of all B rows, then of step 1 of the rows that are
@@ -74,25 +81,33 @@ def rnn(
         w_out, b_out: [H, H] and [H]; "residual" alone.
         norm: layer normalization's tensors, as in the reference.
         zoneout, keep, clip: as in the reference.
-        backend: "native" or "reference" to force one.
+        backend: "native", "torch", "triton" or "reference" to force one.
         num_threads: default ``torch.get_num_threads()``.
 
     Returns:
         (output [N, R], last h [B, R], last c [B, H] or None). Twice differentiable.
 
     Raises:
-        TypeError, ValueError: wrong types, shapes, devices, batch_sizes.
+        TypeError, ValueError: wrong types, shapes, devices, batch_sizes; a forced backend that does
+            not have the cell or the options.
         BackendUnavailable: a forced backend that cannot run.
     """
     name = "rnn"
     sizes = _check_sequences(name, input, batch_sizes)
-    _check_parameters(name, cell, input, sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
-    options = (w_hr, w_out, b_out, norm, *keep, clip)
-    plain = cell in CELLS and all(o is None for o in options) and not any(zoneout)
+    _check_parameters(
+        *(name, cell, input, None if sizes is None else sizes[0]),
+        *(h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr),
+    )
+    options = (w_out, b_out, norm, *keep, clip)
+    among = ["reference"]
+    if not any(zoneout) and all(o is None for o in options):
+        if w_hr is None and cell in _rnn.CELLS:
+            among += ["native", "triton"]
+        if _torch_rnn.takes(cell, input, w_hh, w_hr):
+            among.append("torch")
     threads = 0 if num_threads is None else check.threads(name, num_threads)
-    if not plain and backend not in (None, "reference"):
-        raise ValueError(f"{name}: expected backend 'reference' for these options; got {backend!r}")
-    if not plain or _choose(input, backend) == "reference":
+    chosen = _choose(input, among, backend)
+    if chosen == "reference":
         return reference.rnn(
             *(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh),
             cell=cell,
@@ -105,32 +120,74 @@ def rnn(
             keep=keep,
             clip=clip,
         )
-    given = (h0, c0, w_ih, w_hh, b_ih, b_hh)
-    save = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (input, *given)
-    )
-    kind = input.dtype
-    given = [input, *given]
+    reverse, kind = bool(reverse), input.dtype
+    given: Any = (input, h0, c0, w_ih, w_hh, b_ih, b_hh)
+    seen = check.is_seen((*given, w_hr))
+    if chosen == "torch":
+        return _torch_rnn.rnn(
+            *(input, batch_sizes, None if seen else sizes, h0, c0),
+            *(w_ih, w_hh, b_ih, b_hh, w_hr),
+            cell=cell,
+            reverse=reverse,
+        )
+    if chosen == "triton":
+        return _triton_rnn.rnn(
+            *(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh), cell=cell, reverse=reverse
+        )
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     if kind == torch.float16:
         given = [None if t is None else t.float() for t in given]
-    tensors = [None if t is None else t.contiguous() for t in given]
-    unit = chosen_unit(kind)
-    output, last_h, last_c, _, _ = torch.ops.vecsmith.rnn(
-        *(tensors[0], batch_sizes, *tensors[1:], cell, bool(reverse), threads, unit, save)
+    rows, *given = (None if t is None else t.contiguous() for t in given)
+    call: Any = torch.ops.vecsmith.rnn
+    if not seen:  # the dispatcher takes longer than a small layer
+        call = _Eager.apply if save else _rnn._forward
+    unit = _rnn.chosen_unit(kind)
+    output, last_h, last_c, _, _ = call(
+        *(rows, batch_sizes, *given, cell, reverse, threads, unit, save)
     )
-    return output.to(kind), last_h.to(kind), last_c.to(kind) if cell == "lstm" else None
+    last_c = last_c if cell == "lstm" else None
+    if output.dtype == kind:
+        return output, last_h, last_c
+    return output.to(kind), last_h.to(kind), None if last_c is None else last_c.to(kind)
 
 
-def _choose(input: Tensor, backend: str | None) -> str:
-    if input.is_meta and backend is None:
-        return "reference"
-    if torch.compiler.is_compiling() and backend is None:  # which cannot look for modules
-        return "native" if input.device.type == "cpu" and input.dtype in _FAST else "reference"
-    return choose(OPERATOR, input.device.type, input.dtype, backend)
+class _Eager(torch.autograd.Function):
+    """``torch.ops.vecsmith.rnn`` without the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Any:
+        output = _rnn._forward(*inputs)
+        _rnn._forward_context(ctx, inputs, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        return _rnn._forward_backward(ctx, *grads)
 
 
-def _check_sequences(name: str, input: Tensor, batch_sizes: Tensor) -> int:
-    """B, or -1 where it cannot be known (a traced tensor)."""
+def _choose(input: Tensor, among: list[str], backend: str | None) -> str:
+    if backend is not None and OPERATOR.backend(backend).name not in among:
+        expected = " or ".join(repr(b.name) for b in OPERATOR.backends if b.name in among)
+        raise ValueError(
+            f"rnn: expected backend {expected} for this cell and these options; got {backend!r}"
+        )
+    kind, device = input.dtype, input.device.type
+    if torch.compiler.is_compiling():  # which cannot look for modules
+        if backend is not None:
+            return backend
+        if "native" in among and device == "cpu" and kind in _FAST:
+            return "native"
+        return "torch" if "torch" in among and not input.is_meta else "reference"
+    if backend is None:
+        # In float64 nothing else is expected of what torch has not, and no warning.
+        double = kind == torch.float64 and "torch" not in among
+        if double or len(among) == 1 or input.is_meta or check.is_transformed():
+            return "reference"
+    return choose(OPERATOR, device, kind, backend, among=among)
+
+
+def _check_sequences(name: str, input: Tensor, batch_sizes: Tensor) -> list[int] | None:
+    """batch_sizes as numbers; None where they cannot be known (a traced tensor)."""
     if not isinstance(input, Tensor) or not input.dtype.is_floating_point:
         kind = input.dtype if isinstance(input, Tensor) else type(input).__name__
         raise TypeError(f"{name}: expected input to be a floating point tensor; got {kind}")
@@ -141,27 +198,17 @@ def _check_sequences(name: str, input: Tensor, batch_sizes: Tensor) -> int:
     if batch_sizes.dim() != 1 or batch_sizes.device.type not in ("cpu", "meta"):
         raise ValueError(f"{name}: expected batch_sizes of shape [T] on the CPU")
     if torch.compiler.is_compiling() or isinstance(batch_sizes, FakeTensor) or batch_sizes.is_meta:
-        return -1
-    if batch_sizes.numel() == 0:
-        raise ValueError(f"{name}: expected sequences of at least one step; got none")
+        return None
     sizes = batch_sizes.tolist()
-    if min(sizes) < 1 or any(b > a for a, b in pairwise(sizes)):
-        raise ValueError(
-            f"{name}: expected batch_sizes of at least 1 that do not increase; got {sizes}"
-        )
-    if sum(sizes) != input.shape[0]:
-        raise ValueError(
-            f"{name}: expected input of {sum(sizes)} rows, the sum of batch_sizes; "
-            f"got {input.shape[0]}"
-        )
-    return sizes[0]
+    check.batch_sizes(name, sizes, input.shape[0])
+    return sizes
 
 
 def _check_parameters(
     name: str,
     cell: str,
     input: Tensor,
-    batch: int,
+    batch: int | None,
     h0: Tensor,
     c0: Tensor | None,
     w_ih: Tensor,
@@ -183,7 +230,7 @@ def _check_parameters(
         raise ValueError(f"{name}: expected w_hh of shape [{gates} H, R]; got {shape}")
     hidden = w_hh.shape[0] // gates
     size = hidden if w_hr is None else w_hr.shape[0]
-    batch = h0.shape[0] if batch < 0 else batch
+    batch = h0.shape[0] if batch is None else batch
     for label, value, shape in (
         ("h0", h0, (batch, size)),
         ("c0", c0, (batch, hidden)),
