@@ -196,6 +196,7 @@ RnnGeometry geometry_of(const Keywords& k, bool backward) {
   g.batch = k.get<std::int64_t>("batch");
   g.units = k.get<std::int64_t>("units");
   g.groups = k.get<std::int64_t>("groups");
+  g.cluster = k.get<int>("cluster");
   return g;
 }
 
@@ -335,7 +336,9 @@ PYBIND11_MODULE(_cuda, m) {
     result["groups"] = plan.groups;
     result["slots"] = plan.slots;
     result["passes"] = plan.passes;
+    result["round"] = plan.round;
     result["shared_bytes"] = plan.shared_bytes;
+    result["cluster"] = plan.cluster;
     result["counters"] = plan.groups * vecsmith::cuda::kCounterStride;
     return result;
   });

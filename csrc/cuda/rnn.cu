@@ -173,9 +173,76 @@ double cost(const Cut& c) {
     const double sums = 4.0 * halves * l.tiles * std::min(m.parts, kWarps);
     const double barriers = 120.0 * ((l.tiles + l.round - 1) / l.round);
     cycles += std::max(weights, products) + std::max(states / 64, states * blocks / 3000) + sums +
-              barriers + 1800 + 2.0 * l.blocks;
+              barriers + (l.cluster ? 900 : 1800 + 2.0 * l.blocks);
   }
   return cycles * l.passes;
+}
+
+constexpr std::int64_t kMostOfCluster = 16;  // blocks; more than 8 must be asked for
+
+template <class Kernel>
+Kernel kernel_of(const RnnGeometry& g, int shape);
+template <>
+Forward kernel_of<Forward>(const RnnGeometry& g, int shape) {
+  return g.fp16 ? forward_of<Fp16>(shape) : forward_of<Bf16>(shape);
+}
+template <>
+Backward kernel_of<Backward>(const RnnGeometry& g, int shape) {
+  return g.fp16 ? backward_of<Fp16>(shape) : backward_of<Bf16>(shape);
+}
+
+const void* entry_of(const RnnGeometry& g, int shape) {
+  return g.backward ? reinterpret_cast<const void*>(kernel_of<Backward>(g, shape))
+                    : reinterpret_cast<const void*>(kernel_of<Forward>(g, shape));
+}
+
+// A launch of a cut, all of whose blocks, or those of each group, are there at once.
+struct Launch {
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute together = {};
+
+  Launch(const Cut& c, Stream stream) {
+    const auto blocks = static_cast<unsigned>(c.layout.blocks);
+    config.gridDim = dim3(blocks * static_cast<unsigned>(c.layout.groups));
+    config.blockDim = dim3(kThreads);
+    config.dynamicSmemBytes = static_cast<size_t>(c.bytes);
+    config.stream = stream;
+    if (c.layout.cluster) {
+      together.id = cudaLaunchAttributeClusterDimension;
+      together.val.clusterDim.x = blocks;
+      together.val.clusterDim.y = together.val.clusterDim.z = 1;
+    } else {
+      together.id = cudaLaunchAttributeCooperative;
+      together.val.cooperative = 1;
+    }
+    config.attrs = &together;
+    config.numAttrs = 1;
+  }
+  Launch(const Launch&) = delete;
+  Launch& operator=(const Launch&) = delete;
+};
+
+void allow(const void* entry, const Cut& c) {
+  check(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(c.bytes)),
+        "cudaFuncSetAttribute");
+  if (c.layout.cluster) {
+    check(cudaFuncSetAttribute(entry, cudaFuncAttributeNonPortableClusterSizeAllowed, 1),
+          "cudaFuncSetAttribute");
+  }
+}
+
+// How many clusters of a cut the device has at once; 0 where it has none so large.
+std::int64_t room_for_clusters(const RnnGeometry& g, const Cut& c) {
+  const void* entry = entry_of(g, c.shape);
+  allow(entry, c);
+  const Launch launch(c, nullptr);
+  int room = 0;
+  if (cudaOccupancyMaxActiveClusters(&room, entry, &launch.config) != cudaSuccess) {
+    cudaGetLastError();
+    return 0;
+  }
+  return room;
 }
 
 Cut best_cut(const RnnGeometry& g) {
@@ -198,6 +265,7 @@ Cut best_cut(const RnnGeometry& g) {
   }
   const std::int64_t limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   const std::int64_t processors = attribute(cudaDevAttrMultiProcessorCount);
+  const bool clusters = g.cluster != 0 && attribute(cudaDevAttrClusterLaunch);
   Cut best;
   double least = 0;
   const std::int64_t from = g.units ? g.units : kTile;
@@ -205,6 +273,7 @@ Cut best_cut(const RnnGeometry& g) {
   for (std::int64_t units = from; units <= to; units += kTile) {
     const std::int64_t blocks = (g.hidden + units - 1) / units;
     const std::int64_t most = g.groups ? g.groups : std::min(g.batch, processors / blocks);
+    std::int64_t room = -1;  // for clusters; not known yet
     for (std::int64_t groups = g.groups ? g.groups : 1; groups <= most; ++groups) {
       const std::int64_t rows = up((g.batch + groups - 1) / groups, kTile);
       // All rows at once, or as many as fit; then as many of their sums at once as fit.
@@ -212,12 +281,21 @@ Cut best_cut(const RnnGeometry& g) {
       while (slots > kTile && !cut(g, units, groups, slots, 1, limit).fits) slots -= kTile;
       std::int64_t round = kShapes[0].tiles;
       while (round > 1 && !cut(g, units, groups, slots, round, limit).fits) --round;
-      const Cut found = cut(g, units, groups, slots, round, limit);
+      Cut found = cut(g, units, groups, slots, round, limit);
       if (!found.fits) break;
-      const double cycles = cost(found);
-      if (best.fits && cycles >= least) continue;
-      best = found;
-      least = cycles;
+      for (const bool cluster : {false, true}) {
+        if (cluster ? !clusters || blocks > kMostOfCluster : g.cluster == 1) continue;
+        found.layout.cluster = cluster;
+        const double cycles = cost(found);
+        if (best.fits && cycles >= least) continue;
+        if (cluster) {
+          // About the same for all numbers of groups, of which each needs less than one before it.
+          if (room < 0) room = room_for_clusters(g, found);
+          if (groups > room) continue;
+        }
+        best = found;
+        least = cycles;
+      }
     }
   }
   if (!best.fits) {
@@ -230,24 +308,12 @@ Cut best_cut(const RnnGeometry& g) {
   return best;
 }
 
-template <class Kernel>
-Kernel kernel_of(const RnnGeometry& g, int shape);
-template <>
-Forward kernel_of<Forward>(const RnnGeometry& g, int shape) {
-  return g.fp16 ? forward_of<Fp16>(shape) : forward_of<Bf16>(shape);
-}
-template <>
-Backward kernel_of<Backward>(const RnnGeometry& g, int shape) {
-  return g.fp16 ? backward_of<Fp16>(shape) : backward_of<Bf16>(shape);
-}
-
-// All blocks must be on the device at once: they wait for each other.
-template <class Kernel>
-void require_room(Kernel kernel, const Cut& c) {
-  const auto* entry = reinterpret_cast<const void*>(kernel);
-  check(cudaFuncSetAttribute(entry, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                             static_cast<int>(c.bytes)),
-        "cudaFuncSetAttribute");
+// All blocks that wait for each other must be on the device at once.
+void require_room(const RnnGeometry& g, const Cut& c) {
+  if (c.layout.cluster)
+    return;  // which has been looked at, and is launched as a whole or not at all
+  const void* entry = entry_of(g, c.shape);
+  allow(entry, c);
   int resident = 0;
   check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, entry, kThreads,
                                                       static_cast<size_t>(c.bytes)),
@@ -262,21 +328,12 @@ void require_room(Kernel kernel, const Cut& c) {
 }
 
 template <class Kernel, class Arguments>
-void launch(const Arguments& a, Stream stream) {
+void run(const Arguments& a, Stream stream) {
   const Cut c = best_cut(a.geometry);
+  require_room(a.geometry, c);
   const Kernel kernel = kernel_of<Kernel>(a.geometry, c.shape);
-  require_room(kernel, c);
-  cudaLaunchAttribute together = {};
-  together.id = cudaLaunchAttributeCooperative;
-  together.val.cooperative = 1;
-  cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(static_cast<unsigned>(c.layout.blocks * c.layout.groups));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = static_cast<size_t>(c.bytes);
-  config.stream = stream;
-  config.attrs = &together;
-  config.numAttrs = 1;
-  check(cudaLaunchKernelEx(&config, kernel, a, c.layout), "launch of an rnn kernel");
+  const Launch launch(c, stream);
+  check(cudaLaunchKernelEx(&launch.config, kernel, a, c.layout), "launch of an rnn kernel");
   check(cudaGetLastError(), "rnn kernel");
 }
 
@@ -284,11 +341,7 @@ void launch(const Arguments& a, Stream stream) {
 
 RnnPlan plan(const RnnGeometry& g) {
   const Cut c = best_cut(g);
-  if (g.backward) {
-    require_room(kernel_of<Backward>(g, c.shape), c);
-  } else {
-    require_room(kernel_of<Forward>(g, c.shape), c);
-  }
+  require_room(g, c);
   RnnPlan plan;
   plan.threads = kThreads;
   plan.units = c.layout.units;
@@ -296,12 +349,14 @@ RnnPlan plan(const RnnGeometry& g) {
   plan.groups = c.layout.groups;
   plan.slots = c.layout.slots;
   plan.passes = c.layout.passes;
+  plan.round = c.layout.round;
   plan.shared_bytes = c.bytes;
+  plan.cluster = c.layout.cluster != 0;
   return plan;
 }
 
-void rnn(const RnnForward& a, Stream stream) { launch<Forward>(a, stream); }
+void rnn(const RnnForward& a, Stream stream) { run<Forward>(a, stream); }
 
-void rnn(const RnnBackward& a, Stream stream) { launch<Backward>(a, stream); }
+void rnn(const RnnBackward& a, Stream stream) { run<Backward>(a, stream); }
 
 }  // namespace vecsmith::cuda

@@ -28,6 +28,7 @@ struct RnnGeometry {
   std::int64_t batch = 0;  // rows of h0
   std::int64_t units = 0;  // of a block; 0: chosen
   std::int64_t groups = 0;
+  int cluster = -1;  // 1: a group's blocks are a cluster, 0: they are not, -1: chosen
 };
 
 // How a launch is cut.
@@ -38,7 +39,9 @@ struct RnnPlan {
   std::int64_t groups = 0;  // of rows: row r is in group r % groups
   std::int64_t slots = 0;   // rows that a group steps through the sequence together
   std::int64_t passes = 0;  // over the sequence, until all rows have had a slot
+  std::int64_t round = 0;   // tiles of 8 rows whose sums are put together at once
   std::int64_t shared_bytes = 0;
+  bool cluster = false;
 };
 
 // Rows by step, as in torch's PackedSequence.

@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(RnnBackward a, Rn
   load_weights(l, p, static_cast<const std::uint16_t*>(a.weight));
   __syncthreads();
 
-  RnnBarrier barrier{a.counters + p.group * kCounterStride, static_cast<unsigned>(l.blocks)};
+  RnnBarrier barrier(l, p, a.counters);
 #pragma unroll 1
   for (int pass = 0; pass < l.passes; ++pass) {
     // Step i multiplies what step i - 1 gave; the last one gives nothing.
@@ -180,6 +180,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(RnnBackward a, Rn
       barrier.arrive();
     }
   }
+  barrier.wait();
 }
 
 }  // namespace

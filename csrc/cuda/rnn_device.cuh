@@ -51,6 +51,8 @@ inline void add_release(unsigned* counter) { ++*counter; }
 inline void await_acquire(const unsigned* counter, unsigned target) {
   cuda_emulation::await(counter, target);
 }
+inline void arrive_cluster() { cuda_emulation::arrive_cluster(); }
+inline void await_cluster() { cuda_emulation::await_cluster(); }
 
 #else
 
@@ -132,6 +134,18 @@ __device__ inline void await_acquire(const unsigned* counter, unsigned target) {
   } while (static_cast<int>(seen - target) < 0);
 }
 
+// Every thread of a cluster does both, in turns.
+__device__ inline void arrive_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+#endif
+}
+__device__ inline void await_cluster() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+#endif
+}
+
 #endif
 
 __device__ inline float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
@@ -153,6 +167,7 @@ struct RnnMatrix {
 // Offsets in shared memory are bytes. The weights are at its beginning.
 struct RnnLayout {
   int hidden = 0, units = 0, blocks = 0, groups = 0;
+  int cluster = 0;  // whether the blocks of a group are one
   int slots = 0, tiles = 0, passes = 0;
   int matrices = 0;
   int round = 0;  // tiles of rows whose sums are put together at once
@@ -214,19 +229,39 @@ struct RnnRows {
 
 // --- The barrier between the blocks of a group. --------------------------------------------------
 
-// Blocks arrive, and wait later, just before they need what the others wrote.
+// Blocks arrive, and wait later, just before they need what the others wrote. A cluster has a
+// barrier of its own; other groups count in global memory.
 struct RnnBarrier {
   unsigned* counter;
   unsigned blocks, target = 0;
+  bool cluster, waited = true;
 
+  __device__ RnnBarrier(const RnnLayout& l, const RnnPlace& p, unsigned* counters)
+      : counter(counters + p.group * kCounterStride),
+        blocks(static_cast<unsigned>(l.blocks)),
+        cluster(l.cluster != 0) {}
+
+  // The block is done with the step, too: whoever goes on may write to the stage.
   __device__ void arrive() {
+    if (cluster) wait();
     __syncthreads();
-    if (threadIdx.x == 0) add_release(counter);
-    target += blocks;
+    if (cluster) {
+      arrive_cluster();
+    } else {
+      if (threadIdx.x == 0) add_release(counter);
+      target += blocks;
+    }
+    waited = false;
   }
-  __device__ void wait() const {
-    if (threadIdx.x == 0) await_acquire(counter, target);
-    __syncthreads();
+  __device__ void wait() {
+    if (waited) return;
+    if (cluster) {
+      await_cluster();
+    } else {
+      if (threadIdx.x == 0) await_acquire(counter, target);
+      __syncthreads();
+    }
+    waited = true;
   }
 };
 

@@ -30,7 +30,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(RnnForward a, RnnL
   }
   __syncthreads();
 
-  RnnBarrier barrier{a.counters + p.group * kCounterStride, static_cast<unsigned>(l.blocks)};
+  RnnBarrier barrier(l, p, a.counters);
 #pragma unroll 1
   for (int pass = 0; pass < l.passes; ++pass) {
 #pragma unroll 1
@@ -149,6 +149,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(RnnForward a, RnnL
       barrier.arrive();
     }
   }
+  barrier.wait();
 }
 
 }  // namespace

@@ -1,13 +1,13 @@
 // Runs CUDA device code on the host, so that tests execute the very .cu files of the project on a
 // machine with no GPU: this file stands where <cuda_runtime.h> is included, and g++ compiles.
 //
-// One fiber per CUDA thread, the blocks of a launch one after another; those of a cooperative
-// launch all at once. A fiber runs until it reaches a barrier or a warp operation, and then waits
-// for all the others; so results depend on the order in which fibers are scheduled exactly where a
-// barrier is missing. VECSMITH_EMULATED_ORDER chooses it: forward and reverse let one warp, and one
-// block, run ahead of the others, random is fair. A barrier that not all threads reach, or a
-// counter that never comes to what a block waits for, is an error here (a hang or worse there).
-// Shared memory is NaN when a block starts, and a guard behind its end is checked.
+// One fiber per CUDA thread, the blocks of a launch one after another; those of a cluster or of a
+// cooperative launch all at once. A fiber runs until it reaches a barrier or a warp operation, and
+// then waits for all the others; so results depend on the order in which fibers are scheduled
+// exactly where a barrier is missing. VECSMITH_EMULATED_ORDER chooses it: forward and reverse let
+// one warp, and one block, run ahead of the others, random is fair. A barrier that not all threads
+// reach, or a counter that never comes to what a block waits for, is an error here (a hang or worse
+// there). Shared memory is NaN when a block starts, and a guard behind its end is checked.
 #pragma once
 
 #define VECSMITH_CUDA_EMULATION 1
@@ -64,13 +64,23 @@ using cudaStream_t = struct CUstream_st*;
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrCooperativeLaunch = 95,
+  cudaDevAttrClusterLaunch = 120,
   cudaDevAttrMaxSharedMemoryPerBlockOptin = 97
 };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
-enum cudaLaunchAttributeID { cudaLaunchAttributeCooperative = 2 };
+enum cudaFuncAttribute {
+  cudaFuncAttributeMaxDynamicSharedMemorySize = 8,
+  cudaFuncAttributeNonPortableClusterSizeAllowed = 13
+};
+enum cudaLaunchAttributeID {
+  cudaLaunchAttributeCooperative = 2,
+  cudaLaunchAttributeClusterDimension = 4
+};
 union cudaLaunchAttributeValue {
   char pad[64];
   int cooperative;
+  struct {
+    unsigned x, y, z;
+  } clusterDim;
 };
 struct cudaLaunchAttribute {
   cudaLaunchAttributeID id;
@@ -104,6 +114,8 @@ struct Fiber {
   unsigned round = 0;                 // of warp operations: two sets of mailboxes take turns
   const unsigned* counter = nullptr;  // what kAtCounter waits for
   unsigned target = 0;
+  unsigned clusters = 0;  // barriers of the cluster at which it has arrived
+  bool at_cluster = false;
 };
 
 struct Machine {
@@ -114,6 +126,7 @@ struct Machine {
   size_t shared_bytes = 0;
   std::vector<std::vector<char>> shared;  // the blocks', but for the one that is in place
   size_t in_place = 0;
+  unsigned arrivals = 0;  // at the cluster's barriers
   std::vector<std::uint64_t> mailbox[2];
   std::vector<Wide> wide[2];
   std::function<void()> body;
@@ -175,6 +188,29 @@ inline void await(const unsigned* counter, unsigned target) {
   m.fibers[m.running].counter = counter;
   m.fibers[m.running].target = target;
   wait(State::kAtCounter);
+}
+
+// The barrier of the blocks that are there at once; every thread arrives and waits, in turns.
+inline void arrive_cluster() {
+  Machine& m = machine();
+  Fiber& self = m.fibers[m.running];
+  if (self.at_cluster) {
+    std::fputs("cuda_emulation: arrived at a cluster's barrier twice\n", stderr);
+    std::abort();
+  }
+  self.at_cluster = true;
+  ++self.clusters;
+  ++m.arrivals;
+}
+inline void await_cluster() {
+  Machine& m = machine();
+  const size_t self = m.running;
+  if (!m.fibers[self].at_cluster) {
+    std::fputs("cuda_emulation: waits at a cluster's barrier without having arrived\n", stderr);
+    std::abort();
+  }
+  m.fibers[self].at_cluster = false;
+  await(&m.arrivals, m.fibers[self].clusters * static_cast<unsigned>(m.fibers.size()));
 }
 
 // Lets go the warps of a block and the block itself, where every fiber has arrived, and those whose
@@ -251,6 +287,7 @@ inline bool run_blocks(unsigned first_block, size_t blocks, size_t shared_bytes,
   m.threads = blockDim.x;
   m.shared_bytes = shared_bytes;
   m.in_place = 0;
+  m.arrivals = 0;
   std::memset(shared_memory(), 0xff, shared_bytes);  // NaN
   std::memset(shared_memory() + shared_bytes, 0x5a, kGuardBytes);
   m.shared.assign(blocks,
@@ -264,6 +301,8 @@ inline bool run_blocks(unsigned first_block, size_t blocks, size_t shared_bytes,
     if (!f.stack) f.stack.reset(new char[kStackBytes]);
     f.state = State::kRunning;
     f.round = 0;
+    f.clusters = 0;
+    f.at_cluster = false;
     getcontext(&f.context);
     f.context.uc_stack.ss_sp = f.stack.get();
     f.context.uc_stack.ss_size = kStackBytes;
@@ -462,7 +501,7 @@ inline int multiprocessors() {
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   if (which == cudaDevAttrMultiProcessorCount) {
     *value = multiprocessors();
-  } else if (which == cudaDevAttrCooperativeLaunch) {
+  } else if (which == cudaDevAttrCooperativeLaunch || which == cudaDevAttrClusterLaunch) {
     *value = 1;
   } else {
     const char* wish = std::getenv("VECSMITH_EMULATED_SHARED");
@@ -477,6 +516,19 @@ inline cudaError_t cudaFuncSetAttribute(const void*, cudaFuncAttribute, int valu
 inline cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void*, int,
                                                                  size_t) {
   *blocks = cuda_emulation::kResident;
+  return cudaSuccess;
+}
+
+inline unsigned cluster_of(const cudaLaunchConfig_t& config) {
+  for (unsigned i = 0; i < config.numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config.attrs[i];
+    if (attribute.id == cudaLaunchAttributeClusterDimension) return attribute.val.clusterDim.x;
+  }
+  return 0;
+}
+inline cudaError_t cudaOccupancyMaxActiveClusters(int* clusters, const void*,
+                                                  const cudaLaunchConfig_t* config) {
+  *clusters = multiprocessors() * cuda_emulation::kResident / static_cast<int>(cluster_of(*config));
   return cudaSuccess;
 }
 
@@ -500,7 +552,9 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
     const cudaLaunchAttribute& attribute = config->attrs[i];
     cooperative |= attribute.id == cudaLaunchAttributeCooperative && attribute.val.cooperative != 0;
   }
-  const unsigned blocks = config->gridDim.x, at_once = cooperative ? blocks : 1;
+  const unsigned blocks = config->gridDim.x, cluster = cluster_of(*config);
+  const unsigned at_once = cooperative ? blocks : cluster ? cluster : 1;
+  if (blocks % at_once || cluster > 16) return cudaErrorInvalidValue;
   if (cooperative && blocks > static_cast<unsigned>(multiprocessors() * kResident)) {
     return cudaErrorCooperativeLaunchTooLarge;
   }

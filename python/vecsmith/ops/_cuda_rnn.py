@@ -47,10 +47,10 @@ def _ready(tensor: Tensor) -> Tensor:
 
 @lru_cache(256)
 def _plan(module: Any, cell: str, dtype: str, hidden: int, batch: int, *rest: Any) -> Any:
-    backward, units, groups, device = rest
+    backward, units, groups, cluster, device = rest
     return module.plan_rnn(
         cell=cell, dtype=dtype, hidden=hidden, batch=batch, backward=backward, units=units,
-        groups=groups, device=device,
+        groups=groups, cluster=cluster, device=device,
     )  # fmt: skip
 
 
@@ -67,7 +67,7 @@ def refusal(
     where = _where(device)["device"]
     try:
         for backward in (False, True):
-            case = (cell, DTYPES[dtype], hidden, batch, backward, 0, 0, where)
+            case = (cell, DTYPES[dtype], hidden, batch, backward, 0, 0, -1, where)
             _plan(module or _module(), *case)
     except (ImportError, ValueError, RuntimeError) as error:
         return str(error)
@@ -113,6 +113,7 @@ def _launch(
         batch=steps.batch,
         units=plan["units"],
         groups=plan["groups"],
+        cluster=int(plan["cluster"]),
         starts=_address(steps.starts),
         steps=len(steps.sizes),
         reverse=reverse,
@@ -137,12 +138,14 @@ def forward(
     module: Any = None,
     units: int = 0,
     groups: int = 0,
+    cluster: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """A layer in one direction, as :func:`vecsmith.reference.rnn.rnn` computes it.
 
     Args: those of ``torch.ops.vecsmith.rnn``, all of bfloat16 or all of float16; H a multiple of 8.
-        module: what stands in for ``vecsmith._cuda``. units, groups: how many units a block has and
-        into how many groups the rows are dealt out; 0: the plan's choice.
+        module: what stands in for ``vecsmith._cuda``.
+        units, groups, cluster: how many units a block has, into how many groups the rows are dealt
+            out, and whether a group is a cluster of blocks; 0, 0, -1: the plan's choice.
 
     Returns: (output [N, H], last h [B, H], last c [B, H] or empty, and with ``save`` what the
         backward pass needs, else empty: every c [N, H] in float32, and the gates: LSTM i f g o
@@ -159,11 +162,10 @@ def forward(
     lstm = cell == "lstm"
     x = torch.nn.functional.linear(input, w_ih, b_ih)
     output = input.new_empty(count, hidden)
-    gates = input.new_empty(0)
-    if save and _SAVED[cell]:
-        # Where all gates are kept, and no more, they take the place of the input's part of them.
-        same = _SAVED[cell] == _GATES[cell]
-        gates = x if same else input.new_empty(count, _SAVED[cell] * hidden)
+    # Where all gates are kept, and no more, they take the place of the input's part of them.
+    gates = x if save and _SAVED[cell] == _GATES[cell] else None
+    if gates is None:
+        gates = input.new_empty((count, _SAVED[cell] * hidden) if save else 0)
     c = input.new_empty((count if save and lstm else 0, hidden), dtype=torch.float32)
     last_h = torch.empty_like(h0, memory_format=torch.contiguous_format)
     last_c = last_h.new_empty((h0.shape[0] if lstm else 0, hidden), dtype=torch.float32)
@@ -181,7 +183,7 @@ def forward(
         "last_c": last_c,
         "scaled": scaled,
     }
-    cut = (units, groups)
+    cut = (units, groups, cluster)
     _launch("rnn", module, cell, input.dtype, steps, reverse, hidden, cut, device, tensors)
     return output, last_h, last_c.to(input.dtype), c, gates
 
@@ -248,6 +250,7 @@ def backward(
     module: Any = None,
     units: int = 0,
     groups: int = 0,
+    cluster: int = -1,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of :func:`forward`: those of its results in, and what it kept.
 
@@ -279,7 +282,7 @@ def backward(
         "dh0": dh0,
         "dc0": dc0,
     }
-    cut = (units, groups)
+    cut = (units, groups, cluster)
     _launch("rnn_backward", module, cell, input.dtype, steps, reverse, hidden, cut, device, tensors)
 
     d_gates = derived[:, :given_gates]  # a GRU has the gradient of its product behind them
