@@ -397,9 +397,12 @@ __device__ inline void product(const RnnLayout& l, const RnnMatrix& m, const Rnn
           if (g >= m.gates) break;
           const float2* at = partial + (tile * halves + unit * m.gates + g) * kWarp + p.lane;
           float2 sum = make_float2(0.f, 0.f);
-          for (int w = 0; w < warps; ++w, at += l.round * halves * kWarp) {
-            sum.x += at->x;
-            sum.y += at->y;
+#pragma unroll
+          for (int w = 0; w < kWarps; ++w) {
+            if (w >= warps) break;
+            const float2 part = at[w * l.round * halves * kWarp];
+            sum.x += part.x;
+            sum.y += part.y;
           }
           totals[g] = sum;
         }
