@@ -39,9 +39,9 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, how, batch_sizes, *tensors):
-        ctx.how, (cell, reverse, cut) = how, how
+        ctx.how, (cell, reverse, options) = how, how
         output, last_h, last_c, c, gates = door.forward(
-            tensors[0], batch_sizes, *tensors[1:], cell, reverse, True, **cut
+            tensors[0], batch_sizes, *tensors[1:], cell, reverse, True, **options
         )
         ctx.save_for_backward(batch_sizes, *tensors, output, c, gates)
         ctx.set_materialize_grads(False)
@@ -49,16 +49,16 @@ class Layer(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        cell, reverse, cut = ctx.how
+        cell, reverse, options = ctx.how
         batch_sizes, input, *rest = ctx.saved_tensors
-        made = door.backward(*grads, input, batch_sizes, *rest, cell, reverse, True, **cut)
+        made = door.backward(*grads, input, batch_sizes, *rest, cell, reverse, True, **options)
         assert [m.dtype for m in made] == [input.dtype] * 7
         given = ctx.needs_input_grad[2:]
         return None, None, *(m if n else None for m, n in zip(made, given, strict=True))
 
 
-def layer(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, *, cell, reverse=False, **cut):
-    how = (cell, reverse, cut)
+def layer(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh, *, cell, reverse=False, **options):
+    how = (cell, reverse, options)
     results = Layer.apply(how, batch_sizes, input, h0, c0, w_ih, w_hh, b_ih, b_hh)
     return results if cell == "lstm" else (*results[:2], None)
 
@@ -79,14 +79,14 @@ def layer_problem(cell, sizes, hidden, dtype, bias=True):
     return values
 
 
-def check(cell, sizes, hidden, dtype, reverse=False, device="cpu", bias=True, **cut):
+def check(cell, sizes, hidden, dtype, reverse=False, device="cpu", bias=True, **options):
     values = layer_problem(cell, sizes, hidden, dtype, bias)
     if device != "cpu":
         values = {n: None if v is None else v.to(device) for n, v in values.items()}
     how = {"cell": cell, "reverse": reverse}
     exact = run(reference.rnn, values, sizes, torch.float64, **how)
     plain = run(reference.rnn, values, sizes, dtype, **how)
-    ours = run(partial(layer, **cut), values, sizes, dtype, **how)
+    ours = run(partial(layer, **options), values, sizes, dtype, **how)
     for found, theirs, right in zip(ours, plain, exact, strict=True):
         assert_close(found, theirs, right)
     return [*ours[0], *ours[1]]
@@ -116,8 +116,29 @@ def test_forward_and_gradients(emulated, monkeypatch, cell, case, reverse):
     sizes, hidden, units, groups = CASES[case]
     at = len(cell) + list(CASES).index(case) + reverse
     monkeypatch.setenv("VECSMITH_EMULATED_ORDER", ORDERS[at % 3])
-    cut = {"units": units, "groups": groups, "cluster": at % 2}
-    check(cell, sizes, hidden, HALVES[at // 2 % 2], reverse, module=emulated, **cut)
+    cut = (units, groups, at % 2, 1)
+    check(cell, sizes, hidden, HALVES[at // 2 % 2], reverse, module=emulated, cut=cut)
+
+
+# As above, and how many blocks share sums. In some a block has no part of k, or no units.
+SHARED = {
+    "one-step": ([1], 8, 8, 1, 2),
+    "even": ([3, 3, 3], 24, 8, 2, 2),
+    "uneven": ([5, 4, 4, 2, 1, 1], 40, 8, 2, 4),
+    "many-tiles": ([43, 30], 72, 8, 1, 4),
+    "16-halves": ([27, 27, 12], 64, 16, 2, 2),
+}
+
+
+@pytest.mark.parametrize("reverse", [False, True], ids=["", "reverse"])
+@pytest.mark.parametrize("case", SHARED)
+@pytest.mark.parametrize("cell", CELLS)
+def test_blocks_that_share_sums(emulated, monkeypatch, cell, case, reverse):
+    sizes, hidden, units, groups, split = SHARED[case]
+    at = len(cell) + list(SHARED).index(case) + reverse
+    monkeypatch.setenv("VECSMITH_EMULATED_ORDER", ORDERS[at % 3])
+    cut = (units, groups, 0, split)
+    check(cell, sizes, hidden, HALVES[at % 2], reverse, module=emulated, cut=cut)
 
 
 @pytest.mark.parametrize("dtype", HALVES, ids=str)
@@ -128,32 +149,39 @@ def test_a_cut_of_the_plans_choice(emulated, cell, dtype):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_without_biases(emulated, cell):
-    check(cell, [4, 2], 16, torch.bfloat16, bias=False, module=emulated, units=8, groups=2)
+    check(cell, [4, 2], 16, torch.bfloat16, bias=False, module=emulated, cut=(8, 2, 0, 1))
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_sums_longer_than_what_is_read_ahead(emulated, cell):
     """More than four parts of 32 to each of eight warps, backward; forward more than one."""
-    check(cell, [3, 2], 368, torch.bfloat16, module=emulated, units=48, groups=1)
+    check(cell, [3, 2], 368, torch.bfloat16, module=emulated, cut=(48, 1, 0, 1))
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_schedules_and_cuts_give_the_same_bits(emulated, monkeypatch, cell):
-    """Between two barriers anybody may run ahead, and sums have one order however they are cut."""
-    sizes, results = [21, 21, 9], []
-    cuts = ((8, 3, 0), (8, 2, 1), (24, 5, 0), (32, 1, 1))
-    for order, (units, groups, cluster) in product(ORDERS, cuts):
+    """Between two barriers anybody may run ahead, and sums have one order, but for that of as many
+    blocks as share them."""
+    sizes, results = [21, 21, 9], {1: [], 2: []}
+    cuts = ((8, 3, 0, 1), (8, 2, 1, 1), (24, 5, 0, 1), (32, 1, 1, 1), (8, 2, 0, 2), (16, 1, 0, 2))
+    for order, cut in product(ORDERS, cuts):
         monkeypatch.setenv("VECSMITH_EMULATED_ORDER", order)
         torch.manual_seed(0)
-        cut = {"module": emulated, "units": units, "groups": groups, "cluster": cluster}
-        results.append(check(cell, sizes, 32, torch.bfloat16, **cut))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+        made = check(cell, sizes, 32, torch.bfloat16, module=emulated, cut=cut)
+        results[cut[3]].append(made)
+    for same in results.values():
+        for other in same[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(same[0], other, strict=True))
 
 
-@pytest.mark.parametrize("shared", [13_000, 10_000, 8_800])
-@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
-def test_rows_and_sums_that_do_not_fit_at_once(emulated, monkeypatch, cell, shared):
+@pytest.mark.parametrize(
+    ("cell", "split", "shared"),
+    [
+        *product(["lstm", "gru_reset_before"], [1], [13_000, 10_000, 8_800]),
+        *product(["lstm"], [2], [18_000, 13_000]),
+    ],
+)
+def test_rows_and_sums_that_do_not_fit_at_once(emulated, monkeypatch, cell, split, shared):
     """Rows go in more than one pass, and sums are put together a tile at a time."""
     monkeypatch.setenv("VECSMITH_EMULATED_SHARED", str(shared))
     plans = []
@@ -161,14 +189,14 @@ def test_rows_and_sums_that_do_not_fit_at_once(emulated, monkeypatch, cell, shar
         plans.append(
             emulated.plan_rnn(
                 cell=cell, dtype="bfloat16", hidden=32, batch=60, backward=backward, units=8,
-                groups=1, cluster=0, device=0,
+                groups=1, cluster=0, split=split, device=0,
             )
         )  # fmt: skip
     assert all(plan["shared_bytes"] <= shared for plan in plans)
     assert max(plan["passes"] for plan in plans) > 1 or min(plan["round"] for plan in plans) < 4
     for reverse in (False, True):
         sizes = [60, 41, 41, 3]
-        check(cell, sizes, 32, torch.float16, reverse, module=emulated, units=8, groups=1)
+        check(cell, sizes, 32, torch.float16, reverse, module=emulated, cut=(8, 1, 0, split))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -293,17 +321,22 @@ def test_bad_input_is_refused(emulated):
         call(batch_sizes=torch.tensor([3, 2]), **single)
     # 2 blocks of 8 units, and 9 groups: no room for 18 at once.
     with pytest.raises(ValueError, match="room for 18 blocks at once, got 16"):
-        check("lstm", [9], 16, torch.bfloat16, module=emulated, units=8, groups=9, cluster=0)
-    for cut, words in (({"units": 12}, "multiple of 8"), ({"groups": -1}, "groups >= 0")):
+        check("lstm", [9], 16, torch.bfloat16, module=emulated, cut=(8, 9, 0, 1))
+    for cut, words in (
+        ((12, 0, -1, 0), "units to be a multiple of 8"),
+        ((0, -1, -1, 0), "groups >= 0"),
+        ((0, 0, 0, 3), "1, 2, 4 or 8 blocks that share sums, got 3"),
+        ((8, 4, 1, 1), "to fit"),
+    ):
         with pytest.raises(ValueError, match=words):
-            check("lstm", [2], 16, torch.bfloat16, module=emulated, **cut)
+            check("lstm", [9], 64, torch.bfloat16, module=emulated, cut=cut)
 
 
 def test_the_module_says_which_argument_is_wrong(emulated):
     good = {
         "cell": "rnn_tanh", "dtype": "bfloat16", "hidden": 8, "batch": 1, "units": 8, "groups": 1,
-        "cluster": -1, "starts": 0, "steps": 1, "reverse": False, "device": 0, "stream": 0, "c0": 0,
-        "c": 0, "gates": 0, "last_c": 0, "scaled": 0, "bias": 0,
+        "cluster": -1, "split": 0, "starts": 0, "steps": 1, "reverse": False, "device": 0,
+        "stream": 0, "c0": 0, "c": 0, "gates": 0, "last_c": 0, "scaled": 0, "bias": 0,
     }  # fmt: skip
     tensors = {n: torch.zeros(64, 8).bfloat16() for n in ("x", "weight", "h0", "output", "last_h")}
     tensors["counters"] = torch.zeros(32, dtype=torch.int32)
@@ -400,8 +433,18 @@ def test_blocks_that_wait_for_each_other(emulated, monkeypatch, order):
 def test_gpu_forward_and_gradients(cell, case, reverse):
     sizes, hidden, units, groups = CASES[case]
     for dtype in HALVES:
-        check(cell, sizes, hidden, dtype, reverse, "cuda", units=units, groups=groups, cluster=0)
+        check(cell, sizes, hidden, dtype, reverse, "cuda", cut=(units, groups, 0, 1))
         check(cell, sizes, hidden, dtype, reverse, "cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", SHARED)
+@pytest.mark.parametrize("cell", CELLS)
+def test_gpu_blocks_that_share_sums(cell, case):
+    if torch.cuda.get_device_capability() < (9, 0):
+        pytest.skip("needs clusters of blocks")
+    sizes, hidden, units, groups, split = SHARED[case]
+    check(cell, sizes, hidden, torch.bfloat16, False, "cuda", cut=(units, groups, 0, split))
 
 
 @pytest.mark.gpu

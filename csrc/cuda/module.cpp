@@ -197,6 +197,7 @@ RnnGeometry geometry_of(const Keywords& k, bool backward) {
   g.units = k.get<std::int64_t>("units");
   g.groups = k.get<std::int64_t>("groups");
   g.cluster = k.get<int>("cluster");
+  g.split = k.get<int>("split");
   return g;
 }
 
@@ -339,6 +340,7 @@ PYBIND11_MODULE(_cuda, m) {
     result["round"] = plan.round;
     result["shared_bytes"] = plan.shared_bytes;
     result["cluster"] = plan.cluster;
+    result["split"] = plan.split;
     result["counters"] = plan.groups * vecsmith::cuda::kCounterStride;
     return result;
   });

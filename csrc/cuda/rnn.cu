@@ -94,8 +94,8 @@ struct Cut {
   bool fits = false;
 };
 
-Cut cut(const RnnGeometry& g, std::int64_t units, std::int64_t groups, std::int64_t slots,
-        std::int64_t round, std::int64_t limit) {
+Cut cut(const RnnGeometry& g, int split, std::int64_t units, std::int64_t groups,
+        std::int64_t slots, std::int64_t round, std::int64_t limit) {
   Cut made;
   RnnLayout& l = made.layout;
   const int gates = gates_of(g.cell);
@@ -103,7 +103,8 @@ Cut cut(const RnnGeometry& g, std::int64_t units, std::int64_t groups, std::int6
   const auto hidden = static_cast<int>(g.hidden);
   l.hidden = hidden;
   l.units = static_cast<int>(units);
-  l.blocks = static_cast<int>((g.hidden + units - 1) / units);
+  l.split = split;
+  l.blocks = static_cast<int>(up((g.hidden + units - 1) / units, split));
   l.groups = static_cast<int>(groups);
   l.slots = static_cast<int>(slots);
   l.tiles = static_cast<int>(slots / kTile);
@@ -129,10 +130,11 @@ Cut cut(const RnnGeometry& g, std::int64_t units, std::int64_t groups, std::int6
     m.gap_at = g.backward && g.cell == Cell::kGru ? 2 * hidden : m.k;
     m.gap = hidden;
     m.at = static_cast<int>(at);
-    const std::int64_t block = units / kTile * m.gates;
-    at += m.parts * block * kWarp;
+    const std::int64_t block = split * units / kTile * m.gates;
+    const int mine_of_sum = (m.parts + split - 1) / split;
+    at += mine_of_sum * block * kWarp;
     halves = std::max(halves, block);
-    summands = std::max<std::int64_t>(summands, std::min(m.parts, kWarps));
+    summands = std::max<std::int64_t>(summands, std::min(mine_of_sum, kWarps));
     if (at > (1 << 24)) return made;  // long past what any device has
   }
   while (made.shape < kShapeCount && kShapes[made.shape].most_halves < halves) ++made.shape;
@@ -154,6 +156,8 @@ Cut cut(const RnnGeometry& g, std::int64_t units, std::int64_t groups, std::int6
   bytes += states * units / kTile * l.tiles * kWarp * 8;
   l.partial = static_cast<int>(bytes);
   bytes += summands * l.round * halves * kWarp * 8;
+  l.folded = static_cast<int>(bytes);
+  bytes += split > 1 ? 2 * l.round * halves * kWarp * 8 : 0;
   made.bytes = bytes;
   made.fits = bytes <= limit;
   return made;
@@ -166,12 +170,13 @@ double cost(const Cut& c) {
   double cycles = 0;
   for (int i = 0; i < l.matrices; ++i) {
     const RnnMatrix& m = l.matrix[i];
-    const int halves = l.units / kTile * m.gates, at_once = kShapes[c.shape].tiles;
-    const double weights = 4.0 * halves * m.parts * ((l.tiles + at_once - 1) / at_once);
-    const double products = 3.25 * ((halves + 1) / 2) * m.parts * l.tiles;
-    const double states = 16.0 * l.tiles * m.parts * kPart;  // bytes
-    const double sums = 4.0 * halves * l.tiles * std::min(m.parts, kWarps);
-    const double barriers = 120.0 * ((l.tiles + l.round - 1) / l.round);
+    const int halves = l.split * l.units / kTile * m.gates, at_once = kShapes[c.shape].tiles;
+    const int parts = (m.parts + l.split - 1) / l.split;
+    const double weights = 4.0 * halves * parts * ((l.tiles + at_once - 1) / at_once);
+    const double products = 3.25 * ((halves + 1) / 2) * parts * l.tiles;
+    const double states = 16.0 * l.tiles * parts * kPart;  // bytes
+    const double sums = 4.0 * halves * l.tiles * (std::min(parts, kWarps) + (l.split > 1 ? 2 : 0));
+    const double barriers = (l.split > 1 ? 900.0 : 120.0) * ((l.tiles + l.round - 1) / l.round);
     cycles += std::max(weights, products) + std::max(states / 64, states * blocks / 3000) + sums +
               barriers + (l.cluster ? 900 : 1800 + 2.0 * l.blocks);
   }
@@ -199,24 +204,26 @@ const void* entry_of(const RnnGeometry& g, int shape) {
 // A launch of a cut, all of whose blocks, or those of each group, are there at once.
 struct Launch {
   cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute together = {};
+  cudaLaunchAttribute attributes[2] = {};
 
   Launch(const Cut& c, Stream stream) {
-    const auto blocks = static_cast<unsigned>(c.layout.blocks);
-    config.gridDim = dim3(blocks * static_cast<unsigned>(c.layout.groups));
+    const RnnLayout& l = c.layout;
+    config.gridDim = dim3(static_cast<unsigned>(l.blocks) * static_cast<unsigned>(l.groups));
     config.blockDim = dim3(kThreads);
     config.dynamicSmemBytes = static_cast<size_t>(c.bytes);
     config.stream = stream;
-    if (c.layout.cluster) {
-      together.id = cudaLaunchAttributeClusterDimension;
-      together.val.clusterDim.x = blocks;
-      together.val.clusterDim.y = together.val.clusterDim.z = 1;
-    } else {
+    config.attrs = attributes;
+    if (l.cluster || l.split > 1) {
+      cudaLaunchAttribute& cluster = attributes[config.numAttrs++];
+      cluster.id = cudaLaunchAttributeClusterDimension;
+      cluster.val.clusterDim.x = static_cast<unsigned>(l.cluster ? l.blocks : l.split);
+      cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+    }
+    if (!l.cluster) {
+      cudaLaunchAttribute& together = attributes[config.numAttrs++];
       together.id = cudaLaunchAttributeCooperative;
       together.val.cooperative = 1;
     }
-    config.attrs = &together;
-    config.numAttrs = 1;
   }
   Launch(const Launch&) = delete;
   Launch& operator=(const Launch&) = delete;
@@ -232,7 +239,7 @@ void allow(const void* entry, const Cut& c) {
   }
 }
 
-// How many clusters of a cut the device has at once; 0 where it has none so large.
+// How many blocks of clusters of a cut the device has at once; 0 where it has none so large.
 std::int64_t room_for_clusters(const RnnGeometry& g, const Cut& c) {
   const void* entry = entry_of(g, c.shape);
   allow(entry, c);
@@ -242,7 +249,7 @@ std::int64_t room_for_clusters(const RnnGeometry& g, const Cut& c) {
     cudaGetLastError();
     return 0;
   }
-  return room;
+  return std::int64_t{room} * (c.layout.cluster ? c.layout.blocks : c.layout.split);
 }
 
 Cut best_cut(const RnnGeometry& g) {
@@ -260,43 +267,58 @@ Cut best_cut(const RnnGeometry& g) {
            ", and groups >= 0, got " + std::to_string(g.units) + " and " +
            std::to_string(g.groups));
   }
+  if (g.split != 0 && g.split != 1 && g.split != 2 && g.split != 4 && g.split != 8) {
+    refuse("1, 2, 4 or 8 blocks that share sums, got " + std::to_string(g.split));
+  }
   if (!attribute(cudaDevAttrCooperativeLaunch)) {
     refuse("a device that launches all blocks of a grid at once");
   }
   const std::int64_t limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin);
   const std::int64_t processors = attribute(cudaDevAttrMultiProcessorCount);
-  const bool clusters = g.cluster != 0 && attribute(cudaDevAttrClusterLaunch);
+  const bool clusters = attribute(cudaDevAttrClusterLaunch) != 0;
   Cut best;
   double least = 0;
+  const auto consider = [&](Cut found, bool cluster, std::int64_t& room) {
+    found.layout.cluster = cluster;
+    const double cycles = cost(found);
+    if (best.fits && cycles >= least) return;
+    if (cluster || found.layout.split > 1) {
+      // In blocks. More groups have fewer rows each, and need less: what the first one of them was
+      // told is true of them, too.
+      if (room < 0) room = room_for_clusters(g, found);
+      if (std::int64_t{found.layout.blocks} * found.layout.groups > room) return;
+    }
+    best = found;
+    least = cycles;
+  };
   const std::int64_t from = g.units ? g.units : kTile;
   const std::int64_t to = g.units ? g.units : std::min(kMostUnits, g.hidden);
-  for (std::int64_t units = from; units <= to; units += kTile) {
-    const std::int64_t blocks = (g.hidden + units - 1) / units;
-    const std::int64_t most = g.groups ? g.groups : std::min(g.batch, processors / blocks);
-    std::int64_t room = -1;  // for clusters; not known yet
-    for (std::int64_t groups = g.groups ? g.groups : 1; groups <= most; ++groups) {
-      const std::int64_t rows = up((g.batch + groups - 1) / groups, kTile);
-      // All rows at once, or as many as fit; then as many of their sums at once as fit.
-      std::int64_t slots = std::min<std::int64_t>(rows, 64 * kTile);
-      while (slots > kTile && !cut(g, units, groups, slots, 1, limit).fits) slots -= kTile;
-      std::int64_t round = kShapes[0].tiles;
-      while (round > 1 && !cut(g, units, groups, slots, round, limit).fits) --round;
-      Cut found = cut(g, units, groups, slots, round, limit);
-      if (!found.fits) break;
-      for (const bool cluster : {false, true}) {
-        if (cluster ? !clusters || blocks > kMostOfCluster : g.cluster == 1) continue;
-        found.layout.cluster = cluster;
-        const double cycles = cost(found);
-        if (best.fits && cycles >= least) continue;
-        if (cluster) {
-          // About the same for all numbers of groups, of which each needs less than one before it.
-          if (room < 0) room = room_for_clusters(g, found);
-          if (groups > room) continue;
+  for (const int split : {1, 2, 4, 8}) {
+    if (g.split ? split != g.split : split > 1 && g.cluster == 1) continue;
+    if (split > 1 && !clusters) continue;
+    for (std::int64_t units = from; units <= to; units += kTile) {
+      const std::int64_t blocks = up((g.hidden + units - 1) / units, split);
+      const std::int64_t most = g.groups ? g.groups : std::min(g.batch, processors / blocks);
+      std::int64_t room = -1, room_of_split = -1;  // for clusters; not known yet
+      for (std::int64_t groups = g.groups ? g.groups : 1; groups <= most; ++groups) {
+        const std::int64_t rows = up((g.batch + groups - 1) / groups, kTile);
+        // All rows at once, or as many as fit; then as many of their sums at once as fit.
+        std::int64_t slots = std::min<std::int64_t>(rows, 64 * kTile);
+        while (slots > kTile && !cut(g, split, units, groups, slots, 1, limit).fits) slots -= kTile;
+        std::int64_t round = kShapes[0].tiles;
+        while (round > 1 && !cut(g, split, units, groups, slots, round, limit).fits) --round;
+        const Cut found = cut(g, split, units, groups, slots, round, limit);
+        if (!found.fits) break;
+        if (g.cluster != 1) consider(found, false, room_of_split);
+        if (g.cluster != 0 && clusters && split == 1 && blocks <= kMostOfCluster) {
+          consider(found, true, room);
         }
-        best = found;
-        least = cycles;
       }
     }
+  }
+  if (!best.fits && (g.units || g.groups || g.cluster != -1 || g.split)) {
+    refuse("the wanted cut of " + std::to_string(g.units) + " units and " +
+           std::to_string(g.groups) + " groups to fit the device");
   }
   if (!best.fits) {
     const std::int64_t weight = 2 * gates_of(g.cell) * g.hidden * g.hidden;
@@ -352,6 +374,7 @@ RnnPlan plan(const RnnGeometry& g) {
   plan.round = c.layout.round;
   plan.shared_bytes = c.bytes;
   plan.cluster = c.layout.cluster != 0;
+  plan.split = c.layout.split;
   return plan;
 }
 

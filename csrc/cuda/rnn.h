@@ -29,19 +29,21 @@ struct RnnGeometry {
   std::int64_t units = 0;  // of a block; 0: chosen
   std::int64_t groups = 0;
   int cluster = -1;  // 1: a group's blocks are a cluster, 0: they are not, -1: chosen
+  int split = 0;     // blocks that share sums; 0: chosen
 };
 
 // How a launch is cut.
 struct RnnPlan {
   int threads = 0;
   std::int64_t units = 0;   // of a block: a multiple of 8
-  std::int64_t blocks = 0;  // of a group: hidden / units
+  std::int64_t blocks = 0;  // of a group: hidden / units, or some more
   std::int64_t groups = 0;  // of rows: row r is in group r % groups
   std::int64_t slots = 0;   // rows that a group steps through the sequence together
   std::int64_t passes = 0;  // over the sequence, until all rows have had a slot
   std::int64_t round = 0;   // tiles of 8 rows whose sums are put together at once
   std::int64_t shared_bytes = 0;
   bool cluster = false;
+  std::int64_t split = 1;
 };
 
 // Rows by step, as in torch's PackedSequence.

@@ -43,6 +43,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(RnnBackward a, Rn
   __syncthreads();
 
   RnnBarrier barrier(l, p, a.counters);
+  int turn = 0;
 #pragma unroll 1
   for (int pass = 0; pass < l.passes; ++pass) {
     // Step i multiplies what step i - 1 gave; the last one gives nothing.
@@ -96,7 +97,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(RnnBackward a, Rn
       };
 
       product<T, kM, kN, kAhead>(
-          l, l.matrix[0], p, tiles, (had + kTile - 1) / kTile,
+          l, l.matrix[0], p, tiles, (had + kTile - 1) / kTile, turn,
           [&](int slot) -> const std::uint16_t* {
             if (slot >= had) return nullptr;
             return made + (later.start + p.row(l, pass, slot)) * derived * hidden +
@@ -160,7 +161,7 @@ __global__ void __launch_bounds__(kThreads, 1) backward_kernel(RnnBackward a, Rn
       barrier.wait();
       const int products = (live + kTile - 1) / kTile;
       product<T, kM, kN, kAhead>(
-          l, l.matrix[1], p, products, products,
+          l, l.matrix[1], p, products, products, turn,
           [&](int slot) -> const std::uint16_t* {
             return slot < live ? made + at(slot) * derived * hidden + l.matrix[1].column : nullptr;
           },

@@ -22,6 +22,7 @@ constexpr int kTile = 8;   // units of half a matrix tile, and rows of one
 constexpr int kPart = 32;  // of the sum of a product: what a lane's 16 bytes times four are
 constexpr int kMostMatrices = 2;
 constexpr int kMostGates = 4;
+constexpr int kMostSplit = 8;
 
 // --- What the host's compiler has another version of (tests/cuda_emulation). ---------------------
 
@@ -53,6 +54,9 @@ inline void await_acquire(const unsigned* counter, unsigned target) {
 }
 inline void arrive_cluster() { cuda_emulation::arrive_cluster(); }
 inline void await_cluster() { cuda_emulation::await_cluster(); }
+inline float2 read_peer(const float2* at, int rank) {
+  return *static_cast<const float2*>(cuda_emulation::shared_of_peer(at, rank));
+}
 
 #else
 
@@ -146,6 +150,19 @@ __device__ inline void await_cluster() {
 #endif
 }
 
+// What another block of the cluster has at this place of its shared memory.
+__device__ inline float2 read_peer(const float2* at, int rank) {
+  float2 v = *at;
+#if __CUDA_ARCH__ >= 900
+  unsigned place;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(place)
+               : "r"(static_cast<unsigned>(__cvta_generic_to_shared(at))), "r"(rank));
+  asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(place));
+#endif
+  return v;
+}
+
 #endif
 
 __device__ inline float sigmoid(float x) { return 1.f / (1.f + expf(-x)); }
@@ -168,6 +185,7 @@ struct RnnMatrix {
 struct RnnLayout {
   int hidden = 0, units = 0, blocks = 0, groups = 0;
   int cluster = 0;  // whether the blocks of a group are one
+  int split = 1;    // blocks that share the sums of all their units; a cluster where there are more
   int slots = 0, tiles = 0, passes = 0;
   int matrices = 0;
   int round = 0;  // tiles of rows whose sums are put together at once
@@ -178,23 +196,30 @@ struct RnnLayout {
   int stage_row = 0;
   int state = 0;    // float2 [states, units / 8, tiles, lanes]
   int partial = 0;  // float2 [warps, round, half tiles, lanes]
+  int folded = 0;   // float2 [2, round, half tiles, lanes], where sums are shared
 };
 
 // Where this thread and its block stand.
 struct RnnPlace {
   int group, first_unit, own;    // own: units of the block
+  int rank, set_first, set_own;  // among those that share sums, and their units
   int warp, lane, column, pair;  // of a tile of sums: unit `column`, rows 2 pair and 2 pair + 1
 
   __device__ explicit RnnPlace(const RnnLayout& l) {
     const int block = static_cast<int>(blockIdx.x);
     group = block / l.blocks;
-    first_unit = block % l.blocks * l.units;
-    own = l.hidden - first_unit < l.units ? l.hidden - first_unit : l.units;
+    const int member = block % l.blocks;
+    rank = member % l.split;
+    first_unit = member * l.units;
+    own = within(l.hidden - first_unit, l.units);
+    set_first = first_unit - rank * l.units;
+    set_own = within(l.hidden - set_first, l.split * l.units);
     warp = static_cast<int>(threadIdx.x) / kWarp;
     lane = static_cast<int>(threadIdx.x) % kWarp;
     column = lane / 4;
     pair = lane % 4;
   }
+  __device__ static int within(int n, int most) { return n < 0 ? 0 : n < most ? n : most; }
   // The row of the batch that a slot of a pass holds. Longer rows come first, in every group.
   __device__ std::int64_t row(const RnnLayout& l, int pass, int slot) const {
     return (static_cast<std::int64_t>(pass) * l.slots + slot) * l.groups + group;
@@ -267,6 +292,17 @@ struct RnnBarrier {
 
 // --- The product. -------------------------------------------------------------------------------
 
+// The parts of a sum that a block has, and how many of its warps share them.
+struct RnnParts {
+  int first, count, warps;
+
+  __device__ RnnParts(const RnnLayout& l, const RnnPlace& p, const RnnMatrix& m) {
+    first = m.parts * p.rank / l.split;
+    count = m.parts * (p.rank + 1) / l.split - first;
+    warps = count < kWarps ? count : kWarps;
+  }
+};
+
 // A lane of a warp reads 16 bytes: eight neighbors along k, of unit lane / 4 of half a tile of the
 // weights, or of row lane / 4 of a tile of rows. Four lanes have 32 along k, for two steps of the
 // matrix unit. That one believes that they are others of the same 32, but the same ones on both
@@ -275,12 +311,13 @@ __device__ inline void load_weights(const RnnLayout& l, const RnnPlace& p,
                                     const std::uint16_t* weight) {
   for (int i = 0; i < l.matrices; ++i) {
     const RnnMatrix& m = l.matrix[i];
-    const int halves = p.own / kTile * m.gates;
+    const int halves = p.set_own / kTile * m.gates;
+    const RnnParts parts(l, p, m);
     uint4* to = shared_at<uint4>(0) + m.at;
-    for (int n = p.warp; n < m.parts * halves; n += kWarps) {
-      const int part = n / halves, half = n % halves;
+    for (int n = p.warp; n < parts.count * halves; n += kWarps) {
+      const int part = parts.first + n / halves, half = n % halves;
       const int gate = m.first_gate + half % m.gates;
-      const int unit = p.first_unit + half / m.gates * kTile + p.column;
+      const int unit = p.set_first + half / m.gates * kTile + p.column;
       const int k = part * kPart + p.pair * kTile;
       const std::int64_t row = static_cast<std::int64_t>(gate) * l.hidden + unit;
       uint4 v = make_uint4(0, 0, 0, 0);
@@ -292,24 +329,21 @@ __device__ inline void load_weights(const RnnLayout& l, const RnnPlace& p,
   }
 }
 
-// How many warps share a sum.
-__device__ inline int summands(const RnnMatrix& m) { return m.parts < kWarps ? m.parts : kWarps; }
-
 // This warp's part of the sums of a block's units for kN tiles of rows, `count` of which are
 // wanted. rows: the lane's row of each tile, or null for zeros. kAhead reads along k are on their
 // way.
 template <class T, int kM, int kN, int kAhead>
-__device__ inline void multiply(const RnnMatrix& m, int halves, const RnnPlace& p,
-                                const std::uint16_t* const (&rows)[kN], int count,
-                                float (&sums)[kM][kN][4]) {
+__device__ inline void multiply(const RnnMatrix& m, const RnnParts& parts, int halves,
+                                const RnnPlace& p, const std::uint16_t* const (&rows)[kN],
+                                int count, float (&sums)[kM][kN][4]) {
 #pragma unroll
   for (int i = 0; i < kM; ++i) {
 #pragma unroll
     for (int j = 0; j < kN; ++j) sums[i][j][0] = sums[i][j][1] = sums[i][j][2] = sums[i][j][3] = 0;
   }
-  const int warps = summands(m);
-  if (p.warp >= warps || count <= 0) return;
-  const int first = m.parts * p.warp / warps, last = m.parts * (p.warp + 1) / warps;
+  if (p.warp >= parts.warps || count <= 0) return;
+  const int first = parts.first + parts.count * p.warp / parts.warps;
+  const int last = parts.first + parts.count * (p.warp + 1) / parts.warps;
   const auto read = [&](int part, int j) {
     const int k = part * kPart + p.pair * kTile;
     if (part >= last || k >= m.k || rows[j] == nullptr) return make_uint4(0, 0, 0, 0);
@@ -333,7 +367,8 @@ __device__ inline void multiply(const RnnMatrix& m, int halves, const RnnPlace& 
         b[j] = ahead[d][j];
         ahead[d][j] = read(part + kAhead, j);
       }
-      const uint4* weights = shared_at<uint4>(0) + m.at + part * halves * kWarp + p.lane;
+      const uint4* weights =
+          shared_at<uint4>(0) + m.at + (part - parts.first) * halves * kWarp + p.lane;
 #pragma unroll
       for (int i = 0; i < kM; ++i) {
         if (2 * i >= halves) break;
@@ -354,19 +389,35 @@ __device__ inline void multiply(const RnnMatrix& m, int halves, const RnnPlace& 
 // One product of a step. row_of(slot) is what a slot's row multiplies, or null; finish(units, tile,
 // sums) gets, for the rows 2 pair and 2 pair + 1 of a tile and unit `column` of eight, the sums of
 // all gates. A slot's unit is always finished by the same thread. `products` tiles of `tiles` have
-// a product, the other sums are zero. Ends without a barrier.
+// a product, the other sums are zero. turn: of the sets of shared sums. Ends without a barrier.
 template <class T, int kM, int kN, int kAhead, class RowOf, class Finish>
 __device__ inline void product(const RnnLayout& l, const RnnMatrix& m, const RnnPlace& p, int tiles,
-                               int products, const RowOf& row_of, const Finish& finish) {
-  const int units = p.own / kTile, halves = units * m.gates, warps = summands(m);
+                               int products, int& turn, const RowOf& row_of, const Finish& finish) {
+  const RnnParts parts(l, p, m);
+  const int units = p.own / kTile, warps = parts.warps;
+  const int halves = p.set_own / kTile * m.gates;
+  const int own_half = (p.first_unit - p.set_first) / kTile * m.gates;
   float2* partial = shared_at<float2>(l.partial);
+  // The sum of this block's warps, which end one after another.
+  const auto fold = [&](int tile, int half) {
+    const float2* at = partial + (tile * halves + half) * kWarp + p.lane;
+    float2 sum = make_float2(0.f, 0.f);
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) {
+      if (w >= warps) break;
+      const float2 part = at[w * l.round * halves * kWarp];
+      sum.x += part.x;
+      sum.y += part.y;
+    }
+    return sum;
+  };
 #pragma unroll 1
   for (int chunk = 0; chunk < tiles; chunk += kN) {
     const std::uint16_t* rows[kN];
 #pragma unroll
     for (int j = 0; j < kN; ++j) rows[j] = row_of((chunk + j) * kTile + p.column);
     float sums[kM][kN][4];
-    multiply<T, kM, kN, kAhead>(m, halves, p, rows, products - chunk, sums);
+    multiply<T, kM, kN, kAhead>(m, parts, halves, p, rows, products - chunk, sums);
 #pragma unroll 1
     for (int from = 0; from < kN && chunk + from < tiles; from += l.round) {
       if (chunk + from) __syncthreads();  // the room for sums is free again
@@ -388,6 +439,19 @@ __device__ inline void product(const RnnLayout& l, const RnnMatrix& m, const Rnn
       int count = tiles - chunk - from;
       count = count < l.round ? count : l.round;
       count = count < kN - from ? count : kN - from;
+      // Each block of a cluster has sums over its part of k of all their units. Two sets of them
+      // take turns: when a block has arrived, it has read the set before.
+      const float2* folded = nullptr;
+      if (l.split > 1) {
+        turn ^= 1;
+        float2* to = shared_at<float2>(l.folded) + turn * l.round * halves * kWarp + p.lane;
+        for (int n = p.warp; n < halves * count; n += kWarps) {
+          to[n * kWarp] = fold(n / halves, n % halves);
+        }
+        arrive_cluster();
+        await_cluster();
+        folded = to;
+      }
 #pragma unroll 1
       for (int n = p.warp; n < units * count; n += kWarps) {
         const int tile = n / units, unit = n % units;
@@ -395,14 +459,23 @@ __device__ inline void product(const RnnLayout& l, const RnnMatrix& m, const Rnn
 #pragma unroll
         for (int g = 0; g < kMostGates; ++g) {
           if (g >= m.gates) break;
-          const float2* at = partial + (tile * halves + unit * m.gates + g) * kWarp + p.lane;
+          const int half = own_half + unit * m.gates + g;
+          if (l.split == 1) {
+            totals[g] = fold(tile, half);
+            continue;
+          }
+          float2 parts_of_sum[kMostSplit];  // all are on their way at once
+#pragma unroll
+          for (int rank = 0; rank < kMostSplit; ++rank) {
+            if (rank >= l.split) break;
+            parts_of_sum[rank] = read_peer(folded + (tile * halves + half) * kWarp, rank);
+          }
           float2 sum = make_float2(0.f, 0.f);
 #pragma unroll
-          for (int w = 0; w < kWarps; ++w) {
-            if (w >= warps) break;
-            const float2 part = at[w * l.round * halves * kWarp];
-            sum.x += part.x;
-            sum.y += part.y;
+          for (int rank = 0; rank < kMostSplit; ++rank) {
+            if (rank >= l.split) break;
+            sum.x += parts_of_sum[rank].x;
+            sum.y += parts_of_sum[rank].y;
           }
           totals[g] = sum;
         }

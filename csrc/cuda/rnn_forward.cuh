@@ -31,6 +31,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(RnnForward a, RnnL
   __syncthreads();
 
   RnnBarrier barrier(l, p, a.counters);
+  int turn = 0;
 #pragma unroll 1
   for (int pass = 0; pass < l.passes; ++pass) {
 #pragma unroll 1
@@ -84,7 +85,8 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(RnnForward a, RnnL
       };
 
       product<T, kM, kN, kAhead>(
-          l, l.matrix[0], p, tiles, tiles, state_row, [&](int of, int tile, const float2* totals) {
+          l, l.matrix[0], p, tiles, tiles, turn, state_row,
+          [&](int of, int tile, const float2* totals) {
             each(of, tile, totals,
                  [&](std::int64_t row, std::int64_t at, int unit, bool goes_on, bool last, float& s,
                      float& u, const auto& sum, const auto& given, const auto& constant) {
@@ -132,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, 1) forward_kernel(RnnForward a, RnnL
 
       barrier.wait();
       product<T, kM, kN, kAhead>(
-          l, l.matrix[1], p, tiles, tiles,
+          l, l.matrix[1], p, tiles, tiles, turn,
           [&](int slot) -> const std::uint16_t* {
             return slot < active ? scaled + p.row(l, pass, slot) * hidden : nullptr;
           },

@@ -126,7 +126,8 @@ struct Machine {
   size_t shared_bytes = 0;
   std::vector<std::vector<char>> shared;  // the blocks', but for the one that is in place
   size_t in_place = 0;
-  unsigned arrivals = 0;  // at the cluster's barriers
+  size_t cluster = 1;              // its blocks
+  std::vector<unsigned> arrivals;  // at each cluster's barriers
   std::vector<std::uint64_t> mailbox[2];
   std::vector<Wide> wide[2];
   std::function<void()> body;
@@ -190,7 +191,7 @@ inline void await(const unsigned* counter, unsigned target) {
   wait(State::kAtCounter);
 }
 
-// The barrier of the blocks that are there at once; every thread arrives and waits, in turns.
+// The barrier of a cluster: every thread arrives and waits, in turns.
 inline void arrive_cluster() {
   Machine& m = machine();
   Fiber& self = m.fibers[m.running];
@@ -200,7 +201,7 @@ inline void arrive_cluster() {
   }
   self.at_cluster = true;
   ++self.clusters;
-  ++m.arrivals;
+  ++m.arrivals[m.running / (m.threads * m.cluster)];
 }
 inline void await_cluster() {
   Machine& m = machine();
@@ -210,7 +211,8 @@ inline void await_cluster() {
     std::abort();
   }
   m.fibers[self].at_cluster = false;
-  await(&m.arrivals, m.fibers[self].clusters * static_cast<unsigned>(m.fibers.size()));
+  const size_t threads = m.threads * m.cluster;
+  await(&m.arrivals[self / threads], m.fibers[self].clusters * static_cast<unsigned>(threads));
 }
 
 // Lets go the warps of a block and the block itself, where every fiber has arrived, and those whose
@@ -253,6 +255,20 @@ inline void enter(size_t block) {
   m.in_place = block;
 }
 
+// Where another block of the cluster has what this block has at a place of its shared memory.
+inline const void* shared_of_peer(const void* place, int rank) {
+  Machine& m = machine();
+  const size_t block = m.running / m.threads;
+  const size_t peer = block / m.cluster * m.cluster + static_cast<size_t>(rank);
+  const auto offset = static_cast<const char*>(place) - shared_memory();
+  if (static_cast<size_t>(rank) >= m.cluster || offset < 0 ||
+      static_cast<size_t>(offset) >= m.shared_bytes) {
+    std::fputs("cuda_emulation: no such place in the cluster's shared memory\n", stderr);
+    std::abort();
+  }
+  return (peer == m.in_place ? shared_memory() : m.shared[peer].data()) + offset;
+}
+
 // Every fiber of a block that can run does, once; but where one warp is to run ahead, that warp.
 inline bool sweep(size_t block, unsigned first_block, Order wanted, std::mt19937& random) {
   Machine& m = machine();
@@ -287,7 +303,7 @@ inline bool run_blocks(unsigned first_block, size_t blocks, size_t shared_bytes,
   m.threads = blockDim.x;
   m.shared_bytes = shared_bytes;
   m.in_place = 0;
-  m.arrivals = 0;
+  m.arrivals.assign(blocks / m.cluster, 0);
   std::memset(shared_memory(), 0xff, shared_bytes);  // NaN
   std::memset(shared_memory() + shared_bytes, 0x5a, kGuardBytes);
   m.shared.assign(blocks,
@@ -554,7 +570,8 @@ cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(
   }
   const unsigned blocks = config->gridDim.x, cluster = cluster_of(*config);
   const unsigned at_once = cooperative ? blocks : cluster ? cluster : 1;
-  if (blocks % at_once || cluster > 16) return cudaErrorInvalidValue;
+  m.cluster = cluster ? cluster : 1;
+  if (blocks % at_once || blocks % m.cluster || m.cluster > 16) return cudaErrorInvalidValue;
   if (cooperative && blocks > static_cast<unsigned>(multiprocessors() * kResident)) {
     return cudaErrorCooperativeLaunchTooLarge;
   }

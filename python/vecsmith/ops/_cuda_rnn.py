@@ -20,6 +20,7 @@ from torch import Tensor
 from vecsmith.reference.rnn import CELLS as _GATES
 
 _SAVED = {"lstm": 4, "gru": 4, "gru_reset_before": 3, "rnn_tanh": 0, "rnn_relu": 0}
+_CHOSEN = (0, 0, -1, 0)  # by the plan: units, groups, cluster, split
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
@@ -47,10 +48,10 @@ def _ready(tensor: Tensor) -> Tensor:
 
 @lru_cache(256)
 def _plan(module: Any, cell: str, dtype: str, hidden: int, batch: int, *rest: Any) -> Any:
-    backward, units, groups, cluster, device = rest
+    backward, units, groups, cluster, split, device = rest
     return module.plan_rnn(
         cell=cell, dtype=dtype, hidden=hidden, batch=batch, backward=backward, units=units,
-        groups=groups, cluster=cluster, device=device,
+        groups=groups, cluster=cluster, split=split, device=device,
     )  # fmt: skip
 
 
@@ -67,7 +68,7 @@ def refusal(
     where = _where(device)["device"]
     try:
         for backward in (False, True):
-            case = (cell, DTYPES[dtype], hidden, batch, backward, 0, 0, -1, where)
+            case = (cell, DTYPES[dtype], hidden, batch, backward, *_CHOSEN, where)
             _plan(module or _module(), *case)
     except (ImportError, ValueError, RuntimeError) as error:
         return str(error)
@@ -114,6 +115,7 @@ def _launch(
         units=plan["units"],
         groups=plan["groups"],
         cluster=int(plan["cluster"]),
+        split=plan["split"],
         starts=_address(steps.starts),
         steps=len(steps.sizes),
         reverse=reverse,
@@ -136,16 +138,15 @@ def forward(
     save: bool,
     *,
     module: Any = None,
-    units: int = 0,
-    groups: int = 0,
-    cluster: int = -1,
+    cut: tuple[int, int, int, int] = _CHOSEN,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """A layer in one direction, as :func:`vecsmith.reference.rnn.rnn` computes it.
 
     Args: those of ``torch.ops.vecsmith.rnn``, all of bfloat16 or all of float16; H a multiple of 8.
         module: what stands in for ``vecsmith._cuda``.
-        units, groups, cluster: how many units a block has, into how many groups the rows are dealt
-            out, and whether a group is a cluster of blocks; 0, 0, -1: the plan's choice.
+        cut: how a launch is cut, but for tests the plan's choice: the units of a block, the groups
+            that the rows are dealt out to, whether a group is a cluster, and how many blocks share
+            the sums of their units.
 
     Returns: (output [N, H], last h [B, H], last c [B, H] or empty, and with ``save`` what the
         backward pass needs, else empty: every c [N, H] in float32, and the gates: LSTM i f g o
@@ -183,7 +184,6 @@ def forward(
         "last_c": last_c,
         "scaled": scaled,
     }
-    cut = (units, groups, cluster)
     _launch("rnn", module, cell, input.dtype, steps, reverse, hidden, cut, device, tensors)
     return output, last_h, last_c.to(input.dtype), c, gates
 
@@ -248,9 +248,7 @@ def backward(
     needs_input: bool,
     *,
     module: Any = None,
-    units: int = 0,
-    groups: int = 0,
-    cluster: int = -1,
+    cut: tuple[int, int, int, int] = _CHOSEN,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of :func:`forward`: those of its results in, and what it kept.
 
@@ -282,7 +280,6 @@ def backward(
         "dh0": dh0,
         "dc0": dc0,
     }
-    cut = (units, groups, cluster)
     _launch("rnn_backward", module, cell, input.dtype, steps, reverse, hidden, cut, device, tensors)
 
     d_gates = derived[:, :given_gates]  # a GRU has the gradient of its product behind them
