@@ -16,32 +16,42 @@
 //     gradients) are on their way while it waits for the group;
 //   * a product, weights [units, k] by states [k, rows]: the warps share k, so that a state is read
 //     once by a block, from L2 right into the registers that the matrix unit reads (past L1: others
-//     wrote it), several reads ahead. The warps' sums meet in shared memory, in a fixed order: the
-//     bits depend on the plan alone;
+//     wrote it), several reads ahead. The warps' sums meet in shared memory, in a fixed order;
 //   * gates and new states; c of an LSTM, h of a GRU and their gradients stay in float32 in shared
 //     memory, with the thread that owns them; h goes to the output, where the group reads it;
-//   * one barrier of the group, by a counter: blocks arrive when h is written and wait when the
-//   next
-//     product begins. "gru_reset_before" has a second product, and barrier, after r * h.
+//   * one barrier of the group: blocks arrive when h is written and wait when the next product
+//     begins. "gru_reset_before" has a second product, and barrier, after r * h.
 //
 //   Backward, the gradients before the gates take the place of h: the group exchanges them through
 //   the tensor that the gradients of the weights are made of. Nothing that is exchanged is written
-//   twice, so one barrier a step is enough. The launch is cooperative: all blocks are there at
-//   once. Rows that do not fit into a group's shared memory go in further passes over the sequence.
+//   twice, so one barrier a step is enough.
+//
+//   A barrier counts in global memory, and the launch is cooperative, so that all blocks are there;
+//   on sm_90 and later, a group of at most 16 blocks may be a cluster, with the cluster's barrier.
+//   There also a few blocks may share sums: as a cluster they have all of their units together, but
+//   each a part of k, and exchange sums by each other's shared memory. States are then read from L2
+//   by that much fewer blocks. Rows that do not fit into a group's shared memory go in further
+//   passes over the sequence. The bits depend on how many blocks share sums, and on nothing else.
 //
 // What bounds its speed
-//   The chain of steps. Per step and block: the weights once per kN tiles of rows from shared
-//   memory (128 bytes a cycle), the rows of its group once from L2 (about 64 bytes a cycle, and
-//   some 3 KB a cycle for the whole chip), the matrix unit, about two reductions' barriers, and one
-//   trip to L2 and back for the counter and one for the states. cost() weighs these, and the plan
-//   is the cheapest. By it, on an H200 (132 multiprocessors, 227 KB of shared memory, 1.8 GHz),
-//   LSTM, 64 rows, forward: H = 512 (2.1 MB of weights) is cut into 4 groups of 32 blocks with 16
-//   units: 64 KB of weights and 16 KB of states a block and step, 2 MB of states from L2 in all,
-//   about 1.6 us; H = 1024 (8.4 MB) into 3 groups of 43 blocks with 24 units: 192 KB and 48 KB, 6
-//   MB, the matrix unit 0.9 us, about 2.9 us. Backward reads all gates' gradients where forward
-//   reads h, four times as much: 0.8 us more at H = 512, and at H = 1024, where L2 becomes the
-//   bound, 3 us. About 2 us a step is what synchronization leaves of any such kernel. These are
-//   estimates, not measurements.
+//   The chain of steps. Per step a block reads its weights from shared memory, once for kN tiles of
+//   rows (128 bytes a cycle), and the states of its group's rows from L2 (64 bytes a cycle, some
+//   3 KB a cycle for the whole chip); multiplies; writes and reads the warps' sums; and the group
+//   goes through a barrier, which is a trip to L2 for the writes, one for the counter, half of one
+//   until somebody looks, and then one for the states: about 1 us of some 2 us that no such kernel
+//   has been under. cost() adds these up, and the plan is the cheapest cut. What it makes of an
+//   LSTM with 64 rows on an H200 (132 multiprocessors, 227 KB of shared memory each, 1.8 GHz);
+//   these are estimates, not measurements:
+//
+//                       blocks x groups, units   weights     states, block/all   us a step
+//     H =  512 forward  16 (cluster) x 8, 32     128 KB      8 KB / 1 MB         1.6  (2.1 without)
+//              backward 16 (cluster) x 8, 32     128 KB      32 KB / 4 MB        2.0  (2.5)
+//     H = 1024 forward  43 x 3, 24               192 KB      48 KB / 6 MB        4.1
+//              backward 64 x 2, 16, 4 share      128 KB      64 KB / 8 MB        4.8  (7.4)
+//
+//   At H = 512 (2.1 MB of weights, 8 rows a group) half of it is the weights' way out of shared
+//   memory and the barrier; at H = 1024 (8.4 MB) the matrix unit, L2, the sums and the barrier have
+//   about a quarter each. An LSTM fits up to H of about 1600, a GRU up to 2048.
 
 #include <cuda_runtime.h>
 
