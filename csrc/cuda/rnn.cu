@@ -82,14 +82,14 @@ using Backward = void (*)(RnnBackward, RnnLayout);
 
 template <class T>
 Forward forward_of(int shape) {
-  constexpr Forward kernels[] = {forward_kernel<T, 4, 4, 4>, forward_kernel<T, 6, 3, 4>,
+  constexpr Forward kernels[] = {forward_kernel<T, 4, 4, 3>, forward_kernel<T, 6, 3, 4>,
                                  forward_kernel<T, 8, 2, 4>, forward_kernel<T, 14, 1, 8>};
   return kernels[shape];
 }
 
 template <class T>
 Backward backward_of(int shape) {
-  constexpr Backward kernels[] = {backward_kernel<T, 4, 4, 4>, backward_kernel<T, 6, 3, 4>,
+  constexpr Backward kernels[] = {backward_kernel<T, 4, 4, 3>, backward_kernel<T, 6, 3, 4>,
                                   backward_kernel<T, 8, 2, 4>, backward_kernel<T, 14, 1, 8>};
   return kernels[shape];
 }
