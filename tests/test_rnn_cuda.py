@@ -32,6 +32,7 @@ def _room(monkeypatch):
     """A device for 16 blocks at once, and no plan of another one."""
     monkeypatch.setenv("VECSMITH_EMULATED_MULTIPROCESSORS", "8")
     door._plan.cache_clear()
+    door._misfit.cache_clear()
 
 
 class Layer(torch.autograd.Function):
@@ -295,6 +296,7 @@ def test_what_it_takes_and_what_not(emulated, monkeypatch):
     assert "131072" in refusal(emulated, hidden=1 << 17)
     monkeypatch.setenv("VECSMITH_EMULATED_MULTIPROCESSORS", "132")
     door._plan.cache_clear()
+    door._misfit.cache_clear()
     for cell, hidden in (("lstm", 512), ("lstm", 1024), ("gru", 2048), ("rnn_tanh", 2048)):
         assert refusal(emulated, cell=cell, hidden=hidden, batch=64) is None
     assert "232448 bytes in each of 132" in refusal(emulated, hidden=2048)

@@ -55,6 +55,17 @@ def _plan(module: Any, cell: str, dtype: str, hidden: int, batch: int, *rest: An
     )  # fmt: skip
 
 
+@lru_cache(256)
+def _misfit(module: Any, cell: str, dtype: str, hidden: int, batch: int, device: int) -> str | None:
+    """What the plan says against a case."""
+    try:
+        for backward in (False, True):
+            _plan(module, cell, dtype, hidden, batch, backward, *_CHOSEN, device)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def refusal(
     cell: str, dtype: torch.dtype, hidden: int, batch: int, device: torch.device, module: Any = None
 ) -> str | None:
@@ -67,12 +78,9 @@ def refusal(
         return "there are no rows"
     where = _where(device)["device"]
     try:
-        for backward in (False, True):
-            case = (cell, DTYPES[dtype], hidden, batch, backward, *_CHOSEN, where)
-            _plan(module or _module(), *case)
-    except (ImportError, ValueError, RuntimeError) as error:
+        return _misfit(module or _module(), cell, DTYPES[dtype], hidden, batch, where)
+    except (ImportError, RuntimeError) as error:  # not built, or not for this device
         return str(error)
-    return None
 
 
 class _Steps(NamedTuple):
