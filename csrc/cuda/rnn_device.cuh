@@ -398,7 +398,7 @@ __device__ inline void product(const RnnLayout& l, const RnnMatrix& m, const Rnn
   const int halves = p.set_own / kTile * m.gates;
   const int own_half = (p.first_unit - p.set_first) / kTile * m.gates;
   float2* partial = shared_at<float2>(l.partial);
-  // The sum of this block's warps, which end one after another.
+  // The sum of this block's warps, in their order.
   const auto fold = [&](int tile, int half) {
     const float2* at = partial + (tile * halves + half) * kWarp + p.lane;
     float2 sum = make_float2(0.f, 0.f);
