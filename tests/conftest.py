@@ -11,9 +11,13 @@ NaN-poisoned allocation, seeds, the tolerance rule, and skips that are counted.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import random
+import shutil
+import subprocess
+import sysconfig
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +29,7 @@ import torch
 # Helpers that assert: a failure in one shows its values, as in a test.
 pytest.register_assert_rewrite("plain_corpus")
 
+ROOT = Path(__file__).resolve().parent.parent
 NATIVE_LEVELS = ("base", "avx2", "avx512", "avx512_bf16", "amx")
 _DEVICES = {
     **dict.fromkeys(("native", "torch", "reference"), "cpu"),
@@ -168,6 +173,43 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     missing = sum("no CUDA device" in reason for reason in reasons)
     if missing:
         terminalreporter.write_line(f"{missing} GPU cases skipped: no CUDA device", yellow=True)
+
+
+# --- CUDA kernels without a GPU. ------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def emulated(tmp_path_factory):
+    """The module _cuda with its kernels built for the host, against tests/cuda_emulation."""
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    assert compiler, "no C++ compiler"
+    import pybind11
+
+    emulation = ROOT / "tests" / "cuda_emulation"
+    folder = tmp_path_factory.mktemp("cuda_emulation")
+    library = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
+    include = [emulation, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
+    flags = ["-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    flags += [f"-I{path}" for path in include]
+    kernel_flags = ["-O1", "-fno-strict-aliasing", "-x", "c++"]
+    objects = []
+    for source, extra in [
+        *((path, kernel_flags) for path in sorted((ROOT / "csrc/cuda").glob("*.cu"))),
+        (ROOT / "csrc/cuda/module.cpp", ["-O0", "-fvisibility=hidden"]),
+        (emulation / "emulation.cpp", ["-O1"]),
+    ]:
+        objects.append(str(folder / (source.name + ".o")))
+        command = [compiler, *flags, *extra, "-c", str(source), "-o", objects[-1]]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    done = subprocess.run(
+        [compiler, "-shared", *objects, "-o", str(library)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    spec = importlib.util.spec_from_file_location("_cuda", library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 # --- Seeds, poison, leftovers. --------------------------------------------------------------------

@@ -213,11 +213,10 @@ def test_wider_tiles(kernels, monkeypatch, cell):
 
 @pytest.mark.parametrize("save", [False, True])
 @pytest.mark.parametrize("cell", CELLS)
-def test_the_fakes_say_what_comes(kernels, monkeypatch, cell, save):
-    monkeypatch.setattr(_rnn, "_kept_types", lambda _, input: (input.dtype, input.dtype))  # a GPU's
+def test_the_fakes_say_what_comes(kernels, cell, save):
     values = problem(cell, [3, 2], 5)
     given = [None if values[n] is None else values[n].half().to(DEVICE) for n in NAMES]
-    arguments = (given[0], torch.tensor([3, 2]), *given[1:], cell, False, 0, 0, save)
+    arguments = (given[0], torch.tensor([3, 2]), *given[1:], cell, False, 0, _rnn.TRITON, save)
     found, fake = _triton_rnn._forward(*arguments), _rnn._forward_fake(*arguments)
     for a, b in zip(found, fake, strict=True):
         assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride())
@@ -225,7 +224,7 @@ def test_the_fakes_say_what_comes(kernels, monkeypatch, cell, save):
         output, last_h, last_c, c, gates = found
         grads = (output, last_h, last_c if cell == "lstm" else None)
         for needs in ((False, True), (True, False), (True, True)):
-            given = (*grads, *arguments[:8], output, c, gates, cell, False, 0, 0, *needs)
+            given = (*grads, *arguments[:8], output, c, gates, cell, False, 0, _rnn.TRITON, *needs)
             found = _triton_rnn._backward(*given)
             fake = _rnn._backward_fake(*given)
             for a, b in zip(found, fake, strict=True):
@@ -272,7 +271,7 @@ def test_the_registered_operator():
     values = problem("gru", [3, 2], 5)
     given = [None if values[n] is None else values[n].float().cuda() for n in NAMES]
     given = [None if v is None else v.requires_grad_() for v in given]
-    arguments = (given[0], torch.tensor([3, 2]), *given[1:], "gru", False, 0, 0, True)
+    arguments = (given[0], torch.tensor([3, 2]), *given[1:], "gru", False, 0, _rnn.TRITON, True)
     torch.library.opcheck(torch.ops.vecsmith.rnn.default, arguments)
 
 

@@ -31,7 +31,7 @@ UNITS = {"bfloat16": _rnn.BFLOAT16, "split": _rnn.SPLIT}
 
 
 @pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
+def emulated_tiles(tmp_path_factory):
     """The native module's rnn with emulated tiles."""
     if not _has_native() or "avx512" not in _rnn.native().isa_levels():
         pytest.skip("tiles have vectors as wide as AVX-512's")
@@ -76,7 +76,7 @@ def _has_native():
 def module(request, monkeypatch):
     """The native module, or the one with emulated tiles, as the operator's."""
     if request.param == "tiles":
-        chosen = request.getfixturevalue("emulated")
+        chosen = request.getfixturevalue("emulated_tiles")
         assert chosen.rnn_matrix_units() == 2
         monkeypatch.setattr(_rnn, "native", lambda: chosen)
         return chosen

@@ -10,11 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-import os
-import shutil
-import subprocess
 import sys
-import sysconfig
 from functools import partial
 from pathlib import Path
 
@@ -28,42 +24,7 @@ from test_skipgram_triton import SYNC_REFUSED, check_pairs, check_text, same
 from vecsmith.ops import _cuda_skipgram
 from vecsmith.reference import skipgram as reference
 
-ROOT = Path(__file__).parent.parent
-EMULATION = ROOT / "tests" / "cuda_emulation"
 _one_thread = skipgram_problems.one_thread
-
-
-@pytest.fixture(scope="session")
-def emulated(tmp_path_factory):
-    """The module _cuda, built for the host."""
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-    assert compiler, "no C++ compiler"
-    import pybind11
-
-    folder = tmp_path_factory.mktemp("cuda_emulation")
-    library = folder / f"_cuda{sysconfig.get_config_var('EXT_SUFFIX')}"
-    include = [EMULATION, ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
-    flags = ["-std=c++17", "-fPIC", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
-    flags += [f"-I{path}" for path in include]
-    kernel_flags = ["-O1", "-fno-strict-aliasing", "-x", "c++"]
-    objects = []
-    for source, extra in [
-        *((path, kernel_flags) for path in sorted((ROOT / "csrc/cuda").glob("*.cu"))),
-        (ROOT / "csrc/cuda/module.cpp", ["-O0", "-fvisibility=hidden"]),
-        (EMULATION / "emulation.cpp", ["-O1"]),
-    ]:
-        objects.append(str(folder / (source.name + ".o")))
-        command = [compiler, *flags, *extra, "-c", str(source), "-o", objects[-1]]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    done = subprocess.run(
-        [compiler, "-shared", *objects, "-o", str(library)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    spec = importlib.util.spec_from_file_location("_cuda", library)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def text_operator(module, blocks=None):

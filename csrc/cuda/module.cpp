@@ -5,16 +5,23 @@
 #include <cstdint>
 #include <string>
 
+#include "cuda/rnn.h"
 #include "cuda/skipgram.h"
 
 namespace py = pybind11;
 
 namespace {
 
+using vecsmith::cuda::Cell;
 using vecsmith::cuda::DeviceGuard;
 using vecsmith::cuda::Mode;
 using vecsmith::cuda::PairsArguments;
 using vecsmith::cuda::Plan;
+using vecsmith::cuda::RnnBackward;
+using vecsmith::cuda::RnnForward;
+using vecsmith::cuda::RnnGeometry;
+using vecsmith::cuda::RnnPlan;
+using vecsmith::cuda::RnnSteps;
 using vecsmith::cuda::Stream;
 using vecsmith::cuda::Table;
 using vecsmith::cuda::TextArguments;
@@ -162,6 +169,105 @@ py::dict describe(const Plan& plan) {
   return result;
 }
 
+Cell cell_of(const std::string& name) {
+  if (name == "lstm") return Cell::kLstm;
+  if (name == "gru") return Cell::kGru;
+  if (name == "gru_reset_before") return Cell::kGruResetBefore;
+  if (name == "rnn_tanh") return Cell::kTanh;
+  if (name == "rnn_relu") return Cell::kRelu;
+  throw py::value_error(
+      "expected cell 'lstm', 'gru', 'gru_reset_before', 'rnn_tanh' or 'rnn_relu', got '" + name +
+      "'");
+}
+
+bool is_fp16(const std::string& dtype) {
+  if (dtype != "float16" && dtype != "bfloat16") {
+    throw py::value_error("expected dtype 'float16' or 'bfloat16', got '" + dtype + "'");
+  }
+  return dtype == "float16";
+}
+
+RnnGeometry geometry_of(const Keywords& k, bool backward) {
+  RnnGeometry g;
+  g.cell = cell_of(k.get<std::string>("cell"));
+  g.fp16 = is_fp16(k.get<std::string>("dtype"));
+  g.backward = backward;
+  g.hidden = k.get<std::int64_t>("hidden");
+  g.batch = k.get<std::int64_t>("batch");
+  g.units = k.get<std::int64_t>("units");
+  g.groups = k.get<std::int64_t>("groups");
+  g.cluster = k.get<int>("cluster");
+  g.split = k.get<int>("split");
+  return g;
+}
+
+RnnSteps steps_of(const Keywords& k) {
+  RnnSteps steps;
+  steps.starts = pointer<const std::int64_t>(k.get<Address>("starts"), "starts", false);
+  steps.count = k.get<std::int64_t>("steps");
+  steps.reverse = k.get<bool>("reverse");
+  if (steps.count < 1) {
+    throw py::value_error("expected steps >= 1, got " + std::to_string(steps.count));
+  }
+  return steps;
+}
+
+// A tensor whose rows are read and written 16 bytes at a time.
+template <class T>
+T* aligned(const Keywords& k, const char* name, bool needed = true) {
+  const auto address = k.get<Address>(name);
+  if (address % 16) throw py::value_error(std::string("expected 16-byte aligned ") + name);
+  return pointer<T>(address, name, needed);
+}
+
+RnnForward rnn_of(const Keywords& k) {
+  RnnForward a;
+  a.geometry = geometry_of(k, false);
+  a.steps = steps_of(k);
+  const bool lstm = a.geometry.cell == Cell::kLstm;
+  a.x = aligned<const void>(k, "x");
+  a.weight = aligned<const void>(k, "weight");
+  a.bias = aligned<const void>(k, "bias", false);
+  a.h0 = aligned<const void>(k, "h0");
+  a.c0 = aligned<const float>(k, "c0", lstm);
+  a.output = aligned<void>(k, "output");
+  a.c = aligned<float>(k, "c", false);
+  a.gates = aligned<void>(k, "gates", false);
+  a.last_h = aligned<void>(k, "last_h");
+  a.last_c = aligned<float>(k, "last_c", lstm);
+  a.scaled = aligned<void>(k, "scaled", a.geometry.cell == Cell::kGruResetBefore);
+  a.counters = aligned<unsigned>(k, "counters");
+  return a;
+}
+
+RnnBackward rnn_backward_of(const Keywords& k) {
+  RnnBackward a;
+  a.geometry = geometry_of(k, true);
+  a.steps = steps_of(k);
+  const bool lstm = a.geometry.cell == Cell::kLstm;
+  a.weight = aligned<const void>(k, "weight");
+  a.h0 = aligned<const void>(k, "h0");
+  a.c0 = aligned<const float>(k, "c0", lstm);
+  a.output = aligned<const void>(k, "output");
+  a.c = aligned<const float>(k, "c", lstm);
+  a.gates = aligned<const void>(k, "gates", vecsmith::cuda::saved_of(a.geometry.cell) > 0);
+  a.grad = aligned<const void>(k, "grad", false);
+  a.grad_h = aligned<const void>(k, "grad_h", false);
+  a.grad_c = aligned<const float>(k, "grad_c", false);
+  a.derived = aligned<void>(k, "derived");
+  a.dh0 = aligned<float>(k, "dh0");
+  a.dc0 = aligned<float>(k, "dc0", lstm);
+  a.counters = aligned<unsigned>(k, "counters");
+  return a;
+}
+
+template <class Arguments>
+void run_rnn(const Arguments& a, const Where& where) {
+  py::gil_scoped_release release;
+  const DeviceGuard guard(where.device);
+  vecsmith::cuda::rnn(a, where.stream);
+}
+
 template <class Arguments>
 py::dict plan_with(const Arguments& a, const Where& where) {
   Plan plan;
@@ -212,6 +318,45 @@ PYBIND11_MODULE(_cuda, m) {
     const Where where = where_of(k);
     k.done();
     train_with(a, where);
+  });
+  m.def("plan_rnn", [](const py::kwargs& given) {
+    const Keywords k(given);
+    const RnnGeometry g = geometry_of(k, k.get<bool>("backward"));
+    const int device = k.get<int>("device");
+    k.done();
+    RnnPlan plan;
+    {
+      py::gil_scoped_release release;
+      const DeviceGuard guard(device);
+      plan = vecsmith::cuda::plan(g);
+    }
+    py::dict result;
+    result["threads"] = plan.threads;
+    result["units"] = plan.units;
+    result["blocks"] = plan.blocks;
+    result["groups"] = plan.groups;
+    result["slots"] = plan.slots;
+    result["passes"] = plan.passes;
+    result["round"] = plan.round;
+    result["shared_bytes"] = plan.shared_bytes;
+    result["cluster"] = plan.cluster;
+    result["split"] = plan.split;
+    result["counters"] = plan.groups * vecsmith::cuda::kCounterStride;
+    return result;
+  });
+  m.def("rnn", [](const py::kwargs& given) {
+    const Keywords k(given);
+    const RnnForward a = rnn_of(k);
+    const Where where = where_of(k);
+    k.done();
+    run_rnn(a, where);
+  });
+  m.def("rnn_backward", [](const py::kwargs& given) {
+    const Keywords k(given);
+    const RnnBackward a = rnn_backward_of(k);
+    const Where where = where_of(k);
+    k.done();
+    run_rnn(a, where);
   });
   m.def(
       "mark_survivors",

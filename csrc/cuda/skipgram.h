@@ -4,11 +4,9 @@
 
 #include <cstdint>
 
-struct CUstream_st;
+#include "cuda/device.h"
 
 namespace vecsmith::cuda {
-
-using Stream = CUstream_st*;  // cudaStream_t
 
 enum class Mode { kWindow, kPair, kCbow };  // shared_negatives="window", "pair"; CBOW
 
@@ -69,22 +67,6 @@ struct Plan {
   std::int64_t blocks = 0;
   std::int64_t shared_bytes = 0;
   std::int64_t scratch_floats = 0;  // device memory the caller must lend (0: all is on chip)
-};
-
-// Number of devices; 0 without a driver.
-int device_count();
-
-// Makes a device current while this lives.
-class DeviceGuard {
- public:
-  explicit DeviceGuard(int device);
-  ~DeviceGuard();
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-
- private:
-  int before_ = 0;
-  bool changed_ = false;
 };
 
 // All of these throw std::runtime_error when CUDA reports an error and std::invalid_argument when a

@@ -9,6 +9,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "cuda/runtime.cuh"
 #include "cuda/skipgram.h"
 #include "cuda/skipgram_device.cuh"
 
@@ -16,20 +17,6 @@ namespace vecsmith::cuda {
 namespace {
 
 constexpr int kShortestRun = 64;  // survivors; a run also loads its neighbors' rows, once
-
-inline void check(cudaError_t error, const char* what) {
-  if (error != cudaSuccess) {
-    cudaGetLastError();  // Reported here; not again by somebody else's next call.
-    throw std::runtime_error(std::string(what) + ": " + cudaGetErrorString(error));
-  }
-}
-
-inline int attribute(cudaDeviceAttr which) {
-  int device = 0, value = 0;
-  check(cudaGetDevice(&device), "cudaGetDevice");
-  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
-  return value;
-}
 
 inline bool aligned(const Table& t) {
   return t.data == nullptr ||

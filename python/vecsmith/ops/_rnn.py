@@ -48,8 +48,9 @@ def _workers(num_threads: int) -> int:
     return num_threads or torch.get_num_threads()
 
 
-# What products are computed in, as csrc/cpu/rnn.h has it.
-FLOAT, BFLOAT16, SPLIT = 0, 1, 2
+# The `unit` of the registered operators: what the native module's products are computed in, as
+# csrc/cpu/rnn.h has it; on a GPU, whose kernels compute.
+FLOAT, BFLOAT16, SPLIT, TRITON, CUDA = range(5)
 
 
 def unit_of(dtype: torch.dtype, precision: str) -> int:
@@ -68,10 +69,10 @@ def chosen_unit(dtype: torch.dtype) -> int:
     return unit_of(dtype, torch.get_float32_matmul_precision())
 
 
-def _kept_types(unit: int, input: Tensor) -> tuple[torch.dtype, torch.dtype]:
+def _kept_types(unit: int, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype]:
     """Of the cells and the gates that a backward pass needs."""
-    if input.device.type == "cuda":
-        return input.dtype, input.dtype
+    if unit in (TRITON, CUDA):
+        return torch.float32 if unit == CUDA else dtype, dtype
     return torch.float32, torch.bfloat16 if unit == BFLOAT16 else torch.float32
 
 
@@ -112,9 +113,9 @@ def _forward(
     sizes = _sizes_of(batch_sizes, input, h0)
     hidden, count = h0.shape[1], input.shape[0]
     output = empty_pages(count, hidden, dtype=input.dtype)
-    x = gates = input.new_empty(0, dtype=_kept_types(unit, input)[1])
+    x = gates = input.new_empty(0, dtype=_kept_types(unit, input.dtype)[1])
     if save:
-        gates = empty_pages(count, _SAVED[cell] * hidden, dtype=_kept_types(unit, input)[1])
+        gates = empty_pages(count, _SAVED[cell] * hidden, dtype=_kept_types(unit, input.dtype)[1])
         # Where all gates are kept as floats, and no more, they take the place of the input's part.
         if _SAVED[cell] == _GATES[cell] and unit != BFLOAT16:
             x = gates
@@ -148,7 +149,7 @@ def _forward_fake(
 ):
     count, hidden = input.shape[0], h0.shape[1]
     lstm, saved = cell == "lstm", (count, _SAVED[cell] * hidden) if save else (0,)
-    of_cells, of_gates = _kept_types(unit, input)
+    of_cells, of_gates = _kept_types(unit, input.dtype)
     return (
         input.new_empty(count, hidden),
         torch.empty_like(h0),

@@ -113,7 +113,7 @@ class _Interpreted(torch.autograd.Function):
     @staticmethod
     def forward(ctx, *arguments):
         *tensors, cell, reverse, save = arguments
-        ctx.how = {"cell": cell, "reverse": reverse, "num_threads": 0, "unit": _rnn.FLOAT}
+        ctx.how = {"cell": cell, "reverse": reverse, "num_threads": 0, "unit": _rnn.TRITON}
         output, last_h, last_c, c, gates = _forward(*tensors, **ctx.how, save=save)
         ctx.save_for_backward(*tensors, output, c, gates)
         ctx.set_materialize_grads(False)
@@ -158,11 +158,6 @@ def rnn(
     if input.device.type == "cpu":
         results = _Interpreted.apply(*tensors, cell, bool(reverse), save)
     else:
-        results = torch.ops.vecsmith.rnn(*(*tensors, cell, bool(reverse), 0, _rnn.FLOAT, save))
+        results = torch.ops.vecsmith.rnn(*(*tensors, cell, bool(reverse), 0, _rnn.TRITON, save))
     output, last_h, last_c = results[:3]
     return output, last_h, last_c if cell == "lstm" else None
-
-
-_LIBRARY = torch.library.Library("vecsmith", "FRAGMENT")
-_LIBRARY.impl("rnn", _forward, "CUDA")
-_LIBRARY.impl("rnn_backward", _backward, "CUDA")

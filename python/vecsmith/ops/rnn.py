@@ -14,8 +14,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from vecsmith.ops import _checks as check
-from vecsmith.ops import _rnn, _torch_rnn, _triton_rnn
-from vecsmith.ops._registry import Backend, Operator, choose, register
+from vecsmith.ops import _cuda_rnn, _gpu_rnn, _rnn, _torch_rnn, _triton_rnn  # noqa: F401
+from vecsmith.ops._registry import Backend, BackendUnavailable, Operator, choose, register
 from vecsmith.reference import rnn as reference
 
 _FAST = (torch.float32, torch.float16, torch.bfloat16)
@@ -26,6 +26,7 @@ OPERATOR = register(
         (
             Backend("native", "cpu", _FAST),
             Backend("torch", "any", _ALL),
+            Backend("cuda", "cuda", tuple(_cuda_rnn.DTYPES)),
             Backend("triton", "cuda", _FAST),
             Backend("reference", "any", _ALL),
         ),
@@ -60,12 +61,18 @@ def rnn(
     :mod:`vecsmith.reference.rnn`). Rows that have ended cost nothing.
 
     The native backend computes the cells "lstm", "gru", "gru_reset_before", "rnn_tanh" and
-    "rnn_relu" in float32 on a CPU (float16 and bfloat16 are computed in float32, and rounded at the
-    end). Its bits do not depend on the number of threads. Where it cannot, torch's own layers
-    compute the cells that torch has, "lstm" (also with ``w_hr``, for P < H), "gru", "rnn_tanh" and
-    "rnn_relu", on every device and in every dtype, with the precision that torch is set to
-    (``torch.backends.cudnn.allow_tf32``). Every other case goes to the reference, and so does what
-    torch.func or forward-mode differentiation look at.
+    "rnn_relu" on a CPU. States, gates and sums are float32; factors of products are bfloat16 for
+    bfloat16 tensors, and for float32 with ``torch.set_float32_matmul_precision("medium")``, where
+    the processor multiplies bfloat16 faster; with "high" they are split into two bfloat16 (a
+    relative error of about 1e-5) where it has tiles (AMX). float16 is computed in float32. Up to 32
+    rows in all are computed in float32 always. The bits do not depend on the number of threads.
+
+    Where it cannot, torch's own layers compute the cells that torch has, "lstm" (also with
+    ``w_hr``, for P < H), "gru", "rnn_tanh" and "rnn_relu", on every device and in every dtype, with
+    the precision that torch is set to (``torch.backends.cudnn.allow_tf32``). On a GPU that goes
+    before our own kernels, "cuda" (float16 and bfloat16, H a multiple of 8 that fits) and "triton",
+    which no measurement has put first yet; GRUs that reset before have only these. Every other case
+    goes to the reference, and so does what torch.func or forward-mode differentiation look at.
 
     Args:
         input: [N, I]: the inputs of step 0 of all B rows, then of step 1 of the rows that are
@@ -81,7 +88,7 @@ def rnn(
         w_out, b_out: [H, H] and [H]; "residual" alone.
         norm: layer normalization's tensors, as in the reference.
         zoneout, keep, clip: as in the reference.
-        backend: "native", "torch", "triton" or "reference" to force one.
+        backend: "native", "torch", "cuda", "triton" or "reference" to force one.
         num_threads: default ``torch.get_num_threads()``.
 
     Returns:
@@ -102,11 +109,11 @@ def rnn(
     among = ["reference"]
     if not any(zoneout) and all(o is None for o in options):
         if w_hr is None and cell in _rnn.CELLS:
-            among += ["native", "triton"]
+            among += ["native", "cuda", "triton"]
         if _torch_rnn.takes(cell, input, w_hh, w_hr):
             among.append("torch")
     threads = 0 if num_threads is None else check.threads(name, num_threads)
-    chosen = _choose(input, among, backend)
+    chosen = _choose(input, h0, cell, among, backend)
     if chosen == "reference":
         return reference.rnn(
             *(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh),
@@ -130,6 +137,12 @@ def rnn(
             cell=cell,
             reverse=reverse,
         )
+    if chosen == "cuda":
+        save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
+        output, last_h, last_c, _, _ = torch.ops.vecsmith.rnn(
+            *(input, batch_sizes, *given[1:], cell, reverse, 0, _rnn.CUDA, save)
+        )
+        return output, last_h, last_c if cell == "lstm" else None
     if chosen == "triton":
         return _triton_rnn.rnn(
             *(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh), cell=cell, reverse=reverse
@@ -165,7 +178,7 @@ class _Eager(torch.autograd.Function):
         return _rnn._forward_backward(ctx, *grads)
 
 
-def _choose(input: Tensor, among: list[str], backend: str | None) -> str:
+def _choose(input: Tensor, h0: Tensor, cell: str, among: list[str], backend: str | None) -> str:
     if backend is not None and OPERATOR.backend(backend).name not in among:
         expected = " or ".join(repr(b.name) for b in OPERATOR.backends if b.name in among)
         raise ValueError(
@@ -183,6 +196,12 @@ def _choose(input: Tensor, among: list[str], backend: str | None) -> str:
         double = kind == torch.float64 and "torch" not in among
         if double or len(among) == 1 or input.is_meta or check.is_transformed():
             return "reference"
+    if device == "cuda" and backend in (None, "cuda") and "cuda" in among:
+        why = _cuda_rnn.refusal(cell, kind, h0.shape[1], h0.shape[0], input.device)
+        if why is not None and backend == "cuda":
+            raise BackendUnavailable(f"rnn: the cuda backend cannot take this case: {why}")
+        if why is not None:
+            among = [name for name in among if name != "cuda"]
     return choose(OPERATOR, device, kind, backend, among=among)
 
 
