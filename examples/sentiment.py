@@ -205,7 +205,7 @@ def compare(options: argparse.Namespace, seed: int) -> dict[str, float]:
     base = load(options.model)
     parts, classes = split(options, seed, base.config.level)
     sentences = parts["train"].sentences
-    model = extended(base, count_tokens(sentences, 2, len(sentences)), options.dropout)
+    model = extended(base, count_tokens(sentences, 2, 20_000), options.dropout)
     fresh = LanguageModel(model.vocabulary, model.config)
     sizes = ", ".join(f"{len(part.labels):,} {name}" for name, part in parts.items())
     print(f"seed {seed}: {sizes}; {len(model.vocabulary):,} tokens")
@@ -314,13 +314,13 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--lm-lr", type=ABOVE_0, default=1e-3, help="of it")
     parser.add_argument("--decay", type=within(0, 1, "(]"), default=1.0, help="of the rate")
-    parser.add_argument("--dropout", type=SHARE, default=0.4, help=" ")
+    parser.add_argument("--dropout", type=SHARE, default=0.5, help=" ")
     parser.add_argument("--fresh", action="store_true", help="take sizes and words of the model")
     parser.add_argument("--text", default="", help="for the record: what MODEL was trained on")
     parser.add_argument(
         "--record", action="store_true", help="write to bench/results (run with PYTHONPATH=.)"
     )
-    add_training_options(parser, epochs=6, lr=1e-3, patience=3)
+    add_training_options(parser, epochs=3, lr=1e-3, patience=3)
     return parser.parse_args(arguments)
 
 
