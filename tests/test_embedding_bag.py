@@ -224,6 +224,31 @@ def test_rows_apart(operator_case):
         assert torch.equal(out, again)
 
 
+@pytest.mark.cases(backend=("native", "reference"))
+@pytest.mark.parametrize("wide", [False, True])
+def test_indices_apart(operator_case, wide):
+    """Indices may be every second of others, or one of them many times."""
+    base = torch.arange(24, dtype=torch.int64 if wide else torch.int32)
+    table = torch.randn(24, 37).to(operator_case.dtype)
+    if operator_case.dtype == torch.uint8:
+        table = ops.quantize_rows(torch.randn(24, 29))
+    for indices in (
+        *(base[::2], base.view(4, 6)[:, 1], base[5:6].expand(9), base.view(4, 6).t()),
+        *(base[3:4].expand(7)[:, None], base.view(2, 3, 4)[:, 1]),
+    ):
+        out = ops.embedding(indices, table, backend=operator_case.backend)
+        again = ops.embedding(indices.contiguous(), table, backend=operator_case.backend)
+        assert torch.equal(out, again)
+        if not table.is_floating_point():
+            continue
+        grads = []
+        for each in (indices, indices.contiguous()):
+            weight = table.clone().requires_grad_()
+            ops.embedding(each, weight, backend=operator_case.backend).backward(out)
+            grads.append(weight.grad)
+        assert torch.equal(*grads)
+
+
 # --- gradients ------------------------------------------------------------------------------------
 
 

@@ -50,6 +50,18 @@ def bags(count: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
 # --- the same as the optimizer on sparse gradients ------------------------------------------------
 
 
+def test_the_indices_of_a_step_may_lie_apart():
+    stepped, plain, optimizer = pair(optim.SparseSGD, {"lr": 0.1}, nn.Embedding)
+    values = torch.arange(12)
+    for indices in (values[::2], values.view(4, 3)[:, 1], values[4:5].expand(6)):
+        for layer in (stepped, plain):
+            layer(indices).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        torch.testing.assert_close(stepped.weight, plain.weight)
+        assert torch.equal(stepped(indices), stepped(indices.contiguous()))
+
+
 @pytest.mark.parametrize("mode", ["sum", "mean", "max"])
 @pytest.mark.parametrize(("kind", "options"), CLASSES, ids=NAMES)
 def test_a_backward_pass_is_a_step(kind, options, mode):

@@ -26,6 +26,7 @@ SCRIPTS = (
     ("embedding", "bench/bench_embedding_bag.py"),
     ("rnn", "bench/bench_rnn.py"),
     ("two_tower", "examples/two_tower.py"),
+    ("sentiment", "examples/sentiment.py"),
 )
 
 INTRODUCTION = """\

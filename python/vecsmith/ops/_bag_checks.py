@@ -52,7 +52,7 @@ def check_bags(
     if none:
         if offsets is not None or per_sample_weights is not None:
             raise ValueError(f"{name}: expected no offsets and no weights with mode 'none'")
-        return indices.reshape(-1), None, None
+        return indices.reshape(-1).contiguous(), None, None
     if offsets is None:
         if include_last_offset:
             raise ValueError(f"{name}: expected offsets with include_last_offset; got None")

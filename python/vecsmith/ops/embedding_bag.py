@@ -65,7 +65,7 @@ def embedding(
     check_indices(name, indices, weight)
     out = look_up(
         weight,
-        indices.reshape(-1),
+        indices.reshape(-1).contiguous(),  # of one dimension it may still have strides
         None,
         None,
         "none",
