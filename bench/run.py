@@ -32,6 +32,7 @@ def main(arguments: list[str] | None = None) -> int:
     status = bench_skipgram.main(common)
     status |= bench_embedding_bag.main(common)
     status |= bench_rnn.main(common)
+    status |= bench_rnn.main([*common, "--levels"])
     status |= word2vec_speed.main([*common, *text])
     status |= word2vec_job.main([*common, *text])
     if Path("/proc/self/status").exists():
