@@ -76,7 +76,7 @@ class Numbers:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Our side's precision while in here."""
+        """Our side's precision while in here; a backward pass has that of its forward pass."""
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision(self.precision)
         try:
@@ -89,7 +89,7 @@ FLOAT, HIGH, BF16 = Numbers(), Numbers(precision="high"), Numbers(torch.bfloat16
 
 
 def timed(call: Callable[[], Any], repeats: int = 9, scale: float = 1e3) -> Callable[[], float]:
-    """An entry: milliseconds of a call, the median of some."""
+    """An entry: milliseconds of a call (seconds times ``scale``), the median of some."""
 
     def entry() -> float:
         call()

@@ -481,6 +481,39 @@ def test_a_bar_from_above_and_from_below(runner):
     assert below["reached"] is False
 
 
+@pytest.mark.parametrize("name", ["FLOAT", "HIGH", "BF16"])
+def test_the_agreement_of_the_rnn_benchmark_can_fail(monkeypatch, name):
+    monkeypatch.syspath_prepend(str(ROOT))
+    rnn = importlib.import_module("bench._rnn")
+    numbers = getattr(rnn, name)
+    exact = torch.linspace(-2, 2, 101, dtype=torch.float64) ** 3
+    plain = exact.to(numbers.dtype)
+    off, lost = plain.clone(), plain.clone()
+    off[50] += 0.1
+    lost[50] = float("nan")
+    for what in ("outputs", "gradients"):
+        for found, passes in ((plain, True), (off, False), (lost, False)):
+            # The tensor that is wrong is neither the first nor the last.
+            given = ([plain, found, plain], [plain] * 3, [exact] * 3, numbers)
+            assert rnn.agreement(what, *given).passed is passes
+
+
+def test_a_ceiling_is_reading_and_multiply_adds_by_the_best_rates(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    rnn = importlib.import_module("bench._rnn")
+    monkeypatch.setattr(rnn, "_PRODUCTS", {torch.float32: 1e9, torch.bfloat16: 4e9})
+    monkeypatch.setattr(rnn, "_READS", {1000: 1e6})
+    assert rnn.Ceiling(2e9).seconds == 2
+    assert rnn.Ceiling(2e9, torch.bfloat16, parts=3).seconds == 1.5
+    assert rnn.Ceiling(0, weight=1000, reads=10).seconds == 0.01
+    even = rnn.Problem("GRU", rnn.Shape(3, 5, 2, 7))
+    assert rnn.ceiling(even).flops == 6 * 14 * 15 * 8
+    assert rnn.ceiling(even, backward=False).flops == 2 * 14 * 15 * 8
+    single = rnn.ceiling(rnn.Problem("GRU", rnn.Shape(3, 5, 1, 7)))
+    assert (single.reads, single.weight) == (14, 15 * 5 * 4)
+    assert single.flops == 2 * 7 * 15 * (3 * 3 + 5)
+
+
 def test_pword2vec_rates_are_raw_words(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     peers = importlib.import_module("bench._peers")
