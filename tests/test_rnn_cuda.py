@@ -207,7 +207,7 @@ def test_what_is_kept_is_what_the_native_operator_keeps(emulated, cell):
     half = [None if v is None else v.bfloat16() for v in values.values()]
     single = [None if v is None else v.float() for v in values.values()]
     kept = door.forward(half[0], sizes, *half[1:], cell, False, True, module=emulated)
-    arguments = (single[0], sizes, *single[1:], cell, False, 1, True)
+    arguments = (single[0], sizes, *single[1:], cell, False, 1, 0, True)
     right = torch.ops.vecsmith.rnn(*arguments)
     for found, other in zip(kept, right, strict=True):
         assert found.shape == other.shape

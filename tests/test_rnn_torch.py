@@ -484,7 +484,9 @@ def test_where_new_tensors_are_made_is_not_where_sizes_are(way):
 def test_the_registry(monkeypatch):
     def states(device):
         rows = [r for r in ops.explain(device) if r["operator"] == "rnn"]
-        return {row["backend"]: row["state"] for row in rows if row["backend"] != "triton"}
+        states = {row["backend"]: row["state"] for row in rows}
+        del states["triton"], states["cuda"]  # where they are built
+        return states
 
     assert states("cpu") == {"native": "chosen", "torch": "available", "reference": "available"}
     assert set(states("cuda").values()) == {"unavailable"} or torch.cuda.is_available()

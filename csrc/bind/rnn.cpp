@@ -55,7 +55,7 @@ struct Call {
     rnn.c0 = numbers(at[5], half);
     rnn.out = numbers(at[6], half);
     rnn.c = pointer<float>(at[7]);
-    rnn.gates = numbers(at[8], unit == kBfloat16);
+    rnn.gates = numbers(at[8], unit == kBfloat16 && half);
     rnn.b_ih = numbers(at[9], half);
   }
   static Numbers numbers(uint64_t address, bool is_half) {
@@ -67,11 +67,12 @@ struct Call {
 
 void bind_rnn(py::module_& m) {
   m.def("rnn_matrix_units", [] { return VECSMITH_PICK_KERNEL(rnn_matrix_units)(); });
-  // x: where the input's part of the gates is kept, or 0.
+  // x: the address of gates of floats, where the input's part of them is kept, or 0.
   m.def("rnn", [](const RnnTuple& given, int64_t inputs, uint64_t x, uint64_t last_h,
                   uint64_t last_c, int threads) {
     Call call(given, inputs);
     call.rnn.x = pointer<float>(x);
+    call.rnn.x_stride = rnn_saved(call.rnn.cell) * call.rnn.hidden;
     call.rnn.last_h = Call::numbers(last_h, call.half);
     call.rnn.last_c = Call::numbers(last_c, call.half);
     py::gil_scoped_release release;

@@ -29,7 +29,6 @@ VECSMITH_INLINE float sum_of_lanes(vfloat v) {
 
 // kLanes 16-bit integers.
 typedef uint16_t vshort __attribute__((vector_size(kLanes * 2)));
-typedef uint32_t vbits __attribute__((vector_size(kLanes * 4)));
 
 VECSMITH_INLINE vshort load_shorts(const char* p, int n) {
   vshort v{};

@@ -40,6 +40,10 @@ class Places {
   }
 
   int64_t count() const { return begin_.back(); }
+  // Rows of step t begin here.
+  int64_t begin(int64_t t) const { return begin_[static_cast<size_t>(t)]; }
+  // Whether the rows of a state, and of the next one, lie side by side.
+  bool in_order() const { return !rnn_.reverse || begin_.back() == rnn_.batch * rnn_.steps; }
   int64_t length(int64_t row) const { return length_[static_cast<size_t>(row)]; }
 
   // The packed row of the step-th state that a row comes to; -1 for what it begins with.
@@ -198,6 +202,9 @@ Numbers numbers(float* floats) { return {reinterpret_cast<char*>(floats), false}
 // So few rows of factors that packing a matrix takes longer than multiplying it.
 constexpr int64_t kFewRows = 32;
 
+// Floats of the input's part of the gates that are computed at once.
+constexpr int64_t kAhead = 1 << 18;
+
 }  // namespace
 
 void rnn_forward(const Rnn& given, RnnUnit unit, int threads) {
@@ -221,13 +228,21 @@ void rnn_forward(const Rnn& given, RnnUnit unit, int threads) {
   Given input(rnn.input, rnn.inputs, count, unit);
   threads = workers_for(rnn, threads);
   const size_t states = static_cast<size_t>(rnn.batch * stride);
-  const size_t of_gates = static_cast<size_t>(count * gates * hidden);
   RnnFactors of_states = factors_of(unit, hidden);
   const bool apart = unit != kFloat;  // factors are not the states themselves
   size_t bytes = 2 * Arena::room<float>(states) + input.bytes() +
                  (2 * apart + reset_before) * room_of(of_states, rnn.batch);
   if (!direct) bytes += projection.bytes();
-  if (!rnn.x) bytes += Arena::room<float>(of_gates);
+  // The input's part is computed some steps ahead, which stay in the caches; all at once where
+  // these are not side by side.
+  const int64_t row_floats = gates * hidden;
+  const int64_t ahead = places.in_order()
+                            ? std::clamp<int64_t>(kAhead / (rnn.batch * row_floats), 1, rnn.steps)
+                            : rnn.steps;
+  const bool keeps_x = rnn.x || (reset_before && !rnn.gates) || !places.in_order();
+  const size_t of_x =
+      static_cast<size_t>(keeps_x ? count * row_floats : ahead * rnn.batch * row_floats);
+  if (!rnn.x) bytes += Arena::room<float>(of_x);
   for (const Product& p : products) bytes += direct ? 0 : p.bytes();
   const int64_t of_bias = gates * hidden, of_cells = rnn.c0 ? rnn.batch * hidden : 0;
   bytes += 2 * Arena::room<float>(static_cast<size_t>(of_bias)) +
@@ -238,7 +253,10 @@ void rnn_forward(const Rnn& given, RnnUnit unit, int threads) {
     projection.take(arena);
   }
   input.take_room(arena);
-  if (!rnn.x) rnn.x = arena.take<float>(of_gates);
+  if (!rnn.x) {
+    rnn.x = arena.take<float>(of_x);
+    rnn.x_stride = row_floats;
+  }
   if (reset_before && !rnn.gates) rnn.gates = numbers(rnn.x);
   // Only a reset gate after the product keeps the recurrent bias apart from the input's.
   float* const b_ih = arena.take<float>(static_cast<size_t>(of_bias));
@@ -252,7 +270,6 @@ void rnn_forward(const Rnn& given, RnnUnit unit, int threads) {
   if (rnn.bias && !apart_bias)
     for (int64_t i = 0; i < of_bias; ++i) b_ih[i] += bias[i];
   float* const cells = arena.take<float>(static_cast<size_t>(of_cells));
-  const RnnLinear inputs{input.factors, count, &projection.matrix, b_ih, numbers(rnn.x)};
   float* const state[2] = {arena.take<float>(states), arena.take<float>(states)};
   RnnFactors factors[2], scratch;
   const auto take_states = [&](RnnFactors& made) {
@@ -302,11 +319,28 @@ void rnn_forward(const Rnn& given, RnnUnit unit, int threads) {
     projection.pack(worker, size);
     input.convert(worker, size);
     if (input.copied) barrier.wait(size);
-    linear(inputs, projection.first(worker, size), projection.first(worker + 1, size));
     for (const Product& p : products) p.pack(worker, size);
-    if (reset_before) barrier.wait(size);  // its products have other units than the input's
+    int64_t x_first = 0;
     for (int64_t t = 0; t < rnn.steps; ++t) {
+      if (t % ahead == 0) {
+        const int64_t next = std::min(rnn.steps, t + ahead);
+        const int64_t from = !places.in_order() ? 0 : rnn.reverse ? rnn.steps - next : t;
+        const int64_t to = !places.in_order() ? rnn.steps : rnn.reverse ? rnn.steps - t : next;
+        const int64_t first = places.begin(from);
+        x_first = keeps_x ? 0 : first;
+        RnnLinear inputs{input.factors,
+                         places.begin(to) - first,
+                         &projection.matrix,
+                         b_ih,
+                         numbers(rnn.x + (first - x_first) * rnn.x_stride),
+                         rnn.x_stride};
+        inputs.x.data = input.factors.row(first);
+        linear(inputs, projection.first(worker, size), projection.first(worker + 1, size));
+        if (reset_before) barrier.wait(size);  // its products have other units than the input's
+      }
       RnnStep step{};
+      step.x = rnn.x;
+      step.x_first = x_first;
       step.rnn = &rnn;
       step.rows = rnn.batch_sizes[t];
       for (int64_t row = 0; row < step.rows; ++row) {
@@ -483,8 +517,8 @@ void rnn_backward(const Rnn& rnn, const RnnGrad& given, RnnUnit unit, int thread
     if (grad.input) to_input.pack(worker, size);
     barrier.wait(size);
     if (grad.input)
-      linear({grad.x, count, &to_input.matrix, nullptr, grad.input}, to_input.first(worker, size),
-             to_input.first(worker + 1, size));
+      linear({grad.x, count, &to_input.matrix, nullptr, grad.input, rnn.inputs},
+             to_input.first(worker, size), to_input.first(worker + 1, size));
     // Rows of the weights, and of the biases.
     const int64_t first = share(wide, worker, size), last = share(wide, worker + 1, size);
     if (grad.w_ih) {

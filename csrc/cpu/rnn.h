@@ -47,16 +47,18 @@ struct Rnn {
   const int64_t* batch_sizes;  // [steps], non-increasing
   Numbers input;               // [N, inputs]
   int64_t inputs;
-  Numbers w_ih;            // [G hidden, inputs]
-  Numbers b_ih;            // [G hidden]
-  float* x;                // [N, G hidden], the input's part of the gates; null: not kept
+  Numbers w_ih;  // [G hidden, inputs]
+  Numbers b_ih;  // [G hidden]
+  // [N, x_stride] with space for G hidden, the input's part of the gates; null: not kept.
+  float* x;
+  int64_t x_stride;
   Numbers weight;          // [G hidden, hidden]
   Numbers bias;            // [G hidden], of weight times state
   Numbers h0, c0;          // [batch, hidden]; c0: LSTM
   Numbers out;             // [N, hidden]
   float* c;                // [N, hidden]: every cell of an LSTM, for a backward pass
   Numbers last_h, last_c;  // [batch, hidden]; last_c: LSTM
-  Numbers gates;           // [N, rnn_saved(cell) hidden], for a backward pass; x itself, if as wide
+  Numbers gates;  // [N, rnn_saved(cell) hidden], for a backward pass; x itself, if of floats
 };
 
 // What a backward pass is given beside the above (out, c and gates are read, x is not).
@@ -107,7 +109,8 @@ struct RnnLinear {
   int64_t rows;
   const RnnMatrix* matrix;
   const float* bias;  // [gates hidden] or null
-  Numbers out;        // [rows, gates hidden]
+  Numbers out;        // [rows, out_stride], numbers
+  int64_t out_stride;
 };
 
 // What a weight is multiplied with in all steps, side by side: rows n of the input or of the
@@ -131,6 +134,8 @@ struct RnnOuter {
 // A step of one worker: panels first .. last-1 for its first `rows` rows.
 struct RnnStep {
   const Rnn* rnn;
+  float* x;  // as the Rnn's; the row that is packed at n is x_first rows earlier
+  int64_t x_first;
   const float* bias;  // [3 hidden], with kGru, or null; elsewhere it is part of x
   const RnnMatrix* matrix;
   const char* const* state;    // [rows] what is multiplied: the state before, or r times it

@@ -32,6 +32,11 @@ VECSMITH_INLINE vfloat tanh(vfloat x) {
   return a < 0.625f ? near : a == a ? (x < 0.0f ? -far : far) : x;
 }
 
+// A row's part of the gates from the input.
+VECSMITH_INLINE float* x_of(const RnnStep& step, int64_t row) {
+  return step.x + (step.at[row] - step.x_first) * step.rnn->x_stride;
+}
+
 VECSMITH_INLINE void put_state(const RnnStep& step, int64_t row, int64_t unit, vfloat h, int n) {
   put(step.next + row * step.next_stride + unit, h, n);
   put(step.rnn->out, step.at[row] * step.rnn->hidden + unit, h, n);
@@ -45,7 +50,7 @@ __attribute__((noinline)) void lstm(const RnnStep& step, int64_t first, int64_t 
       step, first, last,
       [&](int64_t row, int64_t unit, int n, int g) VECSMITH_LAMBDA {
         const int64_t at = g * hidden + unit;
-        return get(rnn.x + step.at[row] * 4 * hidden + at, n);
+        return get(x_of(step, row) + at, n);
       },
       [&](int64_t row, int64_t unit, int n, const vfloat* sums) VECSMITH_LAMBDA {
         const int64_t here = step.at[row] * hidden + unit;
@@ -65,7 +70,7 @@ __attribute__((noinline)) void lstm(const RnnStep& step, int64_t first, int64_t 
         put(rnn.gates, saved + 3 * hidden, o, n);
       },
       [&](int64_t row, int64_t unit) VECSMITH_LAMBDA {
-        for (int g = 0; g < 4; ++g) fetch(rnn.x + (step.at[row] * 4 + g) * hidden + unit);
+        for (int g = 0; g < 4; ++g) fetch(x_of(step, row) + g * hidden + unit);
       });
 }
 
@@ -77,12 +82,12 @@ __attribute__((noinline)) void gru(const RnnStep& step, int64_t first, int64_t l
       [&](int64_t row, int64_t unit, int n, int g) VECSMITH_LAMBDA {
         const int64_t at = g * hidden + unit;
         const vfloat b = step.bias ? get(step.bias + at, n) : vfloat{};
-        return g < 2 ? get(rnn.x + step.at[row] * 3 * hidden + at, n) + b : b;
+        return g < 2 ? get(x_of(step, row) + at, n) + b : b;
       },
       [&](int64_t row, int64_t unit, int n, const vfloat* sums) VECSMITH_LAMBDA {
         const int64_t here = step.at[row];
         const vfloat r = sigmoid(sums[0]), z = sigmoid(sums[1]), q = sums[2];
-        const vfloat c = tanh(get(rnn.x + here * 3 * hidden + 2 * hidden + unit, n) + r * q);
+        const vfloat c = tanh(get(x_of(step, row) + 2 * hidden + unit, n) + r * q);
         const vfloat h = c + z * (get(step.before[row] + unit, n) - c);
         put_state(step, row, unit, h, n);
         if (!rnn.gates) return;
@@ -93,7 +98,7 @@ __attribute__((noinline)) void gru(const RnnStep& step, int64_t first, int64_t l
         put(rnn.gates, saved + 3 * hidden, q, n);
       },
       [&](int64_t row, int64_t unit) VECSMITH_LAMBDA {
-        for (int g = 0; g < 3; ++g) fetch(rnn.x + (step.at[row] * 3 + g) * hidden + unit);
+        for (int g = 0; g < 3; ++g) fetch(x_of(step, row) + g * hidden + unit);
       });
 }
 
@@ -104,7 +109,7 @@ __attribute__((noinline)) void plain(const RnnStep& step, int64_t first, int64_t
   each_product<1, 4>(
       step, first, last,
       [&](int64_t row, int64_t unit, int n, int)
-          VECSMITH_LAMBDA { return get(rnn.x + step.at[row] * hidden + unit, n); },
+          VECSMITH_LAMBDA { return get(x_of(step, row) + unit, n); },
       [&](int64_t row, int64_t unit, int n, const vfloat* sums) VECSMITH_LAMBDA {
         const vfloat a = sums[0];
         const vfloat h = kRelu ? (a < 0.0f ? vfloat{} : a) : tanh(a);
@@ -120,7 +125,7 @@ __attribute__((noinline)) void gru_reset(const RnnStep& step, int64_t first, int
       step, first, last,
       [&](int64_t row, int64_t unit, int n, int g) VECSMITH_LAMBDA {
         const int64_t at = g * hidden + unit;
-        return get(rnn.x + step.at[row] * 3 * hidden + at, n);
+        return get(x_of(step, row) + at, n);
       },
       [&](int64_t row, int64_t unit, int n, const vfloat* sums) VECSMITH_LAMBDA {
         const vfloat r = sigmoid(sums[0]), z = sigmoid(sums[1]);
@@ -129,6 +134,8 @@ __attribute__((noinline)) void gru_reset(const RnnStep& step, int64_t first, int
         const int64_t saved = step.at[row] * 3 * hidden + unit;
         put(rnn.gates, saved, r, n);
         put(rnn.gates, saved + hidden, z, n);
+        // For the second product, not rounded.
+        put(x_of(step, row) + hidden + unit, z, n);
       });
 }
 
@@ -139,12 +146,12 @@ __attribute__((noinline)) void gru_renew(const RnnStep& step, int64_t first, int
       step, first, last,
       [&](int64_t row, int64_t unit, int n, int) VECSMITH_LAMBDA {
         const int64_t at = 2 * hidden + unit;
-        return get(rnn.x + step.at[row] * 3 * hidden + at, n);
+        return get(x_of(step, row) + at, n);
       },
       [&](int64_t row, int64_t unit, int n, const vfloat* sums) VECSMITH_LAMBDA {
         const int64_t saved = step.at[row] * 3 * hidden + unit;
         const vfloat c = tanh(sums[0]);
-        const vfloat z = get(rnn.gates, saved + hidden, n);
+        const vfloat z = get(x_of(step, row) + hidden + unit, n);
         const vfloat h = c + z * (get(step.before[row] + unit, n) - c);
         put(rnn.gates, saved + 2 * hidden, c, n);
         put_state(step, row, unit, h, n);
@@ -203,6 +210,7 @@ __attribute__((noinline)) void backward_gates(const RnnStepBack& step, int64_t f
         const vfloat z = kept(1), c = kept(2);
         const vfloat dc = dh * (1.0f - z) * (1.0f - c * c);
         const vfloat dz = dh * (state_before(step, row, u, n) - c) * z * (1.0f - z);
+        if (kCell == kGruResetBefore) put_gate(0, vfloat{});  // read before it is known, times zero
         put_gate(1, dz);
         put_gate(2, dc);
         put(dh_row + u, dh * z, n);

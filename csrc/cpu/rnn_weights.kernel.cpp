@@ -289,7 +289,8 @@ void rnn_linear(const RnnLinear& job, int64_t first, int64_t last) {
     constexpr int G = kind.value == 0 ? 1 : kind.value + 2, U = G == 1 ? 4 : 1;
     const auto finish = [&](int64_t row, int64_t unit, int n, const vfloat* sums) VECSMITH_LAMBDA {
 #pragma GCC unroll 4
-      for (int g = 0; g < G; ++g) put(job.out, (row * G + g) * hidden + unit, sums[g], n);
+      for (int g = 0; g < G; ++g)
+        put(job.out, row * job.out_stride + g * hidden + unit, sums[g], n);
     };
     each_product<G, U>(job, first, last, start, finish);
   });

@@ -28,6 +28,7 @@ constexpr int kLanes = 4;
 
 typedef float vfloat __attribute__((vector_size(kLanes * 4)));
 typedef int32_t vint __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t vbits __attribute__((vector_size(kLanes * 4)));
 typedef double vdouble __attribute__((vector_size(kLanes * 8)));  // as many lanes: two registers
 typedef float vfloat_memory __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
 typedef int32_t vint_memory __attribute__((vector_size(kLanes * 4), aligned(4), may_alias));
@@ -217,7 +218,7 @@ VECSMITH_INLINE vfloat exp_negative(vfloat x) {
   p = p * r + 1.6666665459e-1f;
   p = p * r + 5.0000001201e-1f;
   p = p * (r * r) + r + 1.0f;
-  return (vfloat)((vint)p + (k << 23));
+  return (vfloat)((vbits)p + ((vbits)k << 23));
 }
 
 // log(x) for normal x >= 1; absolute error below 2e-7 of max(1, log(x)): exponent and mantissa in

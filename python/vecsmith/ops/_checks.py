@@ -165,6 +165,7 @@ def is_seen(tensors: Sequence[Tensor | None]) -> bool:
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._ops._len_torch_dispatch_stack_pre_dispatch() > 0
         or is_transformed()
         or not _PLAIN.issuperset(map(type, tensors))
     )

@@ -41,7 +41,12 @@ _LIBRARY.define(
 
 
 def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
+    if tensor is None or tensor.numel() == 0:
+        return 0
+    address = tensor.data_ptr()
+    if address == 0:
+        raise RuntimeError("rnn: expected tensors with memory; got one whose storage was freed")
+    return address
 
 
 def _workers(num_threads: int) -> int:
@@ -58,14 +63,14 @@ def unit_of(dtype: torch.dtype, precision: str) -> int:
     torch.get_float32_matmul_precision(): bfloat16 where the processor multiplies it faster than
     floats; for "high" floats in two parts, where there are tiles."""
     units = native().rnn_matrix_units()
-    if dtype == torch.bfloat16 or precision == "medium":
+    if dtype == torch.bfloat16 or (dtype == torch.float32 and precision == "medium"):
         return BFLOAT16 if units else FLOAT
-    return SPLIT if precision == "high" and units == 2 else FLOAT
+    return SPLIT if dtype == torch.float32 and precision == "high" and units == 2 else FLOAT
 
 
 @torch.compiler.assume_constant_result
 def chosen_unit(dtype: torch.dtype) -> int:
-    """What it is now. A compiled function keeps what it was when it was compiled."""
+    """What it is now."""
     return unit_of(dtype, torch.get_float32_matmul_precision())
 
 
@@ -73,7 +78,7 @@ def _kept_types(unit: int, dtype: torch.dtype) -> tuple[torch.dtype, torch.dtype
     """Of the cells and the gates that a backward pass needs."""
     if unit in (TRITON, CUDA):
         return torch.float32 if unit == CUDA else dtype, dtype
-    return torch.float32, torch.bfloat16 if unit == BFLOAT16 else torch.float32
+    return torch.float32, dtype if unit == BFLOAT16 else torch.float32
 
 
 def _job(cell, reverse, sizes, input, h0, c0, w_ih, w_hh, b_ih, b_hh, unit, output, c, gates):
@@ -112,14 +117,20 @@ def _forward(
 ):
     sizes = _sizes_of(batch_sizes, input, h0)
     hidden, count = h0.shape[1], input.shape[0]
-    output = empty_pages(count, hidden, dtype=input.dtype)
+    output = empty_pages(count, hidden, dtype=input.dtype, device=input.device)
     x = gates = input.new_empty(0, dtype=_kept_types(unit, input.dtype)[1])
     if save:
-        gates = empty_pages(count, _SAVED[cell] * hidden, dtype=_kept_types(unit, input.dtype)[1])
-        # Where all gates are kept as floats, and no more, they take the place of the input's part.
-        if _SAVED[cell] == _GATES[cell] and unit != BFLOAT16:
+        gates = empty_pages(
+            *(count, _SAVED[cell] * hidden),
+            dtype=_kept_types(unit, input.dtype)[1],
+            device=input.device,
+        )
+        # Where gates are kept as floats they take the place of the input's part.
+        if _SAVED[cell] and gates.dtype == torch.float32:
             x = gates
-    c = empty_pages(count if save and cell == "lstm" else 0, hidden)
+    c = empty_pages(
+        *(count if save and cell == "lstm" else 0, hidden), dtype=torch.float32, device=input.device
+    )
     last_h = torch.empty_like(h0)
     last_c = torch.empty_like(h0 if cell == "lstm" else h0[:0])
     job = _job(
@@ -184,7 +195,11 @@ def _backward(
     sizes = _sizes_of(batch_sizes, input, h0)
     given = [None if g is None else g.contiguous() for g in (grad, grad_h, grad_c)]
     dh0, dc0 = torch.empty_like(h0), torch.empty_like(h0 if cell == "lstm" else h0[:0])
-    d_input = empty_pages(*input.shape, dtype=input.dtype) if needs_input else input.new_empty(0)
+    d_input = (
+        empty_pages(*input.shape, dtype=input.dtype, device=input.device)
+        if needs_input
+        else input.new_empty(0)
+    )
     dw_ih = torch.empty_like(w_ih) if needs_weights else input.new_empty(0)
     dw_hh = torch.empty_like(w_hh) if needs_weights else input.new_empty(0)
     biases = [None if b is None or not needs_weights else b.shape for b in (b_ih, b_hh)]
@@ -266,13 +281,14 @@ def step(
             tensor.shape != shape
             or tensor.dtype is not kind
             or not tensor.is_cpu
+            or tensor.layout is not torch.strided
             or not tensor.is_contiguous()
             or tensor.is_neg()
         ):
             return None
     unit = unit_of(kind, "highest")
-    output = torch.empty(state, dtype=kind)
-    last_c = None if c is None else torch.empty(state, dtype=kind)
+    output = torch.empty_like(h)
+    last_c = None if c is None else torch.empty_like(c)
     job = (
         *(cell, False, [batch], hidden, unit, kind == torch.bfloat16),
         [_address(t) for t in (input, w_ih, w_hh, b_hh, h, c, output, None, None, b_ih)],
