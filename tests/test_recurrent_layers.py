@@ -15,6 +15,7 @@ import torch.nn.utils.prune
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import (
     PackedSequence,
     pack_padded_sequence,
@@ -986,3 +987,49 @@ def test_a_cell_of_another_nonlinearity():
     cell = nn.RNNCell(INPUT, HIDDEN, nonlinearity="gelu")  # torch refuses it when it is called, too
     with pytest.raises(RuntimeError, match="'tanh' or 'relu'; got 'gelu'"):
         cell(X[0])
+
+
+# --- single steps that go straight to the processor -----------------------------------------------
+
+
+def _cells():
+    return [(nn.LSTMCell(5, 7), True), (nn.GRUCell(5, 7), False), (nn.RNNCell(5, 7), False)]
+
+
+def test_a_quick_step_is_the_slow_one():
+    for cell, has_cell in _cells():
+        x, h, c = torch.randn(3, 5), torch.randn(3, 7), torch.randn(3, 7)
+        hx = (h, c) if has_cell else h
+        slow = cell(x, hx)
+        with torch.no_grad():
+            quick = cell(x, hx)
+        pairs = zip(slow, quick, strict=True) if has_cell else [(slow, quick)]
+        assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_a_quick_step_does_not_look_at_the_default_device():
+    for cell, has_cell in _cells():
+        x, h = torch.randn(3, 5), torch.randn(3, 7)
+        with torch.no_grad(), torch.device("meta"):
+            found = cell(x, (h, h) if has_cell else h)
+        assert (found[0] if has_cell else found).device.type == "cpu"
+
+
+def test_a_quick_step_keeps_tangents():
+    cell, x, h = nn.GRUCell(5, 7), torch.randn(3, 5), torch.randn(3, 7)
+    with torch.no_grad(), forward_ad.dual_level():
+        found = cell(forward_ad.make_dual(x, torch.ones_like(x)), h)
+        assert forward_ad.unpack_dual(found).tangent is not None
+
+
+def test_a_step_refuses_what_has_no_memory():
+    cell, x, h = nn.GRUCell(5, 7), torch.randn(3, 5), torch.randn(3, 7)
+    x.untyped_storage().resize_(0)
+    with torch.no_grad(), pytest.raises(RuntimeError, match="storage was freed"):
+        cell(x, h)
+
+
+def test_a_quick_step_refuses_states_in_one_tensor():
+    cell, x = nn.LSTMCell(5, 7), torch.randn(3, 5)
+    with torch.no_grad(), pytest.raises(TypeError, match="tuple of two tensors"):
+        cell(x, torch.zeros(2, 3, 7))

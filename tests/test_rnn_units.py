@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 import shutil
 import subprocess
 import sysconfig
@@ -188,3 +189,68 @@ def test_the_unit_follows_the_precision(module):
     assert _rnn.unit_of(torch.float32, "high") == (_rnn.SPLIT if fast == 2 else _rnn.FLOAT)
     for dtype, precision in ((torch.float32, "medium"), (torch.bfloat16, "highest")):
         assert _rnn.unit_of(dtype, precision) == (_rnn.BFLOAT16 if fast else _rnn.FLOAT)
+
+
+@pytest.mark.parametrize("unit", list(UNITS))
+@pytest.mark.parametrize("cell", CELLS)
+def test_memory_that_was_used_before_does_not_show(module, cell, unit):
+    """A call leaves NaN in the memory that the next one is given."""
+    for hidden in (1, 5, 33, 65):
+        sizes = [40, 40, 3]
+        values = problem(cell, sizes, hidden)
+        bad = {n: v if v is None else v * float("nan") for n, v in values.items()}
+        right = _ours(values, sizes, cell, False, torch.float32, UNITS[unit], 1)
+        _ours(bad, sizes, cell, False, torch.float32, UNITS[unit], 1)
+        found = _ours(values, sizes, cell, False, torch.float32, UNITS[unit], 1)
+        assert all(torch.equal(a, b) for a, b in zip(found, right, strict=True))
+        assert not any(t.isnan().any() for t in found)
+
+
+def test_gates_of_floats_are_kept_as_floats(module):
+    """1 - f of a forget gate near 1 would be lost in bfloat16."""
+    sizes = [2] * 100
+    values = problem("lstm", sizes, 32)
+    values["b_ih"][32:64] = 6
+    values = {n: v.float().double() for n, v in values.items()}
+    ours = _ours(values, sizes, "lstm", False, torch.float32, _rnn.BFLOAT16)
+    exact = _oracle(values, sizes, "lstm", False, torch.float64, ours[0])
+    for found, right in zip(ours, exact, strict=True):
+        assert float((found - right).norm() / right.norm()) < 0.03
+
+
+@pytest.mark.parametrize("unit", list(UNITS))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_forward_is_the_same_without_gradients(module, dtype, unit):
+    for cell in CELLS:
+        sizes = [40, 40, 7]
+        values = problem(cell, sizes, 33, dtype=torch.bfloat16)
+        given = [None if values[n] is None else values[n].to(dtype) for n in NAMES]
+        if dtype == torch.bfloat16 and unit == "split":
+            continue
+        runs = [
+            torch.ops.vecsmith.rnn(
+                *(given[0], torch.tensor(sizes), *given[1:], cell, False, 2, UNITS[unit], save)
+            )[:3]
+            for save in (False, True)
+        ]
+        assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+def test_float16_does_not_follow_the_precision(module):
+    for precision in ("highest", "high", "medium"):
+        assert _rnn.unit_of(torch.float16, precision) == _rnn.FLOAT
+
+
+def test_all_of_a_tile_configuration_is_written(tmp_path):
+    """GCC takes the instruction to read eight bytes of it, and would leave out the rest."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip("AMX is x86-64's")
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    more = ["-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-DVECSMITH_LEVEL=amx", "-O3"]
+    source, made = ROOT / "csrc/cpu/rnn_products.kernel.cpp", tmp_path / "amx.o"
+    flags = [f for f in FLAGS if f != "-O1"]
+    subprocess.run(
+        [compiler, *flags, *AVX512, *more, f"-I{ROOT / 'csrc'}", "-c", source, "-o", made],
+        check=True,
+    )
+    assert b"\x10" * 8 in made.read_bytes()  # 16 rows each

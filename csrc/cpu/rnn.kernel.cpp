@@ -104,8 +104,6 @@ __attribute__((noinline)) void gru(const RnnStep& step, int64_t first, int64_t l
 
 template <bool kRelu>
 __attribute__((noinline)) void plain(const RnnStep& step, int64_t first, int64_t last) {
-  const Rnn& rnn = *step.rnn;
-  const int64_t hidden = rnn.hidden;
   each_product<1, 4>(
       step, first, last,
       [&](int64_t row, int64_t unit, int n, int)

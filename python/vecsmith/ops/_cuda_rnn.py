@@ -295,7 +295,8 @@ def backward(
     d_input = d_gates @ w_ih if needs_input else input.new_empty(0)
     kind = input.dtype
     if not needs_weights:
-        return d_input, dh0.to(kind), dc0.to(kind), *(input.new_empty(0) for _ in range(4))
+        none = [input.new_empty(0) for _ in range(4)]
+        return d_input, dh0.to(kind), dc0.to(kind), none[0], none[1], none[2], none[3]
     dw_ih = d_gates.t() @ input
     before = _states_before(steps, reverse, h0, output)
     dw_hh = torch.empty_like(w_hh, memory_format=torch.contiguous_format)

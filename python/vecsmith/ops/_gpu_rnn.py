@@ -3,23 +3,27 @@ derivatives, by the kernels that their ``unit`` names: CUDA's or Triton's."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from vecsmith.ops import _cuda_rnn, _rnn, _triton_rnn
 
 
-def _forward(*arguments):
+def _forward(*arguments: Any) -> Any:
     *tensors, cell, reverse, _, unit, save = arguments
-    if unit == _rnn.CUDA:
-        return _cuda_rnn.forward(*tensors, cell, reverse, save)
-    return _triton_rnn._forward(*arguments)
+    if unit != _rnn.CUDA:
+        return _triton_rnn._forward(*arguments)
+    forward: Any = _cuda_rnn.forward
+    return forward(*tensors, cell, reverse, save)
 
 
-def _backward(*arguments):
+def _backward(*arguments: Any) -> Any:
     *tensors, cell, reverse, _, unit, needs_input, needs_weights = arguments
-    if unit == _rnn.CUDA:
-        return _cuda_rnn.backward(*tensors, cell, reverse, needs_input, needs_weights)
-    return _triton_rnn._backward(*arguments)
+    if unit != _rnn.CUDA:
+        return _triton_rnn._backward(*arguments)
+    backward: Any = _cuda_rnn.backward
+    return backward(*tensors, cell, reverse, needs_input, needs_weights)
 
 
 _LIBRARY = torch.library.Library("vecsmith", "FRAGMENT")

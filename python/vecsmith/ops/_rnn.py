@@ -195,11 +195,9 @@ def _backward(
     sizes = _sizes_of(batch_sizes, input, h0)
     given = [None if g is None else g.contiguous() for g in (grad, grad_h, grad_c)]
     dh0, dc0 = torch.empty_like(h0), torch.empty_like(h0 if cell == "lstm" else h0[:0])
-    d_input = (
-        empty_pages(*input.shape, dtype=input.dtype, device=input.device)
-        if needs_input
-        else input.new_empty(0)
-    )
+    d_input = input.new_empty(0)
+    if needs_input:
+        d_input = empty_pages(*input.shape, dtype=input.dtype, device=input.device)
     dw_ih = torch.empty_like(w_ih) if needs_weights else input.new_empty(0)
     dw_hh = torch.empty_like(w_hh) if needs_weights else input.new_empty(0)
     biases = [None if b is None or not needs_weights else b.shape for b in (b_ih, b_hh)]

@@ -94,15 +94,18 @@ def _backward(
             needs_input=needs_input,
             needs_weights=needs_weights,
         )
-    nothing = input.new_empty(0)
+
+    def or_nothing(found: Tensor | None, *shape: int) -> Tensor:
+        return input.new_empty(shape or (0,)) if found is None else found
+
     return (
-        nothing if d_input is None else d_input,
+        or_nothing(d_input),
         dh0,
-        h0.new_empty(0, h0.shape[1]) if dc0 is None else dc0,
-        nothing if dw_ih is None else dw_ih,
-        nothing if dw_hh is None else dw_hh,
-        nothing if b_ih is None or db_ih is None else db_ih,
-        nothing if b_hh is None or db_hh is None else db_hh,
+        or_nothing(dc0, 0, h0.shape[1]),
+        or_nothing(dw_ih),
+        or_nothing(dw_hh),
+        or_nothing(None if b_ih is None else db_ih),
+        or_nothing(None if b_hh is None else db_hh),
     )
 
 
