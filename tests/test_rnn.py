@@ -21,7 +21,7 @@ quick = pytest.mark.cases(backend=("native", "reference"))
 def problem(cell, sizes, hidden, inputs=7, bias=True, dtype=torch.float64):
     """The arguments of a layer, in fp64."""
     gates, batch, count = reference.CELLS[cell], sizes[0], sum(sizes)
-    scale = hidden**-0.5
+    scale = max(1, hidden) ** -0.5
 
     def draw(*shape):
         return torch.randn(*shape, dtype=torch.float64)
@@ -256,6 +256,17 @@ def test_the_short_way_is_the_registered_operator(cell):
     out = ops.rnn(batch_sizes=torch.tensor(sizes), cell=cell, **given)[0]
     assert "vecsmith.rnn" in seen
     assert torch.equal(out.as_subclass(torch.Tensor), quiet[0][0])
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_units_at_all(cell):
+    values = problem(cell, [3, 2], 0)
+    given = {n: v if v is None else v.float().requires_grad_() for n, v in values.items()}
+    out, last_h, _ = ops.rnn(batch_sizes=torch.tensor([3, 2]), cell=cell, **given)
+    assert out.shape == (5, 0)
+    assert last_h.shape == (3, 0)
+    (found,) = torch.autograd.grad(out.sum(), given["input"])
+    assert not found.any()
 
 
 # --- bad input ------------------------------------------------------------------------------------

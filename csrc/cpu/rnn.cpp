@@ -236,9 +236,9 @@ void rnn_forward(const Rnn& given, RnnUnit unit, int threads) {
   // The input's part is computed some steps ahead, which stay in the caches; all at once where
   // these are not side by side.
   const int64_t row_floats = gates * hidden;
-  const int64_t ahead = places.in_order()
-                            ? std::clamp<int64_t>(kAhead / (rnn.batch * row_floats), 1, rnn.steps)
-                            : rnn.steps;
+  const int64_t step_floats = std::max<int64_t>(1, rnn.batch * row_floats);
+  const int64_t ahead =
+      places.in_order() ? std::clamp<int64_t>(kAhead / step_floats, 1, rnn.steps) : rnn.steps;
   const bool keeps_x = rnn.x || (reset_before && !rnn.gates) || !places.in_order();
   const size_t of_x =
       static_cast<size_t>(keeps_x ? count * row_floats : ahead * rnn.batch * row_floats);

@@ -196,7 +196,8 @@ def _choose(input: Tensor, h0: Tensor, cell: str, among: list[str], backend: str
         double = kind == torch.float64 and "torch" not in among
         if double or len(among) == 1 or input.is_meta or check.is_transformed():
             return "reference"
-    if device == "cuda" and backend in (None, "cuda") and "cuda" in among:
+    tried = backend == "cuda" or (backend is None and "torch" not in among)
+    if device == "cuda" and tried and "cuda" in among:
         why = _cuda_rnn.refusal(cell, kind, h0.shape[1], h0.shape[0], input.device)
         if why is not None and backend == "cuda":
             raise BackendUnavailable(f"rnn: the cuda backend cannot take this case: {why}")
