@@ -190,11 +190,21 @@ def test_an_accelerated_layer_takes_lengths():
 
 
 def test_recurrent_layers_that_would_not_gain_are_left_to_torch():
-    layers = [torch.nn.GRU(4, 5).double(), torch.nn.RNN(4, 5).bfloat16()]
+    layers = [torch.nn.GRU(4, 5).double(), torch.nn.RNN(4, 5).half()]
     layers += [torch.nn.GRU(4, 5, device="meta"), torch.nn.LSTM(4, 5), torch.nn.GRUCell(4, 5)]
     before = [type(layer) for layer in layers]
     vecsmith.accelerate(torch.nn.ModuleList(layers))
     assert [type(layer) for layer in layers] == before
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_layers_in_bfloat16_gain_where_it_is_multiplied(monkeypatch, fast):
+    monkeypatch.setattr("vecsmith.nn.accelerate.multiplies_bfloat16", lambda: fast)
+    layer = torch.nn.GRU(4, 5).bfloat16()
+    x = torch.randn(6, 3, 4).bfloat16()
+    expected = layer(x)[0]
+    assert isinstance(vecsmith.accelerate(layer), vecsmith.nn.GRU) is fast
+    torch.testing.assert_close(layer(x)[0], expected, rtol=0.05, atol=0.05)
 
 
 def test_an_accelerated_gru_and_the_compiler():

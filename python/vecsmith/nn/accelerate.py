@@ -10,6 +10,7 @@ import torch
 
 from vecsmith.nn import _swapped
 from vecsmith.nn.embedding import Embedding, EmbeddingBag
+from vecsmith.ops._rnn import multiplies_bfloat16
 
 _LOG = logging.getLogger("vecsmith")
 _Model = TypeVar("_Model", bound=torch.nn.Module)
@@ -24,7 +25,10 @@ def _has_fast_path(layer: torch.nn.Module) -> bool:
 
 def _has_kernel(layer: torch.nn.Module) -> bool:
     """Whether a kernel of ours takes the weights: elsewhere torch's layers are faster."""
-    return all(p.dtype == torch.float32 and p.device.type == "cpu" for p in layer.parameters())
+    kinds = {(p.dtype, p.device.type) for p in layer.parameters()}
+    if kinds == {(torch.bfloat16, "cpu")}:
+        return multiplies_bfloat16()
+    return kinds == {(torch.float32, "cpu")}
 
 
 # The class of torch (exactly: a subclass may compute something else), ours, which is a subclass of
@@ -49,9 +53,10 @@ def accelerate(model: _Model, *, verbose: bool = False) -> _Model:
     Swapped: torch.nn's Embedding, EmbeddingBag, GRU and RNN. Left alone: subclasses of them
     (parametrized layers too), layers whose ``forward`` was replaced, and those for which there is
     no faster path: tables with ``max_norm`` or ``scale_grad_by_freq``, recurrent layers that are
-    not in float32 on a CPU. (An LSTM of ours is about as fast as torch's, and single cells are
-    slower: use :class:`vecsmith.nn.LSTM` by name, for ``lengths`` or its options.) A second call
-    finds nothing to do. Call it before torch.compile.
+    not on a CPU in float32, or in bfloat16 where the processor multiplies it faster. (An LSTM of
+    ours is about as fast as torch's in float32, and cells are slower while gradients are recorded:
+    use :class:`vecsmith.nn.LSTM` by name, for ``lengths`` or its options.) A second call finds
+    nothing to do. Call it before torch.compile.
 
     A GRU or RNN of torch's stays an instance of its class, and so torch.compile breaks its graph
     there as before (``torch._dynamo.config.allow_rnn = True`` lets it go on; a model that is built

@@ -58,6 +58,20 @@ def _workers(num_threads: int) -> int:
 FLOAT, BFLOAT16, SPLIT, TRITON, CUDA = range(5)
 
 
+@functools.cache
+def _has_native() -> bool:
+    try:
+        native()
+    except BackendUnavailable:
+        return False
+    return True
+
+
+def multiplies_bfloat16() -> bool:
+    """Whether the native module multiplies bfloat16, faster than floats, on this processor."""
+    return _has_native() and native().rnn_matrix_units() > 0
+
+
 def unit_of(dtype: torch.dtype, precision: str) -> int:
     """What the native module multiplies in, for tensors of this dtype and with this
     torch.get_float32_matmul_precision(): bfloat16 where the processor multiplies it faster than
@@ -243,15 +257,6 @@ def _backward_fake(
         like(input if needs_input else None),
         *(like(t) for t in (h0, h0 if cell == "lstm" else h0[:0], *parameters)),
     )
-
-
-@functools.cache
-def _has_native() -> bool:
-    try:
-        native()
-    except BackendUnavailable:
-        return False
-    return True
 
 
 def step(
