@@ -381,13 +381,14 @@ void rnn_backward(const Rnn& rnn, const RnnGrad& given, RnnUnit unit, int thread
   const int64_t count = places.count(), wide = gates * hidden;
   const bool reset_before = rnn.cell == kGruResetBefore, direct = count <= kFewRows;
   if (direct) unit = kFloat;
-  // The transposed weight: of r's candidate first, where r comes before.
+  const bool gru = rnn.cell == kGru || reset_before;
+  // The transposed weight: of a GRU's candidate first, whose gradient is apart (or comes first).
   std::vector<Product> products;
-  if (reset_before)
+  if (gru)
     products.emplace_back(RnnMatrix{rnn.weight.at(2 * hidden * hidden), 1, hidden, hidden, hidden,
                                     1, 4, unit, nullptr});
   products.emplace_back(
-      RnnMatrix{rnn.weight, 1, hidden, hidden, wide - reset_before * hidden, 1, 4, unit, nullptr});
+      RnnMatrix{rnn.weight, 1, hidden, hidden, wide - gru * hidden, 1, 4, unit, nullptr});
   // Of the input's gradient.
   Product to_input(RnnMatrix{rnn.w_ih, 1, rnn.inputs, rnn.inputs, wide, 1, 4, unit, nullptr});
   threads = workers_for(rnn, threads);
@@ -399,8 +400,9 @@ void rnn_backward(const Rnn& rnn, const RnnGrad& given, RnnUnit unit, int thread
   const int64_t of_states = rnn.batch * hidden, of_cells = rnn.c0 ? of_states : 0;
   Right inputs(unit, rnn.inputs, places), before(unit, hidden, places), reset(unit, hidden, places);
   grad.x = factors_of(unit, wide);
-  grad.products = grad.x;
-  size_t bytes = 2 * Arena::room<float>(states) + (1 + (rnn.cell == kGru)) * room_of(grad.x, count);
+  grad.products = factors_of(unit, hidden);
+  size_t bytes = 2 * Arena::room<float>(states) + room_of(grad.x, count);
+  if (rnn.cell == kGru) bytes += room_of(grad.products, count);
   if (grad.w_ih) bytes += inputs.bytes();
   if (grad.weight) bytes += (1 + reset_before) * before.bytes();
   bytes += Arena::room<float>(static_cast<size_t>(of_states)) +
@@ -468,9 +470,16 @@ void rnn_backward(const Rnn& rnn, const RnnGrad& given, RnnUnit unit, int thread
   const auto outer = VECSMITH_PICK_KERNEL(rnn_outer);
   const auto column_sums = VECSMITH_PICK_KERNEL(rnn_column_sums);
   const auto convert = VECSMITH_PICK_KERNEL(rnn_convert);
-  const RnnFactors& of_products = rnn.cell == kGru ? grad.products : grad.x;
-  // Where the candidate's numbers are in a row of factors.
-  const int64_t candidate = 2 * hidden * (unit == kFloat ? 4 : 2);
+  // What the candidate's part of the weight is multiplied with, and the same as if it stood behind
+  // the other gates.
+  const int64_t skip = 2 * hidden * (unit == kFloat ? 4 : 2);
+  RnnFactors candidate = grad.x, of_candidate = grad.x;
+  if (rnn.cell == kGru) {
+    candidate = of_candidate = grad.products;
+    of_candidate.data -= skip;
+  } else if (reset_before) {
+    candidate.data += skip;
+  }
   Barrier barrier;
   parallel(threads, [&](int worker, int size) {
     VECSMITH_PICK_KERNEL(rnn_begin)();
@@ -478,7 +487,7 @@ void rnn_backward(const Rnn& rnn, const RnnGrad& given, RnnUnit unit, int thread
     for (const Product& p : products) p.pack(worker, size);
     const int64_t n_first = share(count, worker, size), n_last = share(count, worker + 1, size);
     finish_rows(grad.x, wide, n_first, n_last);
-    if (rnn.cell == kGru) finish_rows(grad.products, wide, n_first, n_last);
+    if (rnn.cell == kGru) finish_rows(grad.products, hidden, n_first, n_last);
     for (int64_t t = rnn.steps - 1; t >= 0; --t) {
       RnnStepBack step{};
       step.rnn = &rnn;
@@ -496,17 +505,17 @@ void rnn_backward(const Rnn& rnn, const RnnGrad& given, RnnUnit unit, int thread
       step.c = dc;
       step.stride = stride;
       step.state = mine.state.data();
-      step.state_words = of_products.words;
       to_gates(step, products[0].unit(worker, size), products[0].unit(worker + 1, size));
       for (size_t phase = 0; phase < products.size(); ++phase) {
         const Product& p = products[phase];
-        const int64_t skip = reset_before && phase == 0 ? candidate : 0;
+        const RnnFactors& left = gru && phase == 0 ? candidate : grad.x;
         for (int64_t row = 0; row < step.rows; ++row) {
           const size_t r = static_cast<size_t>(row);
-          mine.state[r] = of_products.row(mine.at[r]) + skip;
+          mine.state[r] = left.row(mine.at[r]);
         }
+        step.state_words = left.words;
         step.matrix = &p.matrix;
-        barrier.wait(size);
+        if (phase == 0 || reset_before) barrier.wait(size);
         to_state(step, static_cast<int>(phase), p.first(worker, size), p.first(worker + 1, size));
       }
     }
@@ -525,14 +534,18 @@ void rnn_backward(const Rnn& rnn, const RnnGrad& given, RnnUnit unit, int thread
       outer({grad.x, &inputs.packed, w_ih_sums}, first, last);
       if (grad.w_ih.half) convert(w_ih_sums, first * rnn.inputs, last * rnn.inputs, grad.w_ih);
     }
+    const int64_t split = gru ? std::clamp<int64_t>(2 * hidden, first, last) : last;
     if (grad.weight) {
-      const int64_t split = reset_before ? std::clamp<int64_t>(2 * hidden, first, last) : last;
-      outer({of_products, &before.packed, weight_sums}, first, split);
-      outer({of_products, &reset.packed, weight_sums}, split, last);
+      outer({grad.x, &before.packed, weight_sums}, first, split);
+      outer({of_candidate, reset_before ? &reset.packed : &before.packed, weight_sums}, split,
+            last);
       if (grad.weight.half) convert(weight_sums, first * hidden, last * hidden, grad.weight);
     }
     if (grad.b_ih) column_sums(grad.x, count, first, last, b_ih);
-    if (grad.bias) column_sums(of_products, count, first, last, bias);
+    if (grad.bias) {
+      column_sums(grad.x, count, first, split, bias);
+      column_sums(of_candidate, count, split, last, bias);
+    }
     VECSMITH_PICK_KERNEL(rnn_end)();
   });
   for (int64_t row = 0; row < rnn.batch; ++row) {

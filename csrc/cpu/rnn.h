@@ -69,8 +69,8 @@ struct RnnGrad {
   Numbers input;         // [N, inputs]
   Numbers w_ih, weight;  // as in Rnn; null: not wanted
   Numbers b_ih, bias;    // [G hidden], of the biases of both parts
-  // The driver's own, [N, G hidden]: of the input's part of the gates, and of weight times state
-  // where the reset gate comes between.
+  // The driver's own: of the input's part of the gates [N, G hidden], and with kGru of the
+  // candidate's product of weight and state [N, hidden].
   RnnFactors x, products;
 };
 

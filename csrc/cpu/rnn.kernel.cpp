@@ -215,10 +215,7 @@ __attribute__((noinline)) void backward_gates(const RnnStepBack& step, int64_t f
         if constexpr (kCell == kGru) {
           const vfloat r = kept(0), dr = dc * kept(3) * r * (1.0f - r);
           put_gate(0, dr);
-          const vfloat of_products[3] = {dr, dz, dc * r};
-          char* const dp = grad.products.row(here);
-          for (int gate = 0; gate < 3; ++gate)
-            put_factors(grad.products, dp, gate * hidden + u, of_products[gate], n);
+          put_factors(grad.products, grad.products.row(here), u, dc * r, n);
         }
       } else {
         const vfloat h = get(rnn.out, here * hidden + u, n);
