@@ -287,13 +287,7 @@ void rnn_forward(const Rnn& given, RnnUnit unit, int threads) {
   if (reset_before) take_states(scratch);
   for (int64_t row = 0; row < rnn.batch; ++row)
     copy(rnn.h0.at(row * hidden), hidden, state[0] + row * stride);
-  if (apart)
-    for (int64_t row = 0; row < rnn.batch; ++row) {
-      RnnFactors to = factors[0];
-      to.data = to.row(row);
-      VECSMITH_PICK_KERNEL(rnn_factors)
-      (numbers(state[0] + row * stride), hidden, 0, 1, to);
-    }
+  if (apart) VECSMITH_PICK_KERNEL(rnn_factors)(rnn.h0, hidden, 0, rnn.batch, factors[0]);
   if (rnn.c0) copy(rnn.c0, of_cells, cells);
   // What each worker keeps: its rows' states and places.
   struct Rows {
@@ -324,8 +318,9 @@ void rnn_forward(const Rnn& given, RnnUnit unit, int threads) {
     for (int64_t t = 0; t < rnn.steps; ++t) {
       if (t % ahead == 0) {
         const int64_t next = std::min(rnn.steps, t + ahead);
-        const int64_t from = !places.in_order() ? 0 : rnn.reverse ? rnn.steps - next : t;
-        const int64_t to = !places.in_order() ? rnn.steps : rnn.reverse ? rnn.steps - t : next;
+        // Out of order next is the end, and either way it is all steps.
+        const int64_t from = rnn.reverse ? rnn.steps - next : t;
+        const int64_t to = rnn.reverse ? rnn.steps - t : next;
         const int64_t first = places.begin(from);
         x_first = keeps_x ? 0 : first;
         RnnLinear inputs{input.factors,

@@ -145,7 +145,7 @@ struct RnnStep {
   int64_t rows;
   float* next;  // [rows, next_stride]: the state after
   int64_t next_stride;
-  RnnFactors factors;  // [rows]: the same as factors; null where these are `next`
+  RnnFactors factors;  // [rows]: the state after as factors; null where `next` is
   RnnFactors scratch;  // [rows]: r times the state, with kGruResetBefore
   float* c;            // [batch, hidden]: the cells, changed in place
 };

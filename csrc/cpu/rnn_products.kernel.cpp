@@ -78,13 +78,13 @@ VECSMITH_INLINE void over_rows(int rows, const Body& body) {
   }
 }
 
-// The same of up to 16 rows that lie `stride` bytes apart, in tiles.
+// The same of up to 16 rows that lie `stride` bytes apart, in tiles, with 3 or 4 vectors.
 template <int V>
 VECSMITH_INLINE void tile_product(const RnnBlock& block, const char* row, int64_t stride,
                                   float* out) {
   tile_zero<0>();
-  if constexpr (V > 1) tile_zero<1>();
-  if constexpr (V > 2) tile_zero<2>();
+  tile_zero<1>();
+  tile_zero<2>();
   if constexpr (V > 3) tile_zero<3>();
   constexpr int64_t kRow = V * 64;
   for (int pass = 0; pass < pass_count(block.unit); ++pass) {
@@ -94,14 +94,10 @@ VECSMITH_INLINE void tile_product(const RnnBlock& block, const char* row, int64_
       tile_load<4>(x, stride);
       tile_load<5>(w, kRow);
       tile_multiply_add<0>();
-      if constexpr (V > 1) {
-        tile_load<6>(w + 64, kRow);
-        tile_multiply_add<1>();
-      }
-      if constexpr (V > 2) {
-        tile_load<7>(w + 128, kRow);
-        tile_multiply_add<2>();
-      }
+      tile_load<6>(w + 64, kRow);
+      tile_multiply_add<1>();
+      tile_load<7>(w + 128, kRow);
+      tile_multiply_add<2>();
       if constexpr (V > 3) {
         tile_load<5>(w + 192, kRow);
         tile_multiply_add<3>();
@@ -109,8 +105,8 @@ VECSMITH_INLINE void tile_product(const RnnBlock& block, const char* row, int64_
     }
   }
   tile_store<0>(out, kRow);
-  if constexpr (V > 1) tile_store<1>(out + 16, kRow);
-  if constexpr (V > 2) tile_store<2>(out + 32, kRow);
+  tile_store<1>(out + 16, kRow);
+  tile_store<2>(out + 32, kRow);
   if constexpr (V > 3) tile_store<3>(out + 48, kRow);
 }
 

@@ -7,37 +7,20 @@ device; nothing synchronizes.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vecsmith.reference.rnn import CELLS as _GATES
+from vecsmith.ops._cuda_launch import place_of
+from vecsmith.ops._registry import cuda_module
+from vecsmith.ops._rnn import _GATES, _SAVED, _address, checked_sizes
 
-_SAVED = {"lstm": 4, "gru": 4, "gru_reset_before": 3, "rnn_tanh": 0, "rnn_relu": 0}
 _CHOSEN = (0, 0, -1, 0)  # by the plan: units, groups, cluster, split
 DTYPES = {torch.bfloat16: "bfloat16", torch.float16: "float16"}
-
-
-def _module() -> ModuleType:
-    return importlib.import_module("vecsmith._cuda")
-
-
-def _address(tensor: Tensor | None) -> int:
-    return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
-
-
-def _where(device: torch.device) -> dict[str, int]:
-    """The device's index and its current stream, as CUDA's integers."""
-    if device.type != "cuda":  # the kernels on the host, in tests
-        return {"device": 0, "stream": 0}
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return {"device": index, "stream": torch.cuda.current_stream(index).cuda_stream}
 
 
 def _ready(tensor: Tensor) -> Tensor:
@@ -76,9 +59,9 @@ def refusal(
         return f"there is no kernel for {dtype}"
     if batch == 0:
         return "there are no rows"
-    where = _where(device)["device"]
+    where = place_of(device)["device"]
     try:
-        return _misfit(module or _module(), cell, DTYPES[dtype], hidden, batch, where)
+        return _misfit(module or cuda_module(), cell, DTYPES[dtype], hidden, batch, where)
     except (ImportError, RuntimeError) as error:  # not built, or not for this device
         return str(error)
 
@@ -94,16 +77,11 @@ class _Steps(NamedTuple):
         return self.sizes[0]
 
 
-def _steps_of(batch_sizes: Tensor, count: int, batch: int, device: torch.device) -> _Steps:
-    sizes: list[int] = batch_sizes.tolist()
-    if not sizes or sum(sizes) != count or sizes[0] != batch:
-        raise ValueError(
-            f"rnn: expected batch_sizes that begin with {batch}, the rows of h0, and add up to "
-            f"{count}, the rows of input; got {sizes}"
-        )
+def _steps_of(batch_sizes: Tensor, input: Tensor, h0: Tensor) -> _Steps:
+    sizes = checked_sizes(batch_sizes, input, h0)
     starts = None
     if sizes[-1] != sizes[0]:
-        starts = torch.tensor([0, *accumulate(sizes)]).to(device, non_blocking=True)
+        starts = torch.tensor([0, *accumulate(sizes)]).to(input.device, non_blocking=True)
     return _Steps(sizes, starts)
 
 
@@ -111,7 +89,7 @@ def _launch(
     name: str, module: Any, cell: str, dtype: torch.dtype, steps: _Steps, reverse: bool,
     hidden: int, cut: Sequence[int], device: torch.device, tensors: dict[str, Tensor | None],
 ) -> None:  # fmt: skip
-    where = _where(device)
+    where = place_of(device)
     case = (cell, DTYPES[dtype], hidden, steps.batch, name == "rnn_backward", *cut)
     plan = _plan(module, *case, where["device"])
     tensors["counters"] = torch.zeros(plan["counters"], dtype=torch.int32, device=device)
@@ -164,10 +142,10 @@ def forward(
         ValueError: a dtype or a size that the kernels cannot take, or batch_sizes that do not fit.
         RuntimeError: CUDA reports an error.
     """
-    module = module or _module()
+    module = module or cuda_module()
     _require(input.dtype)
     device, count, hidden = input.device, input.shape[0], h0.shape[1]
-    steps = _steps_of(batch_sizes, count, h0.shape[0], device)
+    steps = _steps_of(batch_sizes, input, h0)
     lstm = cell == "lstm"
     x = torch.nn.functional.linear(input, w_ih, b_ih)
     output = input.new_empty(count, hidden)
@@ -266,10 +244,10 @@ def backward(
 
     Raises: as :func:`forward`.
     """
-    module = module or _module()
+    module = module or cuda_module()
     _require(input.dtype)
     device, count, hidden = input.device, input.shape[0], h0.shape[1]
-    steps = _steps_of(batch_sizes, count, h0.shape[0], device)
+    steps = _steps_of(batch_sizes, input, h0)
     lstm, given_gates = cell == "lstm", _GATES[cell] * hidden
     h0 = _ready(h0)
     derived = input.new_empty(count, (4 if cell == "gru" else _GATES[cell]) * hidden)

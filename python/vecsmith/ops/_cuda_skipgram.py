@@ -6,32 +6,20 @@ go to the current stream of the tables' device; nothing synchronizes but the cou
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from vecsmith.kernels import _survivors
+from vecsmith.ops._cuda_launch import place_of
+from vecsmith.ops._registry import cuda_module
 
 _MASK = (1 << 64) - 1
 
 
-def _module() -> ModuleType:
-    return importlib.import_module("vecsmith._cuda")
-
-
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-def _where(device: torch.device) -> dict[str, int]:
-    """The device's index and its current stream, as CUDA's integers."""
-    if device.type != "cuda":  # the kernels on the host, in tests
-        return {"device": 0, "stream": 0}
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return {"device": index, "stream": torch.cuda.current_stream(index).cuda_stream}
 
 
 def _train(
@@ -39,7 +27,7 @@ def _train(
 ) -> Tensor:
     """Lend what the plan asks for, and launch."""
     result = torch.zeros(2, dtype=torch.float64, device=device)
-    arguments |= _where(device)
+    arguments |= place_of(device)
     arguments |= {"loss": _address(result), "blocks": blocks or 0}
     arguments |= {"scratch": 0, "scratch_floats": 0}
     floats = plan(**arguments)["scratch_floats"]
@@ -89,7 +77,7 @@ def skipgram(
         RuntimeError: ``sync_every`` > 0 (deterministic mode), or CUDA reports an error.
     """
     _survivors.refuse_sync(sync_every)
-    module = module or _module()
+    module = module or cuda_module()
     device = input_table.device
     nothing = torch.zeros(2, dtype=torch.float64, device=device)
     if offsets.numel() < 2:
@@ -111,7 +99,7 @@ def skipgram(
             first_position=first_position,
             seed=seed & _MASK,
             epoch=epoch & _MASK,
-            **_where(device),
+            **place_of(device),
         )
     packed = _survivors.pack(mask, tokens, offsets, start, stop, first_position)
     if packed.words.numel() == 0:
@@ -175,7 +163,7 @@ def skipgram_pairs(
     ``blocks``, ``module``, the result and what is raised are those of :func:`skipgram`.
     """
     _survivors.refuse_sync(sync_every)
-    module = module or _module()
+    module = module or cuda_module()
     device = input_table.device
     if centers.numel() == 0:
         return torch.zeros(2, dtype=torch.float64, device=device)

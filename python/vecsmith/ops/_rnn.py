@@ -114,6 +114,14 @@ def _sizes_of(batch_sizes: Tensor, input: Tensor, h0: Tensor) -> list[int]:
     return sizes
 
 
+def checked_sizes(batch_sizes: Tensor, input: Tensor, h0: Tensor) -> list[int]:
+    """The same for a GPU's kernels, which must not run past what they were given; the native module
+    looks at the order itself."""
+    sizes = _sizes_of(batch_sizes, input, h0)
+    check.batch_sizes("rnn", sizes, input.shape[0])
+    return sizes
+
+
 def _forward(
     input,
     batch_sizes,
@@ -131,20 +139,16 @@ def _forward(
 ):
     sizes = _sizes_of(batch_sizes, input, h0)
     hidden, count = h0.shape[1], input.shape[0]
+    of_cells, of_gates = _kept_types(unit, input.dtype)
     output = empty_pages(count, hidden, dtype=input.dtype, device=input.device)
-    x = gates = input.new_empty(0, dtype=_kept_types(unit, input.dtype)[1])
+    x = gates = input.new_empty(0, dtype=of_gates)
     if save:
-        gates = empty_pages(
-            *(count, _SAVED[cell] * hidden),
-            dtype=_kept_types(unit, input.dtype)[1],
-            device=input.device,
-        )
+        gates = empty_pages(count, _SAVED[cell] * hidden, dtype=of_gates, device=input.device)
         # Where gates are kept as floats they take the place of the input's part.
         if _SAVED[cell] and gates.dtype == torch.float32:
             x = gates
-    c = empty_pages(
-        *(count if save and cell == "lstm" else 0, hidden), dtype=torch.float32, device=input.device
-    )
+    cells = count if save and cell == "lstm" else 0
+    c = empty_pages(cells, hidden, dtype=of_cells, device=input.device)
     last_h = torch.empty_like(h0)
     last_c = torch.empty_like(h0 if cell == "lstm" else h0[:0])
     job = _job(
@@ -292,9 +296,8 @@ def step(
     unit = unit_of(kind, "highest")
     output = torch.empty_like(h)
     last_c = None if c is None else torch.empty_like(c)
-    job = (
-        *(cell, False, [batch], hidden, unit, kind == torch.bfloat16),
-        [_address(t) for t in (input, w_ih, w_hh, b_hh, h, c, output, None, None, b_ih)],
+    job = _job(
+        *(cell, False, [batch], input, h, c, w_ih, w_hh, b_ih, b_hh, unit, output, None, None)
     )
     native().rnn(job, inputs, 0, 0, _address(last_c), torch.get_num_threads())
     return output, last_c

@@ -6,7 +6,6 @@ What a backward pass needs is kept in the dtype of the input. Importing this doe
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,11 +19,8 @@ def _contiguous(*tensors: Tensor | None) -> list[Any]:
 
 
 def _checked(batch_sizes: Tensor, input: Tensor, h0: Tensor) -> Tensor:
-    """batch_sizes as they are now: kernels must not run past what they were given."""
-    sizes = _rnn._sizes_of(batch_sizes, input, h0)
-    if sizes[-1] < 0 or any(b > a for a, b in pairwise(sizes)):
-        raise ValueError(f"rnn: expected batch_sizes that do not increase; got {sizes}")
-    return torch.tensor(sizes)
+    """batch_sizes as they are now."""
+    return torch.tensor(_rnn.checked_sizes(batch_sizes, input, h0), device="cpu")
 
 
 def _forward(

@@ -137,8 +137,8 @@ def rnn(
             cell=cell,
             reverse=reverse,
         )
+    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     if chosen == "cuda":
-        save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
         output, last_h, last_c, _, _ = torch.ops.vecsmith.rnn(
             *(input, batch_sizes, *given[1:], cell, reverse, 0, _rnn.CUDA, save)
         )
@@ -147,7 +147,6 @@ def rnn(
         return _triton_rnn.rnn(
             *(input, batch_sizes, h0, c0, w_ih, w_hh, b_ih, b_hh), cell=cell, reverse=reverse
         )
-    save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in given)
     if kind == torch.float16:
         given = [None if t is None else t.float() for t in given]
     rows, *given = (None if t is None else t.contiguous() for t in given)
