@@ -6,24 +6,12 @@
 #include <stdint.h>
 
 #include "cpu/isa.h"
+#include "cpu/rows.h"
 
 namespace vecsmith {
 
 // The numbers of ops/embedding_bag.py.
 enum BagMode : int32_t { kNone = 0, kSum = 1, kMean = 2, kMax = 3 };
-enum ElementType : int32_t { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2, kQuantized8 = 3 };
-
-inline int64_t element_size(ElementType type) {
-  return type == kFloat32 ? 4 : type == kQuantized8 ? 1 : 2;
-}
-
-// Rows of some type, `stride` bytes apart. A quantized row is D bytes and two floats: scale, bias.
-struct Rows {
-  const char* data;
-  ElementType type;
-  int64_t dim;
-  int64_t stride;  // bytes
-};
 
 // Which rows, and how they are pooled: bag b is the positions bag_begin(b) .. bag_begin(b + 1).
 struct Bags {
