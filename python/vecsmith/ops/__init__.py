@@ -18,6 +18,13 @@ from vecsmith.ops._registry import (
 )
 from vecsmith.ops._tables import empty_table
 from vecsmith.ops._update_rule import UpdateRule
+from vecsmith.ops.cosine_topk import (
+    TopK,
+    cosine_topk,
+    linear_topk,
+    match_mask,
+    nearest_token_accuracy,
+)
 from vecsmith.ops.embedding_bag import (
     embedding,
     embedding_bag,
@@ -32,8 +39,10 @@ __all__ = [
     "Backend",
     "BackendUnavailable",
     "Operator",
+    "TopK",
     "UpdateRule",
     "choose",
+    "cosine_topk",
     "dequantize_rows",
     "embedding",
     "embedding_bag",
@@ -42,6 +51,9 @@ __all__ = [
     "embedding_bags",
     "empty_table",
     "explain",
+    "linear_topk",
+    "match_mask",
+    "nearest_token_accuracy",
     "quantize_rows",
     "registry",
     "rnn",

@@ -1,0 +1,256 @@
+"""The operator ``cosine_topk``: the nearest rows of a vocabulary, exactly, without the matrix of
+all scores, and what stands on it.
+
+What it computes is written down in :mod:`vecsmith.reference.cosine_topk`; how torch knows it, and
+how the native module is called, in ``_cosine_topk.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from vecsmith.ops import _checks as check
+from vecsmith.ops import _cosine_topk as registered
+
+
+class TopK(NamedTuple):
+    """The rows that were found, best first: values and indices [..., k]."""
+
+    values: Tensor
+    indices: Tensor
+
+
+def cosine_topk(
+    queries: Tensor,
+    vocabulary: Tensor,
+    k: int = 1,
+    *,
+    metric: str = "cosine",
+    banned: Tensor | None = None,
+    exclude: Tensor | Sequence[Sequence[int]] | None = None,
+    backend: str | None = None,
+    num_threads: int | None = None,
+) -> TopK:
+    """The k rows of a vocabulary with the best scores, for each query:
+
+        cosine   <q, w> / (|q| |w|), greatest first; 0 where one of them is zero
+        dot      <q, w>, greatest first
+        l2       |q - w|^2, least first
+
+    Exact: scores of all rows are first bounded in low precision (bytes, bfloat16, or float32, what
+    the processor multiplies fastest), with a proven error, and the rows that could be among the
+    best are scored in float64. Each row returned is within 1e-12 (relative to |q| |w| with dot, to
+    (|q| + |w|)^2 with l2) of the one at that rank; of rows with equal scores the lower index comes
+    first, so of equal rows the first. Scratch memory stays below 64 MB, whatever the sizes.
+
+    Args:
+        queries: [..., D] of float32, float64, bfloat16 or float16.
+        vocabulary: [V, D] of the same device, of any of these dtypes, V >= 1.
+        k: 1..V.
+        metric: "cosine", "dot" or "l2".
+        banned: bool [V], rows that nobody may have; they may hold anything.
+        exclude: rows that single queries may not have: int64 [..., E] with -1 for none, or a
+            sequence of sequences of rows, one for each of the queries.
+        backend: "native" or "reference" to force one.
+        num_threads: default ``torch.get_num_threads()``.
+
+    Returns:
+        (values [..., k], int64 indices [..., k]); values are float32, or float64 where queries or
+        vocabulary are. Where fewer than k rows are allowed the last places have index -1 and the
+        value -inf (l2: inf). Values are differentiable in queries and vocabulary, twice.
+
+    Raises:
+        TypeError, ValueError: wrong types, shapes, devices; a row or query that is not finite, by
+            its index; k > V; with dot and l2 rows longer than 1e18.
+        IndexError: an excluded row out of -1..V-1.
+        BackendUnavailable: a forced backend that cannot run.
+    """
+    name = "cosine_topk"
+    _check_tables(name, queries, vocabulary)
+    if metric not in registered.METRICS:
+        names = ", ".join(repr(m) for m in registered.METRICS)
+        raise ValueError(f"{name}: expected metric to be one of {names}; got {metric!r}")
+    check.integer(name, "k", k, low=1)
+    if k > vocabulary.shape[0]:
+        raise ValueError(f"{name}: expected k of at most V={vocabulary.shape[0]} rows; got {k}")
+    if banned is not None:
+        check.tensor(name, "banned", banned, torch.bool, (vocabulary.shape[0],), like=vocabulary)
+    flat = queries.reshape(-1, queries.shape[-1])
+    offsets, excluded = exclusions(name, exclude, queries, vocabulary.shape[0])
+    values, indices = torch.ops.vecsmith.cosine_topk(
+        *(flat, vocabulary, k, metric, banned, offsets, excluded, backend or ""),
+        0 if num_threads is None else check.threads(name, num_threads),
+    )
+    shape = (*queries.shape[:-1], k)
+    return TopK(values.view(shape), indices.view(shape))
+
+
+def linear_topk(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    k: int = 1,
+    *,
+    backend: str | None = None,
+    num_threads: int | None = None,
+) -> TopK:
+    """The k greatest outputs of a linear layer, ``(input @ weight.T + bias).topk(k)``, without its
+    other outputs: the sparse code of a k-sparse autoencoder (Makhzani and Frey 2013).
+
+    Args:
+        input: [..., D]; weight: [V, D]; bias: [V], or None; as in :func:`cosine_topk`.
+        k, backend, num_threads: as in :func:`cosine_topk`.
+
+    Returns:
+        (values, indices) as :func:`cosine_topk` with metric "dot"; differentiable in all three.
+    """
+    if bias is None:
+        return cosine_topk(input, weight, k, metric="dot", backend=backend, num_threads=num_threads)
+    name = "linear_topk"
+    _check_tables(name, input, weight)
+    check.tensor(name, "bias", bias, weight.dtype, (weight.shape[0],), like=weight)
+    # The bias is the weight of one more input, which is 1.
+    return cosine_topk(
+        torch.cat([input, input.new_ones(*input.shape[:-1], 1)], -1),
+        torch.cat([weight, bias.unsqueeze(1)], 1),
+        k,
+        metric="dot",
+        backend=backend,
+        num_threads=num_threads,
+    )
+
+
+@torch.no_grad()
+def match_mask(
+    outputs: Tensor,
+    embeddings: Tensor,
+    targets: Tensor,
+    *,
+    backend: str | None = None,
+    num_threads: int | None = None,
+) -> Tensor:
+    """Whether the nearest row by cosine is the target, for each output: the mask of the match loss,
+    which is the squared error where this is false.
+
+    Args:
+        outputs: [..., D]; embeddings: [V, D], as in :func:`cosine_topk`.
+        targets: int64 [...], rows of embeddings; negative: no target, and no match.
+        backend, num_threads: as in :func:`cosine_topk`.
+
+    Returns:
+        bool [...]. A row that equals the target's bit for bit counts as the target.
+
+    Raises:
+        As :func:`cosine_topk`; IndexError for a target that is no row.
+    """
+    name = "match_mask"
+    _check_tables(name, outputs, embeddings)
+    check.tensor(
+        name, "targets", targets.contiguous(), torch.int64, tuple(outputs.shape[:-1]), like=outputs
+    )
+    found = cosine_topk(outputs, embeddings, backend=backend, num_threads=num_threads)
+    nearest = found.indices.squeeze(-1)
+    if targets.numel() and int(targets.max()) >= embeddings.shape[0]:
+        raise IndexError(
+            f"{name}: expected targets below V={embeddings.shape[0]}; got {int(targets.max())}"
+        )
+    matched = nearest == targets
+    other = (~matched & (targets >= 0)).nonzero(as_tuple=True)
+    same = (embeddings[nearest[other]] == embeddings[targets[other]]).all(-1)
+    matched[other] = same
+    return matched
+
+
+def nearest_token_accuracy(
+    outputs: Tensor,
+    embeddings: Tensor,
+    targets: Tensor,
+    *,
+    ignore_index: int = -100,
+    backend: str | None = None,
+    num_threads: int | None = None,
+) -> Tensor:
+    """The share of outputs whose nearest row by cosine is the target (:func:`match_mask`), among
+    the targets that are not ``ignore_index``: float32 [], nan where there are none."""
+    counted = targets != ignore_index
+    where = counted.nonzero(as_tuple=True)
+    matched = match_mask(
+        outputs[where], embeddings, targets[where], backend=backend, num_threads=num_threads
+    )
+    return matched.float().mean()
+
+
+def _check_tables(name: str, queries: object, vocabulary: object) -> None:
+    if not isinstance(queries, Tensor):
+        raise TypeError(
+            f"{name}: expected queries to be a torch.Tensor; got {type(queries).__name__}"
+        )
+    # Rows of any strides will do.
+    is_matrix = isinstance(vocabulary, Tensor) and vocabulary.dim() == 2
+    check.table(name, "vocabulary", registered.unit_stride(vocabulary) if is_matrix else vocabulary)
+    assert isinstance(vocabulary, Tensor)
+    if queries.dtype not in registered.DTYPES or vocabulary.dtype not in registered.DTYPES:
+        raise TypeError(
+            f"{name}: expected float32, float64, bfloat16 or float16; "
+            f"got queries {queries.dtype}, vocabulary {vocabulary.dtype}"
+        )
+    if vocabulary.shape[0] < 1:
+        raise ValueError(f"{name}: expected a vocabulary of at least one row; got none")
+    if queries.dim() < 1 or queries.shape[-1] != vocabulary.shape[1]:
+        raise ValueError(
+            f"{name}: expected queries of shape [..., D={vocabulary.shape[1]}]; "
+            f"got {list(queries.shape)}"
+        )
+    if queries.device != vocabulary.device:
+        raise ValueError(
+            f"{name}: expected queries on {vocabulary.device}; got them on {queries.device}"
+        )
+
+
+def exclusions(
+    name: str, exclude: object, queries: Tensor, rows: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """(offsets [Q + 1], rows ascending for each query, those of -1 first), int64; or None twice."""
+    if exclude is None:
+        return None, None
+    count = queries.numel() // max(queries.shape[-1], 1)
+    if not isinstance(exclude, Tensor):
+        if not isinstance(exclude, Sequence) or isinstance(exclude, str):
+            raise TypeError(
+                f"{name}: expected exclude to be a tensor or a sequence of sequences of rows; "
+                f"got {type(exclude).__name__}"
+            )
+        lists = [list(one) for one in exclude]
+        if len(lists) != count:
+            raise ValueError(
+                f"{name}: expected exclude with {count} lists, one for each query; got {len(lists)}"
+            )
+        longest = max((len(one) for one in lists), default=0)
+        padded = [one + [-1] * (longest - len(one)) for one in lists]
+        exclude = torch.tensor(padded, dtype=torch.int64, device=queries.device)
+        exclude = exclude.view(count, longest)
+    else:
+        if exclude.dtype != torch.int64:
+            raise TypeError(f"{name}: expected exclude to be torch.int64; got {exclude.dtype}")
+        if exclude.dim() != queries.dim() or exclude.shape[:-1] != queries.shape[:-1]:
+            raise ValueError(
+                f"{name}: expected exclude of shape {[*queries.shape[:-1], 'E']}; "
+                f"got {list(exclude.shape)}"
+            )
+        if exclude.device != queries.device:
+            raise ValueError(
+                f"{name}: expected exclude on {queries.device}; got it on {exclude.device}"
+            )
+    flat = exclude.reshape(count, -1)
+    if not isinstance(flat, FakeTensor) and not torch.compiler.is_compiling():
+        check.ids(name, "exclude", flat, -1, rows)
+    each = flat.shape[1]
+    if each == 0:
+        return None, None
+    offsets = torch.arange(count + 1, device=flat.device) * each
+    return offsets, flat.sort(1).values.reshape(-1)
