@@ -7,6 +7,7 @@ used here and why (``vecsmith info`` prints it).
 
 from __future__ import annotations
 
+from vecsmith.ops._packed_rows import PackedRows
 from vecsmith.ops._quantized import dequantize_rows, quantize_rows
 from vecsmith.ops._registry import (
     Backend,
@@ -39,6 +40,7 @@ __all__ = [
     "Backend",
     "BackendUnavailable",
     "Operator",
+    "PackedRows",
     "TopK",
     "UpdateRule",
     "choose",
