@@ -34,6 +34,8 @@ class Parts:
         embeddings: token vectors [V, E], or None: the encoder's own.
         max_length: T at most.
         seed: of everything that is drawn.
+        noise_gain: how much larger noise is beside the encoder's vector than beside the whole one,
+            of which it may be a small part.
     """
 
     tokens: SentenceTokens
@@ -41,6 +43,7 @@ class Parts:
     embeddings: Tensor | None
     max_length: int
     seed: int
+    noise_gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -50,8 +53,8 @@ class Kind:
     Attributes:
         defaults: its options; others are refused.
         build: (parts, options) -> (encoder, decoder), untrained.
-        fit: (model, rows of tokens without eos, options of ``SentenceAutoencoder.fit``) -> None; the
-            model's ``encoder`` and ``decoder`` are there.
+        fit: (model, rows of tokens without eos, options of ``SentenceAutoencoder.fit``) -> None;
+            the model's ``encoder`` and ``decoder`` are there.
         shares: the encoder and the decoder are one module (saved once).
     """
 
@@ -63,6 +66,7 @@ class Kind:
 
 def _build_rotation(parts: Parts, options: dict[str, Any]) -> Pair:
     options = dict(options)
+    options["noise"] = check.finite("noise", options["noise"]) * parts.noise_gain
     order = check.integer("language_model", options.pop("language_model"), 0)
     v, tokens = len(parts.tokens), parts.tokens
     module = RotationBinding(
