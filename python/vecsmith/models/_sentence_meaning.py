@@ -84,7 +84,7 @@ class SentenceMeaning:
         """m of sentences: [B, size], rows of length 1 or 0."""
         rows, owners = [], []
         for index, sentence in enumerate(sentences):
-            for word in _words(sentence):
+            for word in words_of(sentence):
                 row = self._rows.get(word)
                 if row is not None:
                     rows.append(row)
@@ -94,7 +94,8 @@ class SentenceMeaning:
         return nn.functional.normalize(total, dim=1)
 
 
-def _words(sentence: str) -> list[str]:
+def words_of(sentence: str) -> list[str]:
+    """Its words in lower case, digits as words."""
     found = []
     for word in _WORDS.findall(sentence.lower()):
         found += [_DIGITS.get(digit, digit) for digit in word] if word.isdigit() else [word]
