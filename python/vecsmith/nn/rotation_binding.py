@@ -54,14 +54,14 @@ class RotationBinding(nn.Module):
         - |r_t|^2 / (2 v_t) + sum_{k<=t} log p(w_k | w_<k)
 
     with p of the language model, or 1 / V; at the end v_T is |r_T|^2 / D, and noise^2 / D at least.
-    |r_T|^2 also tells whether a sentence fits. Those
-    that do not, or where a choice was close, are decoded again with a wider beam and with other
-    lengths that are likely. The norm of a vector carries nothing and may be anything but 0.
+    |r_T|^2 also tells whether a sentence fits. Those that do not, or where a choice was close, are
+    decoded again with a wider beam and with other lengths that are likely. The norm of a vector
+    carries nothing and may be anything but 0.
 
     Args:
         num_embeddings: V.
         vector_size: D, even.
-        max_length: T at most.
+        max_length: T at most, up to 1024.
         gamma: the ratio of amplitudes, in (0, 1]; None: by the rule above.
         snr: c D at most, in that rule.
         noise: the norm of the noise to be expected in vectors, as a share of theirs, in (0, 1).
@@ -96,7 +96,7 @@ class RotationBinding(nn.Module):
         name = type(self).__name__
         check.integer(name, "num_embeddings", num_embeddings, low=1, high=2**31 - 1)
         check.integer(name, "vector_size", vector_size, low=2, high=2**20)
-        check.integer(name, "max_length", max_length, low=0, high=2**12)
+        check.integer(name, "max_length", max_length, low=0, high=2**10)
         check.integer(name, "beam", beam, low=1, high=2**12)
         check.seed(name, seed)
         for token, value in (("pad", pad), ("bos", bos), ("eos", eos)):
