@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vecsmith.ops import match_mask
+
 
 def match_loss(
     outputs: Tensor, embeddings: Tensor, targets: Tensor, mask: Tensor | None = None
@@ -180,8 +182,7 @@ def teacher_vectors(teacher: Callable[[list[str]], Any], sentences: Sequence[str
 def _matches(outputs: Tensor, embeddings: Tensor, targets: Tensor) -> Tensor:
     """Whether the nearest row of embeddings [V, E] by cosine to each of outputs [N, E] is its
     target: [N] bool."""
-    with torch.no_grad():
-        return (outputs @ functional.normalize(embeddings, dim=1).t()).argmax(1) == targets
+    return match_mask(outputs.detach(), embeddings.detach(), targets)
 
 
 def _apart(a: Tensor, b: Tensor) -> Tensor:

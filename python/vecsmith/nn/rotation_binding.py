@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vecsmith.ops import _checks as check
+from vecsmith.ops import cosine_topk
 
 _LENGTH_SNR = 50.0
 # In nats: lengths that much less likely than the likeliest are not tried, and a token that much
@@ -476,8 +477,8 @@ def _fit(v: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _nearest(queries: Tensor, vocabulary: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k rows of vocabulary [V, D] of the largest dot product with each query [..., D]: values
     and indices [..., k]."""
-    values, indices = (queries @ vocabulary.T).topk(k, -1)
-    return values, indices
+    found = cosine_topk(queries, vocabulary, k, metric="dot")
+    return found.values, found.indices
 
 
 def _widened(x: Tensor, width: int) -> Tensor:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from vecsmith.nn import _rotation_start as _start
 from vecsmith.ops import _checks as check
+from vecsmith.ops import cosine_topk
 
 CELLS = ("rnn", "lstm", "gru", "residual_rnn")
 METHODS = ("greedy", "multinomial")
@@ -21,10 +22,12 @@ _LOGIT_SCALE = 50.0
 def _nearest(outputs: Tensor, embeddings: Tensor, excluded: Tensor | None = None) -> Tensor:
     """The row of embeddings [V, E] of the highest cosine to each of outputs [N, E]: [N] int64. Not
     one of ``excluded``, indices."""
-    scores = outputs.detach() @ functional.normalize(embeddings.detach(), dim=1).t()
+    banned = None
     if excluded is not None:
-        scores[:, excluded] = -torch.inf
-    return scores.argmax(1)
+        banned = torch.zeros(len(embeddings), dtype=torch.bool, device=embeddings.device)
+        banned[excluded] = True
+    found = cosine_topk(outputs.detach(), embeddings.detach(), banned=banned)
+    return found.indices.squeeze(1)
 
 
 class RecurrentDecoder(torch.nn.Module):
