@@ -21,6 +21,7 @@ except PackageNotFoundError:  # running from a source tree that was never instal
 if TYPE_CHECKING:
     from vecsmith import data, eval, io, models, nn, ops, optim
     from vecsmith import reference as reference
+    from vecsmith.models.cosine_index import CosineIndex
     from vecsmith.models.keyed_vectors import KeyedVectors
     from vecsmith.models.sentence_autoencoder import SentenceAutoencoder
     from vecsmith.models.word2vec import Word2Vec
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 _MODULES = ("data", "eval", "io", "kernels", "models", "nn", "ops", "optim", "reference")
 _CLASSES = {
+    "CosineIndex": "vecsmith.models.cosine_index",
     "KeyedVectors": "vecsmith.models.keyed_vectors",
     "SentenceAutoencoder": "vecsmith.models.sentence_autoencoder",
     "Word2Vec": "vecsmith.models.word2vec",
@@ -35,6 +37,7 @@ _CLASSES = {
 }
 
 __all__ = [
+    "CosineIndex",
     "KeyedVectors",
     "SentenceAutoencoder",
     "Word2Vec",

@@ -213,6 +213,9 @@ class PackedRows:
         self._set_table(table, banned)
         if not packed:
             return self._forget()
+        if len(table) == before:
+            self._seen = _version(self.table)
+            return
         layout = self.layout
         if -(-len(table) // layout["panel_rows"]) * layout["panel_bytes"] > len(self._panels):
             return self.pack(room=len(table) + len(table) // 2)
