@@ -29,7 +29,7 @@ from torch.nn.functional import normalize
 from bench._peers import have_faiss
 from bench._rnn import timed
 from bench._runner import Check, Group, Ratio, finish, parser, run
-from vecsmith import ops
+from vecsmith import CosineIndex, ops
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class Problem:
         self.queries = torch.randn(shape.queries, shape.dim, generator=generator)
 
     @functools.cached_property
-    def index(self) -> ops.PackedRows:
-        return ops.PackedRows(self.rows)
+    def index(self) -> CosineIndex:
+        return CosineIndex(self.rows)
 
     @functools.cached_property
     def unit_queries(self) -> Tensor:
