@@ -147,19 +147,28 @@ class Search {
 
  private:
   // Before anything is written.
-  void check_queries() {
+  void check_queries() const {
     FirstBad bad;
+    check(bad, search_.queries, count_, nullptr);
+    bad.raise("queries", vocabulary_.metric);
+  }
+  void check_rows() const {
+    FirstBad bad;
+    check(bad, vocabulary_.rows, vocabulary_.count, vocabulary_.banned);
+    bad.raise("vocabulary", vocabulary_.metric);
+  }
+  void check(FirstBad& bad, const Rows& rows, int64_t count, const uint8_t* banned) const {
     parallel(threads_, [&](int worker, int size) {
-      std::vector<double> numbers(static_cast<size_t>(search_.queries.dim));
-      const int64_t end = share(search_.count, worker + 1, size);
-      for (int64_t i = share(search_.count, worker, size); i < end; ++i)
-        if (!is_good(kernels_.to_double(search_.queries, i, vocabulary_.metric, nullptr,
-                                        numbers.data(), nullptr))) {
+      std::vector<double> numbers(static_cast<size_t>(rows.dim));
+      const int64_t end = share(count, worker + 1, size);
+      for (int64_t i = share(count, worker, size); i < end; ++i)
+        if (!(banned && banned[i]) &&
+            !is_good(kernels_.to_double(rows, i, vocabulary_.metric, nullptr, numbers.data(),
+                                        nullptr))) {
           bad.report(i);
           break;
         }
     });
-    bad.raise("queries", vocabulary_.metric);
   }
   bool is_good(double squares) const {
     return std::isfinite(squares) && (vocabulary_.metric == kCosine || squares <= 1e36);
@@ -310,16 +319,19 @@ class Search {
     return kernels_.score(vocabulary_.metric, own.query.data(), own.norm, vocabulary_.rows, row);
   }
 
-  // What the first pass would find for this score in exact arithmetic, and how far off that may be.
-  struct Screened {
-    double value, slack;
-  };
-  Screened screened(const Finisher& own, double score) const {
-    if (vocabulary_.metric == kL2)
-      return {(own.center + score) / 2, (own.center + std::abs(score)) * 0x1p-20};
-    const double product = score * (vocabulary_.metric == kCosine ? own.norm : 1);
-    return {(product - own.center) / own.norm,
-            (std::abs(product) + std::abs(own.center)) / own.norm * 0x1p-20};
+  // What the first pass would find for this score in exact arithmetic.
+  double screened(const Finisher& own, double score) const {
+    if (vocabulary_.metric == kL2) return (own.center + score) / 2;
+    return (score * (vocabulary_.metric == kCosine ? own.norm : 1) - own.center) / own.norm;
+  }
+  // How far off a number that `screened` gives may be: it is a difference of sums of `dim` terms in
+  // double precision, which are at most this large; and what a float rounds.
+  double slack(const Finisher& own, double value) const {
+    const double size = vocabulary_.metric == kL2
+                            ? 2 * (std::abs(value) + own.center)
+                            : std::abs(value) + 2 * std::abs(own.center) / own.norm;
+    const double sums = static_cast<double>(search_.queries.dim + 64) * 0x1p-50;
+    return size * sums + std::abs(value) * 0x1p-22 + 0x1p-120;
   }
 
   // Queries q0 .. q1 - 1 of the group, whose lists begin at `list`, against panels from .. to - 1
@@ -370,12 +382,13 @@ class Search {
       if (enough && entry->upper < own.lower.front()) break;
       float lower;
       if (entry->row >= 0) {
-        const Screened exact = screened(own, score(own, entry->row));
-        entry->upper = std::min(entry->upper, static_cast<float>(exact.value + exact.slack));
+        const double exact = screened(own, score(own, entry->row)), off = slack(own, exact);
+        entry->upper = std::min(entry->upper, static_cast<float>(exact + off));
         entry->row = ~entry->row;
-        lower = static_cast<float>(exact.value - exact.slack);
+        lower = static_cast<float>(exact - off);
       } else {
-        lower = entry->upper - std::abs(entry->upper) * 0x1p-18f;
+        // Its upper bound is its score and the slack, or less.
+        lower = static_cast<float>(entry->upper - 3 * slack(own, entry->upper));
       }
       if (!enough) {
         own.lower.push_back(lower);
@@ -443,8 +456,8 @@ class Search {
     for (const TopkEntry& candidate : own.candidates) {
       fetch(&candidate, own.candidates.data() + own.candidates.size());
       if (own.best.is_full()) {
-        const Screened least = screened(own, own.best.least());
-        if (candidate.upper < least.value - least.slack) break;
+        const double least = screened(own, own.best.least());
+        if (candidate.upper < least - slack(own, least)) break;
       }
       const int64_t row = candidate.row >= 0 ? candidate.row : ~candidate.row;
       own.best.add(score(own, row), row);
@@ -470,6 +483,7 @@ class Search {
 
   // All queries, in double precision.
   void scan_all() {
+    check_rows();
     Finisher own(search_.k);
     for (int64_t i = 0; i < count_; ++i) {
       const int64_t at = id(i);

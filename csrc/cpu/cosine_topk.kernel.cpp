@@ -595,7 +595,7 @@ void topk_screen(const TopkScreen& job) {
     const float* const own = scales(layout, words);
     const Panel panel = {own, own + kRows, own[4 * kRows], own[4 * kRows + 1],
                          // what the bias rounds, and numbers that are too small to be multiplied
-                         own[4 * kRows + 2] * 0x1p-22f + static_cast<float>(terms) * 0x1p-120f,
+                         own[4 * kRows + 2] * 0x1p-22f + static_cast<float>(terms + 1) * 0x1p-120f,
                          job.first_row + p * kRows};
     if (tiles)
       screen_panel_by_tiles(job, panel, words, rounding);
