@@ -27,7 +27,7 @@ How the work is split
     2. `_block_bounds`, on every n-th row of the vocabulary: the largest s - slack of each block of
        rows, whose k-th largest is the first tau (`_first_tau`): whatever the order of the rows,
        what remains to be taken is a known share of them.
-    3. The vocabulary in slabs that stay in L2: packed, multiplied with all queries of a group
+    3. The vocabulary in slabs that stay in L2, smaller while few rows were seen: packed, multiplied with all queries of a group
        (`_screen`: a tile of queries by a tile of rows; what reaches tau is appended to the query's
        list), and each query's list is cut by a tau that is now sharper (`_tighten`).
     4. `_score`: the rows that are left, in float64; then two stable sorts: by row, by score.
@@ -37,7 +37,7 @@ How the work is split
     taken with atomics, in any order; what is found does not depend on it.
 
     Scratch, whatever the sizes: at most 40 MB of packed queries and lists (their number in a group
-    follows), 12 MB a slab, and below 10 MB of scores; the packed vocabulary is never there as a
+    follows), 12 MB a slab, and about 10 MB of scores; the packed vocabulary is never there as a
     whole.
 
 What bounds its speed
@@ -742,9 +742,11 @@ def _search_group(
     )  # fmt: skip
     if known is not None:
         tau[:number] = known
+        seen = count * k
     else:
         blocks, each = _blocks(capacity, count)
         step = triton.cdiv(count, blocks * each)
+        seen = triton.cdiv(count, step)
         held = 0
         for first in range(0, triton.cdiv(count, step), slab):
             taken = pack(first * step, step, slab)
@@ -758,14 +760,19 @@ def _search_group(
             entries, tau, ids, offsets, excluded, k, step, held, 3 * capacity, BLOCK=blocks,
             num_warps=_warps(blocks),
         )  # fmt: skip
-    for first in range(0, count, slab):
-        taken = pack(first, 1, slab)
+    first = 0
+    while first < count:
+        # Of n rows more than were seen, about k n / seen reach tau, and some that are as near.
+        here = min(slab, max(block, seen * capacity // (8 * k) // block * block))
+        taken = pack(first, 1, here)
         grid = (lanes // tile["BLOCK_Q"] * (taken // block),)
         _screen[grid](
             factors, facts, rows, row_facts, counts, entries, lanes, taken, first,
             CAPACITY=capacity, WIDTH=width, **tile,
         )  # fmt: skip
         tighten()
+        first += here
+        seen = max(seen, first)
     _raise_bad(bad, metric)
     zeros = tau[:number].isinf().nonzero().squeeze(1)
     if len(zeros):
