@@ -27,7 +27,8 @@ How the work is split
     2. `_block_bounds`, on every n-th row of the vocabulary: the largest s - slack of each block of
        rows, whose k-th largest is the first tau (`_first_tau`): whatever the order of the rows,
        what remains to be taken is a known share of them.
-    3. The vocabulary in slabs that stay in L2, smaller while few rows were seen: packed, multiplied with all queries of a group
+    3. The vocabulary in slabs that stay in L2 (smaller ones while few rows were seen): packed,
+       multiplied with all queries of a group
        (`_screen`: a tile of queries by a tile of rows; what reaches tau is appended to the query's
        list), and each query's list is cut by a tau that is now sharper (`_tighten`).
     4. `_score`: the rows that are left, in float64; then two stable sorts: by row, by score.
@@ -42,8 +43,8 @@ How the work is split
 
 What bounds its speed
     The tensor cores: 2 Q V D operations, and a sixteenth of that for the sample. The comparison
-    with tau takes some fifteen instructions a score, which at D = 768 is about a quarter of the
-    time of a tile's products where they do not overlap.
+    with tau takes, as compiled for sm_90, fifteen to thirty instructions a score: at D = 768 up to
+    half as long as the products themselves.
 """
 
 from __future__ import annotations
