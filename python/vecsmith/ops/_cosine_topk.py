@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vecsmith.ops import _triton_cosine_topk
 from vecsmith.ops._registry import Backend, Operator, choose, native, register
 from vecsmith.reference import cosine_topk as reference
 
@@ -27,6 +28,7 @@ OPERATOR = register(
         "cosine_topk",
         (
             Backend("native", "cpu", DTYPES),
+            Backend("triton", "cuda", DTYPES),
             Backend("reference", "any", DTYPES),
         ),
         ("cosine_topk",),
@@ -77,6 +79,24 @@ def search_native(
     return values, indices
 
 
+def _search_triton(
+    queries: Tensor,
+    vocabulary: Tensor,
+    k: int,
+    metric: str,
+    banned: Tensor | None,
+    exclude_offsets: Tensor | None,
+    excluded: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    queries, vocabulary = unit_stride(queries), unit_stride(vocabulary)
+    values = queries.new_empty(len(queries), k, dtype=reference.value_dtype(queries, vocabulary))
+    indices = queries.new_empty(len(queries), k, dtype=torch.int64)
+    _triton_cosine_topk.search(
+        *(queries, vocabulary, metric, banned, exclude_offsets, excluded, values, indices)
+    )
+    return values, indices
+
+
 def _forward(
     queries,
     vocabulary,
@@ -92,6 +112,8 @@ def _forward(
     given = (queries, vocabulary, k, metric, banned, exclude_offsets, excluded)
     if chosen == "native":
         return search_native(*given, num_threads)
+    if chosen == "triton":
+        return _search_triton(*given)
     masks = {"banned": banned, "exclude_offsets": exclude_offsets, "excluded": excluded}
     return reference.cosine_topk(queries, vocabulary, k, metric=metric, **masks)
 
