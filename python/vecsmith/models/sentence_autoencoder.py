@@ -293,8 +293,9 @@ class SentenceAutoencoder:
         wrong = ~vectors.isfinite().all(1).to(self.device) | ~code.any(1)
         if bool(wrong.any()):
             row = int(wrong.nonzero()[0])
+            value = "0" if bool(vectors[row].isfinite().all()) else "nan or infinity"
             raise ValueError(
-                f"expected vectors that are finite and not 0; got row {row}: {vectors[row]}"
+                f"expected vectors that are finite and not 0; got {value} in row {row}"
             )
         steps = self.max_length if max_length is None else max_length
         steps = check.integer("max_length", steps, 0, self.max_length)
