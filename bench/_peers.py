@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -29,6 +30,11 @@ def have_gensim() -> bool:
     except ImportError:
         return False
     return True
+
+
+def have_faiss() -> bool:
+    """Whether faiss can be imported."""
+    return importlib.util.find_spec("faiss") is not None
 
 
 def pword2vec_program() -> Path | None:

@@ -117,7 +117,7 @@ def machine() -> dict[str, object]:
         "python": platform.python_version(),
         "versions": {
             name: version
-            for name in ("vecsmith", "torch", "numpy", "scipy", "gensim", "triton")
+            for name in ("vecsmith", "torch", "numpy", "scipy", "gensim", "faiss-cpu", "triton")
             if (version := _version(name))
         },
     }

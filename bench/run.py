@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from bench import (
+    bench_cosine_topk,
     bench_embedding_bag,
     bench_rnn,
     bench_skipgram,
@@ -33,6 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     status |= bench_embedding_bag.main(common)
     status |= bench_rnn.main(common)
     status |= bench_rnn.main([*common, "--levels"])
+    status |= bench_cosine_topk.main(common)
+    status |= bench_cosine_topk.main([*common, "--levels"])
     status |= word2vec_speed.main([*common, *text])
     status |= word2vec_job.main([*common, *text])
     if Path("/proc/self/status").exists():

@@ -30,6 +30,11 @@ import torch
 pytest.register_assert_rewrite("plain_corpus")
 
 ROOT = Path(__file__).resolve().parent.parent
+# Of kernels that a test compiles by itself.
+AVX512_FLAGS = [f"-m{name}" for name in ("avx2", "fma", "f16c", "bmi2")]
+AVX512_FLAGS += [f"-mavx512{name}" for name in ("f", "bw", "dq", "vl", "cd")]
+COMPILE_FLAGS = ["-std=c++17", "-fPIC", "-Wno-unknown-pragmas", "-Wno-psabi"]
+COMPILE_FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 NATIVE_LEVELS = ("base", "avx2", "avx512", "avx512_bf16", "amx")
 _DEVICES = {
     **dict.fromkeys(("native", "torch", "reference"), "cpu"),
@@ -333,3 +338,41 @@ def assert_close_to_reference(
 @pytest.fixture(name="assert_close_to_reference")
 def _assert_close_to_reference() -> Callable[..., None]:
     return assert_close_to_reference
+
+
+@pytest.fixture(scope="session")
+def emulated_tiles(tmp_path_factory):
+    """The native module's operators that multiply by tiles, with emulated ones."""
+    native = pytest.importorskip("vecsmith._native")
+    if "avx512" not in native.isa_levels():
+        pytest.skip("tiles have vectors as wide as AVX-512's")
+    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
+    assert compiler, "no C++ compiler"
+    import pybind11
+
+    folder = tmp_path_factory.mktemp("tile_emulation")
+    library = folder / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
+    include = [ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
+    flags = ["-O1", *COMPILE_FLAGS, *(f"-I{path}" for path in include)]
+    kernel = [*AVX512_FLAGS, "-DVECSMITH_LEVEL=base"]
+    kernel.append(f'-DVECSMITH_EMULATED_TILES="{ROOT / "tests/tile_emulation/tiles.h"}"')
+    sources = [(ROOT / "csrc/cpu/isa.cpp", [])]
+    for operator in ("rnn", "cosine_topk"):
+        kernels = sorted((ROOT / "csrc/cpu").glob(f"{operator}*.kernel.cpp"))
+        sources += [(path, kernel) for path in kernels]
+        for part in ("cpu", "bind"):
+            sources.append((ROOT / "csrc" / part / f"{operator}.cpp", ["-fopenmp"]))
+    sources.append((ROOT / "tests/tile_emulation/module.cpp", []))
+    objects = []
+    for source, more in sources:
+        objects.append(str(folder / f"{source.parent.name}_{source.name}.o"))
+        command = [compiler, *flags, *more, "-c", str(source), "-o", objects[-1]]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    command = [compiler, "-shared", "-fopenmp", *objects, "-o", str(library)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    spec = importlib.util.spec_from_file_location("_native", library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

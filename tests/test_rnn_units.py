@@ -6,63 +6,22 @@ tests/tile_emulation, which has them in plain C++, and go through the same cases
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
 import subprocess
-import sysconfig
-from pathlib import Path
 
 import pytest
 import torch
 
+from conftest import AVX512_FLAGS, COMPILE_FLAGS, ROOT
 from test_rnn import CELLS, NAMES, problem, relu_of
 from vecsmith.ops import _rnn
 from vecsmith.reference import rnn as reference
 
-ROOT = Path(__file__).parent.parent
-AVX512 = [f"-m{name}" for name in ("avx2", "fma", "f16c", "bmi2")]
-AVX512 += [f"-mavx512{name}" for name in ("f", "bw", "dq", "vl", "cd")]
-FLAGS = ["-std=c++17", "-O1", "-fPIC", "-Wno-unknown-pragmas"]
-FLAGS += ["-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 # One row; more than a block; ends inside of blocks; one row that is longer than the others.
 SEQUENCES = ([1] * 40, [33, 33, 20], [17, 4, 4, 2, 1, 1, 1, 1, 1, 1], [9] * 4)
 UNITS = {"bfloat16": _rnn.BFLOAT16, "split": _rnn.SPLIT}
-
-
-@pytest.fixture(scope="session")
-def emulated_tiles(tmp_path_factory):
-    """The native module's rnn with emulated tiles."""
-    if not _has_native() or "avx512" not in _rnn.native().isa_levels():
-        pytest.skip("tiles have vectors as wide as AVX-512's")
-    compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
-    assert compiler, "no C++ compiler"
-    import pybind11
-
-    folder = tmp_path_factory.mktemp("tile_emulation")
-    library = folder / f"_native{sysconfig.get_config_var('EXT_SUFFIX')}"
-    include = [ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")]
-    flags = [*FLAGS, *(f"-I{path}" for path in include)]
-    kernel = [*AVX512, "-DVECSMITH_LEVEL=base"]
-    kernel.append(f'-DVECSMITH_EMULATED_TILES="{ROOT / "tests/tile_emulation/tiles.h"}"')
-    sources = [(path, kernel) for path in sorted((ROOT / "csrc/cpu").glob("rnn*.kernel.cpp"))]
-    for name in ("csrc/cpu/rnn.cpp", "csrc/cpu/isa.cpp", "csrc/bind/rnn.cpp"):
-        sources.append((ROOT / name, ["-fopenmp"]))
-    sources.append((ROOT / "tests/tile_emulation/module.cpp", []))
-    objects = []
-    for source, more in sources:
-        objects.append(str(folder / f"{source.parent.name}_{source.name}.o"))
-        command = [compiler, *flags, *more, "-c", str(source), "-o", objects[-1]]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    command = [compiler, "-shared", "-fopenmp", *objects, "-o", str(library)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    spec = importlib.util.spec_from_file_location("_native", library)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def _has_native():
@@ -248,9 +207,18 @@ def test_all_of_a_tile_configuration_is_written(tmp_path):
     compiler = os.environ.get("CXX") or shutil.which("g++") or shutil.which("c++")
     more = ["-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-DVECSMITH_LEVEL=amx", "-O3"]
     source, made = ROOT / "csrc/cpu/rnn_products.kernel.cpp", tmp_path / "amx.o"
-    flags = [f for f in FLAGS if f != "-O1"]
     subprocess.run(
-        [compiler, *flags, *AVX512, *more, f"-I{ROOT / 'csrc'}", "-c", source, "-o", made],
+        [
+            compiler,
+            *COMPILE_FLAGS,
+            *AVX512_FLAGS,
+            *more,
+            f"-I{ROOT / 'csrc'}",
+            "-c",
+            source,
+            "-o",
+            made,
+        ],
         check=True,
     )
     assert b"\x10" * 8 in made.read_bytes()  # 16 rows each

@@ -25,6 +25,7 @@ SCRIPTS = (
     ("skipgram", "bench/bench_skipgram.py"),
     ("embedding", "bench/bench_embedding_bag.py"),
     ("rnn", "bench/bench_rnn.py"),
+    ("cosine_topk", "bench/bench_cosine_topk.py"),
     ("two_tower", "examples/two_tower.py"),
     ("sentiment", "examples/sentiment.py"),
 )

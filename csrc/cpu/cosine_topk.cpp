@@ -358,11 +358,14 @@ class Search {
   void refine(Finisher& own, const TopkScreen& job, int64_t i, int64_t at) const {
     TopkQuery& query = job.queries[i];
     TopkEntry* const entries = job.entries + i * capacity_;
-    if (query.full || query.count < job.k) return;
+    if (query.full || query.count < capacity_ / 4) return;
+    drop(query, entries);
+    if (query.count < capacity_ / 4) return;
     read(own, at);
     sort(entries, entries + query.count);
     own.lower.clear();
     for (TopkEntry* entry = entries; entry < entries + query.count; ++entry) {
+      fetch(entry, entries + query.count);
       const bool enough = static_cast<int64_t>(own.lower.size()) == job.k;
       if (enough && entry->upper < own.lower.front()) break;
       float lower;
@@ -386,10 +389,23 @@ class Search {
     float* const kept = job.lower + i * job.k;
     if (own.lower.front() > kept[0]) std::copy(own.lower.begin(), own.lower.end(), kept);
     query.tau = std::max(query.tau, kept[0]);
-    int32_t left = 0;
-    for (int32_t e = 0; e < query.count; ++e)
-      if (entries[e].upper >= query.tau) entries[left++] = entries[e];
-    query.count = left;
+    drop(query, entries);
+  }
+  // Entries that cannot win any more.
+  static void drop(TopkQuery& query, TopkEntry* entries) {
+    const TopkEntry* const end =
+        std::remove_if(entries, entries + query.count,
+                       [&](const TopkEntry& entry) { return entry.upper < query.tau; });
+    query.count = static_cast<int32_t>(end - entries);
+  }
+  // Asks for the rows that come next: they lie anywhere.
+  void fetch(const TopkEntry* entry, const TopkEntry* end) const {
+    if (entry + kFetchedAhead >= end) return;
+    const int32_t row = entry[kFetchedAhead].row;
+    const char* const p = vocabulary_.rows.data + (row >= 0 ? row : ~row) * vocabulary_.rows.stride;
+    const int64_t bytes =
+        std::min(vocabulary_.rows.dim * element_size(vocabulary_.rows.type), kMostFetched);
+    for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(p + at);
   }
   static void sort(TopkEntry* begin, TopkEntry* end) {
     std::sort(begin, end, [](const TopkEntry& a, const TopkEntry& b) { return a.upper > b.upper; });
@@ -425,6 +441,7 @@ class Search {
     }
     sort(own.candidates.data(), own.candidates.data() + own.candidates.size());
     for (const TopkEntry& candidate : own.candidates) {
+      fetch(&candidate, own.candidates.data() + own.candidates.size());
       if (own.best.is_full()) {
         const Screened least = screened(own, own.best.least());
         if (candidate.upper < least.value - least.slack) break;
@@ -469,6 +486,7 @@ class Search {
   }
 
   static constexpr int64_t kFinishedAtOnce = 8, kFirstStage = 16;
+  static constexpr int64_t kFetchedAhead = 2, kMostFetched = 4096;
 
   TopkVocabulary vocabulary_;
   const TopkSearch& search_;

@@ -471,8 +471,8 @@ VECSMITH_INLINE void finish(const TopkScreen& job, const Panel& panel, int64_t i
                             const typename Sums<kUnit>::Type* sums) {
   const TopkQuery& query = job.queries[i];
   const float slack = slack_of(panel, query, rounding);
-  const float tau = query.tau, size = tau < 0 ? -tau : tau;
-  const vfloat least = splat(tau - slack - size * 0x1p-22f);
+  const float tau = query.tau;
+  const vfloat least = splat(tau - slack - (tau < 0 ? -tau : tau) * 0x1p-22f);
   vfloat scores[kVectors];
   uint64_t bits = 0;
 #pragma GCC unroll 4
@@ -488,8 +488,7 @@ VECSMITH_INLINE void finish(const TopkScreen& job, const Panel& panel, int64_t i
   if (__builtin_expect(bits != 0, 0)) {
     float out[kRows];
     for (int v = 0; v < kVectors; ++v) store(out + v * kLanes, scores[v]);
-    // What the sums of floats in `slack` and in a score round.
-    take(job, i, panel.row, bits, out, slack + size * 0x1p-22f);
+    take(job, i, panel.row, bits, out, slack);
   }
 }
 
@@ -626,24 +625,95 @@ double topk_double(const Rows& rows, int64_t row, TopkMetric metric, const float
   return sum_of_lanes(sum);
 }
 
+namespace {
+
+// Doubles of one register: two of these are a vdouble, which would be kept in memory here.
+constexpr int kDoubles = kLanes / 2;
+typedef double vhalf __attribute__((vector_size(kDoubles * 8)));
+
+template <ElementType kType>
+VECSMITH_INLINE vhalf get_half(const char* row, int64_t at) {
+  vhalf v;
+  if constexpr (kType == kFloat64) {
+    __builtin_memcpy(&v, row + 8 * at, sizeof v);
+  } else if constexpr (kType == kFloat32) {
+    typedef float vfloats __attribute__((vector_size(kDoubles * 4)));
+    vfloats f;
+    __builtin_memcpy(&f, row + 4 * at, sizeof f);
+    v = __builtin_convertvector(f, vhalf);
+  } else {
+    const vdouble both = get_double(row, kType, at, kDoubles);
+    __builtin_memcpy(&v, &both, sizeof v);
+  }
+  return v;
+}
+
+// The sums over a row: of products with the query and of squares, or of squared differences.
+struct RowSums {
+  double products, squares;
+};
+
+template <ElementType kType, bool kDifferences>
+VECSMITH_INLINE RowSums sums_of(const double* query, const char* row, int64_t dim) {
+  vhalf products[2] = {}, squares[2] = {};
+  const auto add = [&](int i, vhalf q, vhalf v) VECSMITH_LAMBDA {
+    if (kDifferences) {
+      products[i] += (q - v) * (q - v);
+    } else {
+      products[i] += q * v;
+      squares[i] += v * v;
+    }
+  };
+  int64_t at = 0;
+  vhalf q;
+  for (; at + kLanes <= dim; at += kLanes)
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; ++i) {
+      __builtin_memcpy(&q, query + at + i * kDoubles, sizeof q);
+      add(i, q, get_half<kType>(row, at + i * kDoubles));
+    }
+  if (at < dim) {
+    const int n = static_cast<int>(dim - at);
+    const vdouble rest = get_double(row, kType, at, n), own = get_double(query + at, n);
+    vhalf v[2], w[2];
+    __builtin_memcpy(v, &rest, sizeof v);
+    __builtin_memcpy(w, &own, sizeof w);
+    for (int i = 0; i < 2; ++i) add(i, w[i], v[i]);
+  }
+  const auto fold = [](vhalf v) VECSMITH_LAMBDA {
+    double x[kDoubles];
+    __builtin_memcpy(x, &v, sizeof v);
+    for (int half = kDoubles / 2; half > 0; half /= 2)
+      for (int i = 0; i < half; ++i) x[i] += x[i + half];
+    return x[0];
+  };
+  return {fold(products[0] + products[1]), fold(squares[0] + squares[1])};
+}
+
+template <bool kDifferences>
+VECSMITH_INLINE RowSums sums_of(const double* query, const Rows& rows, int64_t row) {
+  const char* const p = rows.data + row * rows.stride;
+  switch (rows.type) {
+    case kFloat64:
+      return sums_of<kFloat64, kDifferences>(query, p, rows.dim);
+    case kFloat16:
+      return sums_of<kFloat16, kDifferences>(query, p, rows.dim);
+    case kBfloat16:
+      return sums_of<kBfloat16, kDifferences>(query, p, rows.dim);
+    default:
+      return sums_of<kFloat32, kDifferences>(query, p, rows.dim);
+  }
+}
+
+}  // namespace
+
 double topk_score(TopkMetric metric, const double* query, double query_norm, const Rows& rows,
                   int64_t row) {
-  vdouble sum{}, squares{};
-  if (metric == kL2) {
-    each_vector(rows, row, [&](vdouble v, int64_t at, int n) VECSMITH_LAMBDA {
-      const vdouble d = get_double(query + at, n) - v;
-      sum += d * d;
-    });
-    return -sum_of_lanes(sum);
-  }
-  each_vector(rows, row, [&](vdouble v, int64_t at, int n) VECSMITH_LAMBDA {
-    sum += get_double(query + at, n) * v;
-    squares += v * v;
-  });
-  const double product = sum_of_lanes(sum);
-  if (metric == kDot) return product;
-  const double norms = query_norm * __builtin_sqrt(sum_of_lanes(squares));
-  return norms > 0 ? product / norms : 0;
+  if (metric == kL2) return -sums_of<true>(query, rows, row).products;
+  const RowSums sums = sums_of<false>(query, rows, row);
+  if (metric == kDot) return sums.products;
+  const double norms = query_norm * __builtin_sqrt(sums.squares);
+  return norms > 0 ? sums.products / norms : 0;
 }
 
 }  // namespace VECSMITH_LEVEL

@@ -1,9 +1,10 @@
 """vecsmith: train embeddings fast.
 
 Word vectors from a text file: :class:`vecsmith.Word2Vec`, :class:`vecsmith.KeyedVectors`, or the
-command ``vecsmith word2vec``. Embedding tables: :mod:`vecsmith.nn` and :mod:`vecsmith.optim`;
-:func:`vecsmith.accelerate` swaps them into an existing model. The operators under them:
-:mod:`vecsmith.ops`.
+command ``vecsmith word2vec``. Sentence vectors that can be turned back into their sentence:
+:class:`vecsmith.SentenceAutoencoder`. Embedding tables: :mod:`vecsmith.nn` and
+:mod:`vecsmith.optim`; :func:`vecsmith.accelerate` swaps them into an existing model. The operators
+under them: :mod:`vecsmith.ops`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from vecsmith import reference as reference
     from vecsmith.models.cosine_index import CosineIndex
     from vecsmith.models.keyed_vectors import KeyedVectors
+    from vecsmith.models.sentence_autoencoder import SentenceAutoencoder
     from vecsmith.models.word2vec import Word2Vec
     from vecsmith.nn.accelerate import accelerate
 
@@ -29,6 +31,7 @@ _MODULES = ("data", "eval", "io", "kernels", "models", "nn", "ops", "optim", "re
 _CLASSES = {
     "CosineIndex": "vecsmith.models.cosine_index",
     "KeyedVectors": "vecsmith.models.keyed_vectors",
+    "SentenceAutoencoder": "vecsmith.models.sentence_autoencoder",
     "Word2Vec": "vecsmith.models.word2vec",
     "accelerate": "vecsmith.nn.accelerate",
 }
@@ -36,6 +39,7 @@ _CLASSES = {
 __all__ = [
     "CosineIndex",
     "KeyedVectors",
+    "SentenceAutoencoder",
     "Word2Vec",
     "__version__",
     "accelerate",

@@ -65,11 +65,14 @@ class TrainingInterrupted(KeyboardInterrupt):
 class Checkpoint:
     """The checkpoint of one run, in one folder.
 
+    format: what the file calls itself: the checkpoint of another kind of model is refused.
     folder: created if needed; locked (flock) while a run holds it.
     every: seconds of training between two checkpoints; 0: after every chunk of the corpus.
     resume: go on from a checkpoint that is already there. False: start anew; the old checkpoint
         stays until the first new one replaces it.
     """
+
+    format = FORMAT
 
     def __init__(
         self, folder: str | os.PathLike[str], every: float = 60.0, resume: bool = True
@@ -138,9 +141,9 @@ class Checkpoint:
             return None
         except ValueError as error:
             raise damaged(self.path, str(error)) from None
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") != self.format:
             raise damaged(
-                self.path, f"expected the format {FORMAT}; got {metadata.get('format')!r}"
+                self.path, f"expected the format {self.format}; got {metadata.get('format')!r}"
             )
         if metadata.get("version") != VERSION:
             raise damaged(self.path, f"expected version {VERSION}; got {metadata.get('version')!r}")
@@ -193,7 +196,7 @@ class Checkpoint:
                     f"{self.path} was left as it was; start again with a smaller alpha"
                 )
         text = json.dumps(state)
-        metadata = {"format": FORMAT, "version": VERSION, "state": text}
+        metadata = {"format": self.format, "version": VERSION, "state": text}
         metadata["checksum"] = _checksum_all(text, tables)
         save_safetensors(self.path, tables, metadata)
         self.owned = True

@@ -43,7 +43,8 @@ def address(tensor: Tensor | None) -> int:
 
 def rows_of(table: Tensor) -> tuple[int, int, int, int, int]:
     """A table as the native module takes it."""
-    return (address(table), _TYPES[table.dtype], *table.shape, table.stride(0))
+    count, dim = table.shape
+    return address(table), _TYPES[table.dtype], count, dim, table.stride(0)
 
 
 def unit_stride(table: Tensor) -> Tensor:

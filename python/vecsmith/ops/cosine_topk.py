@@ -8,7 +8,7 @@ how the native module is called, in ``_cosine_topk.py``.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +16,12 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from vecsmith.ops import _checks as check
 from vecsmith.ops import _cosine_topk as registered
+
+if TYPE_CHECKING:
+    from vecsmith.ops._packed_rows import PackedRows
+
+# Pairs of rows that are compared at once.
+_COMPARED = 1024
 
 
 class TopK(NamedTuple):
@@ -50,7 +56,8 @@ def cosine_topk(
 
     Args:
         queries: [..., D] of float32, float64, bfloat16 or float16.
-        vocabulary: [V, D] of the same device, of any of these dtypes, V >= 1.
+        vocabulary: [V, D] of the same device, of any of these dtypes, V >= 1; copied where its rows
+            have no unit stride.
         k: 1..V.
         metric: "cosine", "dot" or "l2".
         banned: bool [V], rows that nobody may have; they may hold anything.
@@ -128,7 +135,7 @@ def linear_topk(
 @torch.no_grad()
 def match_mask(
     outputs: Tensor,
-    embeddings: Tensor,
+    embeddings: Tensor | PackedRows,
     targets: Tensor,
     *,
     backend: str | None = None,
@@ -138,7 +145,9 @@ def match_mask(
     which is the squared error where this is false.
 
     Args:
-        outputs: [..., D]; embeddings: [V, D], as in :func:`cosine_topk`.
+        outputs: [..., D].
+        embeddings: [V, D], as in :func:`cosine_topk`; or :class:`PackedRows` of them, with metric
+            "cosine", where they are asked often (``backend`` and ``num_threads`` are theirs then).
         targets: int64 [...], rows of embeddings; negative: no target, and no match.
         backend, num_threads: as in :func:`cosine_topk`.
 
@@ -149,26 +158,37 @@ def match_mask(
         As :func:`cosine_topk`; IndexError for a target that is no row.
     """
     name = "match_mask"
-    _check_tables(name, outputs, embeddings)
-    check.tensor(
-        name, "targets", targets.contiguous(), torch.int64, tuple(outputs.shape[:-1]), like=outputs
-    )
-    found = cosine_topk(outputs, embeddings, backend=backend, num_threads=num_threads)
+    table = embeddings if isinstance(embeddings, Tensor) else embeddings.table
+    _check_tables(name, outputs, table)
+    shape = tuple(outputs.shape[:-1])
+    if isinstance(targets, Tensor):
+        targets = targets.contiguous()
+    check.tensor(name, "targets", targets, torch.int64, shape, like=outputs)
+    if targets.numel() and int(targets.max()) >= len(table):
+        raise IndexError(f"{name}: expected targets below V={len(table)}; got {int(targets.max())}")
+    if isinstance(embeddings, Tensor):
+        found = cosine_topk(outputs, table, backend=backend, num_threads=num_threads)
+    elif embeddings.metric == "cosine":
+        found = embeddings.search(outputs)
+    else:
+        raise ValueError(f"{name}: expected rows packed for cosine; got {embeddings.metric!r}")
     nearest = found.indices.squeeze(-1)
-    if targets.numel() and int(targets.max()) >= embeddings.shape[0]:
-        raise IndexError(
-            f"{name}: expected targets below V={embeddings.shape[0]}; got {int(targets.max())}"
-        )
     matched = nearest == targets
-    other = (~matched & (targets >= 0)).nonzero(as_tuple=True)
-    same = (embeddings[nearest[other]] == embeddings[targets[other]]).all(-1)
-    matched[other] = same
+    # Another row may be the same as the target's.
+    other = (~matched & (targets >= 0) & (nearest >= 0)).nonzero(as_tuple=True)
+    a, b = nearest[other].flatten(), targets[other].flatten()
+    same = [
+        (table[a[part]] == table[b[part]]).all(-1)
+        for part in torch.arange(len(a), device=a.device).split(_COMPARED)
+    ]
+    if same:
+        matched[other] = torch.cat(same)
     return matched
 
 
 def nearest_token_accuracy(
     outputs: Tensor,
-    embeddings: Tensor,
+    embeddings: Tensor | PackedRows,
     targets: Tensor,
     *,
     ignore_index: int = -100,
@@ -177,8 +197,7 @@ def nearest_token_accuracy(
 ) -> Tensor:
     """The share of outputs whose nearest row by cosine is the target (:func:`match_mask`), among
     the targets that are not ``ignore_index``: float32 [], nan where there are none."""
-    counted = targets != ignore_index
-    where = counted.nonzero(as_tuple=True)
+    where = (targets != ignore_index).nonzero(as_tuple=True)
     matched = match_mask(
         outputs[where], embeddings, targets[where], backend=backend, num_threads=num_threads
     )
@@ -190,10 +209,11 @@ def _check_tables(name: str, queries: object, vocabulary: object) -> None:
         raise TypeError(
             f"{name}: expected queries to be a torch.Tensor; got {type(queries).__name__}"
         )
-    # Rows of any strides will do.
-    is_matrix = isinstance(vocabulary, Tensor) and vocabulary.dim() == 2
-    check.table(name, "vocabulary", registered.unit_stride(vocabulary) if is_matrix else vocabulary)
-    assert isinstance(vocabulary, Tensor)
+    if isinstance(vocabulary, Tensor) and vocabulary.dim() == 2:  # of any strides
+        check.table(name, "vocabulary", registered.unit_stride(vocabulary))
+    else:
+        check.table(name, "vocabulary", vocabulary)
+        return
     if queries.dtype not in registered.DTYPES or vocabulary.dtype not in registered.DTYPES:
         raise TypeError(
             f"{name}: expected float32, float64, bfloat16 or float16; "
