@@ -73,6 +73,21 @@ def assert_no_unit_is_wrong(truth, q, w, k, metric, threads=1):
     assert not wrong, "queries by unit"
 
 
+@pytest.mark.parametrize(
+    ("kind", "metric"),
+    [
+        *(("coherent", "cosine"), ("offset 30", "cosine"), ("offset 1e3", "dot")),
+        *(("offset 1e5", "l2"), ("tiny rows", "l2"), ("near-duplicate 1e-6", "cosine")),
+    ],
+)
+def test_rows_that_are_scored_more_than_once(level, kind, metric):
+    """So many rows, and so many candidates, that some are looked at again stage after stage."""
+    torch.manual_seed(0)
+    for k in (1, 60):
+        q, w = mismatches.DATA[kind](16, 6000, 43)
+        assert_no_unit_is_wrong(mismatches.Truth(q, w, k, metric), q, w, k, metric)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("metric", METRICS)
 def test_other_dtypes(level, dtype, metric):
