@@ -1,7 +1,8 @@
 """vecsmith: train embeddings fast.
 
 Word vectors from a text file: :class:`vecsmith.Word2Vec`, :class:`vecsmith.KeyedVectors`, or the
-command ``vecsmith word2vec``. Embedding tables: :mod:`vecsmith.nn` and :mod:`vecsmith.optim`;
+command ``vecsmith word2vec``. Sentence vectors that can be turned back into their sentence:
+:class:`vecsmith.SentenceAutoencoder`. Embedding tables: :mod:`vecsmith.nn` and :mod:`vecsmith.optim`;
 :func:`vecsmith.accelerate` swaps them into an existing model. The operators under them:
 :mod:`vecsmith.ops`.
 """
@@ -21,18 +22,21 @@ if TYPE_CHECKING:
     from vecsmith import data, eval, io, models, nn, ops, optim
     from vecsmith import reference as reference
     from vecsmith.models.keyed_vectors import KeyedVectors
+    from vecsmith.models.sentence_autoencoder import SentenceAutoencoder
     from vecsmith.models.word2vec import Word2Vec
     from vecsmith.nn.accelerate import accelerate
 
 _MODULES = ("data", "eval", "io", "kernels", "models", "nn", "ops", "optim", "reference")
 _CLASSES = {
     "KeyedVectors": "vecsmith.models.keyed_vectors",
+    "SentenceAutoencoder": "vecsmith.models.sentence_autoencoder",
     "Word2Vec": "vecsmith.models.word2vec",
     "accelerate": "vecsmith.nn.accelerate",
 }
 
 __all__ = [
     "KeyedVectors",
+    "SentenceAutoencoder",
     "Word2Vec",
     "__version__",
     "accelerate",

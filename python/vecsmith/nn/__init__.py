@@ -8,6 +8,8 @@
 * :class:`LSTM`, :class:`GRU`, :class:`RNN` and their cells, also with torch.nn's arguments and
   state_dict; :class:`ResidualRNN`.
 * :func:`generate`: tokens from a model, one after the other.
+* :class:`RotationBinding`: sentences as sums of rotated token vectors, and back;
+  :class:`NGramLanguageModel`: what helps it where the vector is short.
 
 :func:`vecsmith.accelerate` swaps the layers of an existing model for these.
 """
@@ -24,8 +26,10 @@ from vecsmith.nn.compressed import (
 )
 from vecsmith.nn.embedding import Embedding, EmbeddingBag
 from vecsmith.nn.generate import generate
+from vecsmith.nn.ngram import NGramLanguageModel
 from vecsmith.nn.recurrent import GRU, LSTM, RNN, ResidualRNN
 from vecsmith.nn.recurrent_cells import GRUCell, LSTMCell, RNNCell
+from vecsmith.nn.rotation_binding import RotationBinding
 from vecsmith.nn.table import Table
 
 __all__ = [
@@ -40,10 +44,12 @@ __all__ = [
     "LSTM",
     "LSTMCell",
     "LowRankTable",
+    "NGramLanguageModel",
     "QuotientRemainderTable",
     "RNN",
     "RNNCell",
     "ResidualRNN",
+    "RotationBinding",
     "Table",
     "TensorTrainTable",
     "generate",

@@ -1,0 +1,153 @@
+"""The folder of a SentenceAutoencoder: config.json, tokenizer.json, model.safetensors, words.txt."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from vecsmith.io import atomic_folder, load_safetensors, read_folder, save_safetensors
+from vecsmith.io._atomic import missing_folders, remove_empty
+from vecsmith.models._sentence_meaning import SentenceMeaning
+from vecsmith.models._sentence_tokens import read_tokenizer
+
+if TYPE_CHECKING:
+    from vecsmith.models.sentence_autoencoder import SentenceAutoencoder
+
+FORMAT, VERSION = "vecsmith.SentenceAutoencoder", 1
+
+_PARAMETERS = ("vector_size", "vocab_size", "max_length", "truncate", "unknown", "meaning_weight")
+_MACHINE_OPTIONS = {"device", "progress", "truncate", "unknown"}
+
+
+def _tensors(model: SentenceAutoencoder) -> dict[str, Tensor]:
+    """Everything that was trained or given, by name."""
+    modules = {"encoder": model.encoder, "decoder": model.decoder}
+    if model.encoder is model.decoder:
+        del modules["decoder"]
+    found = {
+        f"{part}.{name}": tensor
+        for part, module in modules.items()
+        if module is not None
+        for name, tensor in module.state_dict().items()
+    }
+    if model.meaning is not None:
+        found["meaning.table"] = model.meaning.table
+    return found
+
+
+def save(model: SentenceAutoencoder, folder: str | os.PathLike[str]) -> None:
+    """:meth:`SentenceAutoencoder.save`."""
+    tensors = _tensors(model)
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"expected finite tensors; got nan or infinity in {name}")
+    config = {
+        "format": FORMAT,
+        "version": VERSION,
+        "encoder": model.encoder_kind,
+        "tokenizer": model.tokenizer_kind,
+        "seed": model.seed,
+        "meaning_size": model.meaning_size,
+        "token_embeddings": model._token_embeddings is not None,
+        "parameters": {name: getattr(model, name) for name in _PARAMETERS},
+        "options": model.options,
+    }
+    parent = Path(folder).parent
+    made = missing_folders(parent)
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with atomic_folder(folder, remove=() if model.meaning else ("words.txt",)) as staging:
+            (staging / "tokenizer.json").write_text(model.tokens.tokenizer.to_str(), "utf-8")
+            save_safetensors(staging / "model.safetensors", tensors)
+            if model.meaning is not None:
+                text = "".join(f"{word}\n" for word in model.meaning.words)
+                (staging / "words.txt").write_text(text, "utf-8")
+            (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    except BaseException:
+        remove_empty(made)
+        raise
+
+
+def load(
+    model_class: type[SentenceAutoencoder],
+    folder: str | os.PathLike[str],
+    options: dict[str, Any],
+) -> SentenceAutoencoder:
+    """:meth:`SentenceAutoencoder.load`."""
+    unknown = sorted(set(options) - _MACHINE_OPTIONS)
+    if unknown:
+        raise TypeError(f"expected options among {sorted(_MACHINE_OPTIONS)}; got {unknown}")
+    with read_folder(folder) as find:
+        for name in ("config.json", "tokenizer.json", "model.safetensors"):
+            if not find(name).exists():
+                raise FileNotFoundError(f"{folder} is not a model folder: it has no {name}")
+        path = find("config.json")
+        try:
+            config = json.loads(path.read_text())
+            form, version = config["format"], int(config["version"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not a model's config.json ({error!r})") from None
+        if form != FORMAT or version > VERSION:
+            raise ValueError(
+                f"{path}: expected {FORMAT} of version <= {VERSION}; "
+                f"got {form!r} of version {version}"
+            )
+        tokenizer = read_tokenizer(find("tokenizer.json"))
+        tensors, _ = load_safetensors(find("model.safetensors"), mmap=False)
+        words = None
+        if config.get("meaning_size"):
+            if not find("words.txt").exists():
+                raise FileNotFoundError(f"{folder} is not a model folder: it has no words.txt")
+            words = find("words.txt").read_text("utf-8").split("\n")[:-1]
+    try:
+        model = model_class(
+            encoder=config["encoder"],
+            tokenizer=tokenizer,
+            seed=config["seed"],
+            **{**config["parameters"], **config["options"], **options},
+        )
+        model.tokens.kind = model.tokenizer_kind = config["tokenizer"]
+        if words is not None:
+            model._set_meaning(SentenceMeaning(words, tensors.pop("meaning.table")))
+        if config["token_embeddings"]:
+            # Those that are saved are loaded over these.
+            model._token_embeddings = tensors[_embeddings_name(tensors)]
+        model._build()
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged ({error})") from None
+    _load_state(model, tensors, Path(folder))
+    return model
+
+
+def _embeddings_name(tensors: dict[str, Tensor]) -> str:
+    """The frozen token vectors among the saved tensors."""
+    return next(name for name in ("encoder.weight", "encoder.embeddings") if name in tensors)
+
+
+def _load_state(model: SentenceAutoencoder, tensors: dict[str, Tensor], folder: Path) -> None:
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{folder}: {name} holds nan or infinity")
+    parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        if part not in parts:
+            raise ValueError(f"{folder}: expected tensors of encoder and decoder; got {name!r}")
+        parts[part][rest] = tensor
+    for part, state in parts.items():
+        module = getattr(model, part)
+        if part == "decoder" and model.encoder is model.decoder:
+            if state:
+                raise ValueError(f"{folder}: expected no tensors of a decoder; got {sorted(state)}")
+            continue
+        try:
+            module.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"{folder}: the files do not belong together ({error})") from None
+        if any(p.device != torch.device(model.device) for p in module.buffers()):
+            module.to(model.device)

@@ -1,0 +1,192 @@
+"""An n-gram language model of tokens: interpolated Kneser-Ney, counted once, asked in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vecsmith.ops import _checks as check
+
+_KEY_BITS = 62
+
+
+class NGramLanguageModel(nn.Module):
+    """p(w | the n - 1 tokens before it), by interpolated Kneser-Ney smoothing.
+
+    With c_k(h w) the counts of the k-grams (of the highest order: how often h w occurs; below: how
+    many different tokens come before h w), N(h) the number of different tokens behind h,
+
+        p_k(w | h) = max(c_k(h w) - d_k, 0) / c_k(h) + d_k N(h) / c_k(h) p_{k-1}(w | h')
+
+    with h' = h without its first token, p_0 = 1 / V, d_k = n_1 / (n_1 + 2 n_2) where n_j is the number
+    of k-grams seen j times (Kneser and Ney 1995; Chen and Goodman 1999, doi:10.1006/csla.1999.0128).
+    An h never seen leaves all to the shorter one.
+
+    The tables are buffers: for each order the contexts as sorted numbers, and behind each its tokens.
+    An answer starts from p_1 for all V tokens at once and adds what each longer context knows.
+
+    Args:
+        num_embeddings: V.
+        order: n.
+        bos: the token that stands n - 1 times before every sentence.
+
+    Raises: ValueError if V ** (n - 1) does not fit an integer of 62 bits.
+    """
+
+    def __init__(self, num_embeddings: int, order: int = 4, *, bos: int = 2) -> None:
+        super().__init__()
+        name = type(self).__name__
+        check.integer(name, "num_embeddings", num_embeddings, low=1)
+        check.integer(name, "order", order, low=1)
+        check.integer(name, "bos", bos, low=0)
+        if bos >= num_embeddings:
+            raise ValueError(f"{name}: expected bos < {num_embeddings}; got {bos}")
+        if num_embeddings ** (order - 1) >= 1 << _KEY_BITS:
+            raise ValueError(
+                f"{name}: expected num_embeddings ** (order - 1) < 2 ** {_KEY_BITS}; got "
+                f"{num_embeddings} ** {order - 1}"
+            )
+        self.num_embeddings, self.order, self.bos = num_embeddings, order, bos
+        self.register_buffer("unigram", torch.full((num_embeddings,), 1 / num_embeddings))
+        for k in range(2, order + 1):
+            self._set(k, *(torch.zeros(0, dtype=torch.int64) for _ in range(2)))
+
+    unigram: Tensor
+
+    def _set(
+        self,
+        k: int,
+        contexts: Tensor,
+        tokens: Tensor,
+        offsets: Tensor | None = None,
+        shares: Tensor | None = None,
+        rest: Tensor | None = None,
+    ) -> None:
+        """The table of order k: contexts [C] sorted, the share of probability that each leaves to the
+        shorter one (rest [C]); tokens and shares [offsets[C]], offsets [C + 1]."""
+        self.register_buffer(f"contexts_{k}", contexts)
+        self.register_buffer(f"tokens_{k}", tokens.to(torch.int32))
+        self.register_buffer(
+            f"offsets_{k}", torch.zeros(1, dtype=torch.int64) if offsets is None else offsets
+        )
+        self.register_buffer(f"shares_{k}", torch.zeros(0) if shares is None else shares)
+        self.register_buffer(f"rest_{k}", torch.zeros(0) if rest is None else rest)
+
+    @torch.no_grad()
+    def fit(self, sentences: Iterable[Any]) -> NGramLanguageModel:
+        """Count the sentences (lists or tensors of tokens, each with its eos; no bos) and replace what
+        was counted before.
+
+        Raises: ValueError if there is no token at all, IndexError for one outside the vocabulary.
+        """
+        v, pad = self.num_embeddings, self.order - 1
+        rows = [torch.as_tensor(s, dtype=torch.int64).reshape(-1) for s in sentences]
+        rows = [row for row in rows if len(row)]
+        if not rows:
+            raise ValueError("expected sentences with tokens; got none")
+        lead = torch.full((pad,), self.bos)
+        flat = torch.cat([part for row in rows for part in (lead, row)])
+        low, high = int(flat.min()), int(flat.max())
+        if low < 0 or high >= v:
+            raise IndexError(f"expected tokens in 0..{v - 1}; got {low if low < 0 else high}")
+        real = torch.cat([torch.arange(pad + len(row)) >= pad for row in rows])
+        at = real.nonzero()[:, 0]
+        # grams: [M, order], the distinct n-grams; every shorter one is the tail of a longer one.
+        grams = torch.stack([flat[at - pad + n] for n in range(self.order)], 1)
+        grams, counts = _distinct(grams, v)
+        levels = {self.order: (grams, counts)}
+        for k in range(self.order - 1, 0, -1):
+            grams, counts = _distinct(grams[:, 1:], v)
+            levels[k] = (grams, counts)
+        base = torch.zeros(v, dtype=torch.float64)
+        discount = _discount(levels[1][1])
+        base[levels[1][0][:, 0]] = (levels[1][1] - discount).clamp(min=0).double()
+        total = float(levels[1][1].sum())
+        # What the discount took goes to all V alike.
+        self.unigram = (base / total + (total - float(base.sum())) / total / v).float()
+        for k in range(2, self.order + 1):
+            grams, counts = levels[k]
+            keys, sizes = torch.unique_consecutive(_key(grams[:, :-1], v), return_counts=True)
+            offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+            owner = torch.repeat_interleave(torch.arange(len(keys)), sizes)
+            totals = torch.zeros(len(keys), dtype=torch.float64).index_add_(
+                0, owner, counts.double()
+            )
+            kept = (counts - _discount(counts)).clamp(min=0).double()
+            shares = kept / totals[owner]
+            rest = 1 - torch.zeros(len(keys), dtype=torch.float64).index_add_(0, owner, shares)
+            self._set(k, keys, grams[:, -1], offsets, shares.float(), rest.float())
+        return self
+
+    @torch.no_grad()
+    def log_probabilities(self, contexts: Tensor) -> Tensor:
+        """log p(. | context) for the last tokens of each row of contexts [N, L >= order - 1] (bos in
+        front where the sentence is young): [N, V]."""
+        probabilities = self.unigram.expand(len(contexts), -1).clone()
+        for k in range(2, self.order + 1):
+            known = getattr(self, f"contexts_{k}")
+            if not len(known):
+                continue
+            keys = _key(contexts[:, contexts.shape[1] - k + 1 :], self.num_embeddings)
+            place = torch.searchsorted(known, keys).clamp(max=len(known) - 1)
+            row = (known[place] == keys).nonzero()[:, 0]
+            if not len(row):
+                continue
+            place = place[row]
+            probabilities[row] *= getattr(self, f"rest_{k}")[place, None]
+            offsets = getattr(self, f"offsets_{k}")
+            sizes = offsets[place + 1] - offsets[place]
+            owner = torch.repeat_interleave(row, sizes)
+            first = offsets[place] - (sizes.cumsum(0) - sizes)
+            entry = torch.arange(len(owner), device=row.device)
+            entry += torch.repeat_interleave(first, sizes)
+            flat = owner * self.num_embeddings + getattr(self, f"tokens_{k}")[entry]
+            # A token is in a context once: no two additions meet.
+            probabilities.view(-1).index_add_(0, flat, getattr(self, f"shares_{k}")[entry])
+        return probabilities.log_()
+
+    def forward(self, contexts: Tensor) -> Tensor:
+        """:meth:`log_probabilities`."""
+        return self.log_probabilities(contexts)
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Tensor], prefix: str, *rest: Any, **more: Any
+    ) -> None:
+        # How long the tables are depends on what was counted.
+        for name, buffer in list(self.named_buffers(recurse=False)):
+            found = state_dict.get(prefix + name)
+            if found is not None and name != "unigram" and found.dim() == 1:
+                self.register_buffer(name, buffer.new_empty(found.shape))
+        super()._load_from_state_dict(state_dict, prefix, *rest, **more)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_embeddings}, order={self.order}"
+
+
+def _key(grams: Tensor, v: int) -> Tensor:
+    """Each row [k] as one number to the base V, so that their order is the rows' order."""
+    key = torch.zeros(len(grams), dtype=torch.int64, device=grams.device)
+    for n in range(grams.shape[1]):
+        key = key * v + grams[:, n]
+    return key
+
+
+def _distinct(grams: Tensor, v: int) -> tuple[Tensor, Tensor]:
+    """The distinct rows of grams [M, k] in order, and how often each is there."""
+    order = torch.argsort(grams[:, -1], stable=True)
+    order = order[torch.argsort(_key(grams[order, :-1], v), stable=True)]
+    grams = grams[order]
+    changes = torch.ones(len(grams), dtype=torch.bool)
+    changes[1:] = (grams[1:] != grams[:-1]).any(1)
+    first = changes.nonzero()[:, 0]
+    counts = torch.diff(first, append=torch.tensor([len(grams)]))
+    return grams[first], counts
+
+
+def _discount(counts: Tensor) -> float:
+    """n_1 / (n_1 + 2 n_2), and 1/2 where no k-gram was seen once or twice (Chen and Goodman)."""
+    once, twice = int((counts == 1).sum()), int((counts == 2).sum())
+    return once / (once + 2 * twice) if once and twice else 0.5
