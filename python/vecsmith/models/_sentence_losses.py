@@ -21,19 +21,20 @@ def match_loss(
         L = (1 / |C|) sum_{i in C} |y_i - e(w_i)|^2,   and 0 where C is empty
 
     A token that is right has no gradient, so what is right is left alone. Among rows with equal
-    cosines the lowest index is the nearest, and only that one is right. |y - e|^2 is the sum over the
-    entries, and not their mean.
+    cosines the lowest index is the nearest, and only that one is right. |y - e|^2 is the sum over
+    the entries, and not their mean.
 
     Args:
         outputs: y [..., E].
-        embeddings: e [V, E]. They have a gradient where they ask for one; it alone would draw the rows
-            of wrong tokens to the outputs.
+        embeddings: e [V, E]. They have a gradient where they ask for one, which draws the rows of
+            wrong tokens to the outputs.
         targets: w [...] int64, in 0..V-1.
         mask: [...] bool, the tokens that count (no padding); None: all.
 
     Returns: a scalar of outputs' dtype.
 
-    Raises: TypeError, ValueError for kinds and shapes; IndexError for targets outside the vocabulary.
+    Raises: TypeError, ValueError for kinds and shapes; IndexError for targets outside the
+        vocabulary.
     """
     _check("match_loss", "outputs", outputs, targets, mask, embeddings)
     chosen = outputs[mask] if mask is not None else outputs.reshape(-1, outputs.shape[-1])
@@ -70,7 +71,8 @@ def consistency_loss(
 ) -> Tensor:
     """How far the vector of the decoded sentence is from the vector it was decoded from.
 
-    With a token drawn softly at every place (Jang et al. 2017, arXiv:1611.01144; Maddison et al. 2017),
+    With a token drawn softly at every place (Jang et al. 2017, arXiv:1611.01144; Maddison et al.
+    2017, arXiv:1611.00712),
 
         p = softmax((logits + g) / temperature), g = -log(-log u), u ~ U(0, 1),   e~ = p e
         L = mean_b (1 - cos(s_b, encode(e~)_b))
@@ -123,8 +125,8 @@ def consistency_loss(
 
 def distillation_loss(vectors: Tensor, teachers: Tensor, linear: torch.nn.Module) -> Tensor:
     """mean_b (1 - cos(A s_b + a, t_b)): our vectors, through a linear map, against those of another
-    sentence encoder, which stays as it is (Reimers & Gurevych 2020, arXiv:2004.09813, with the cosine
-    in the place of the squared error).
+    sentence encoder, which stays as it is (Reimers & Gurevych 2020, arXiv:2004.09813, with the
+    cosine in the place of the squared error).
 
     Args:
         vectors: s [B, D].
@@ -152,8 +154,8 @@ def teacher_vectors(teacher: Callable[[list[str]], Any], sentences: Sequence[str
     teacher: any callable list[str] -> tensor or array [B, D']: the ``encode`` of a
         sentence-transformers model, for one.
 
-    Raises: TypeError if it is not callable or gives no numbers; ValueError for another shape, or for
-    NaN or infinity, named by its sentence.
+    Raises: TypeError if it is not callable or gives no numbers; ValueError for another shape, or
+        for NaN or infinity, named by its row.
     """
     if not callable(teacher):
         raise TypeError(f"expected teacher to be callable; got {type(teacher).__name__}")
@@ -176,8 +178,8 @@ def teacher_vectors(teacher: Callable[[list[str]], Any], sentences: Sequence[str
 
 
 def _matches(outputs: Tensor, embeddings: Tensor, targets: Tensor) -> Tensor:
-    """Whether the nearest row of embeddings [V, E] by cosine to each of outputs [N, E] is its target:
-    [N] bool."""
+    """Whether the nearest row of embeddings [V, E] by cosine to each of outputs [N, E] is its
+    target: [N] bool."""
     with torch.no_grad():
         return (outputs @ functional.normalize(embeddings, dim=1).t()).argmax(1) == targets
 

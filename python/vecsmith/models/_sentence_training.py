@@ -1,5 +1,6 @@
-"""The training loop of the recurrent sentence autoencoder: batches of sentences of about one length,
-Adam, held-out sentences that say when to stop, and checkpoints that a killed run goes on from."""
+"""The training loop of the recurrent sentence autoencoder: batches of sentences of about one
+length, Adam, held-out sentences that say when to stop, and checkpoints that a killed run goes on
+from."""
 
 from __future__ import annotations
 
@@ -35,6 +36,10 @@ logger = logging.getLogger(__name__)
 LOSSES = ("match", "cross_entropy")
 # So many held-out sentences say enough, and cost seconds.
 MOST_HELD_OUT = 1000
+# Of parameters that begin at 0.
+_LEAST_SIZE = 0.001
+# A checkpoint at the end of an epoch is left out where the one before it is younger than this.
+EPOCH_CHECKPOINT_SECONDS = 10.0
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -147,7 +152,7 @@ def free_running(
     batch_size: int = 256,
 ) -> tuple[float, float]:
     """(exact match, token accuracy) of sentences, each ending in eos, encoded and decoded again: the
-    part that comes back whole, and the part of the tokens that stand where they stood."""
+    part that comes back whole, and the part of the tokens, eos too, that stand where they stood."""
     whole = right = tokens = 0
     device = next(decoder.parameters()).device
     with torch.no_grad():
@@ -181,8 +186,8 @@ def train(
 
     encoder: [B, T], [B] -> [B, D]; ``encode_embeddings`` where there is a consistency loss.
     sentences: token ids, each ending in eos.
-    checkpoint: goes on from what it finds there, to the bits of an unbroken run where torch computes
-        the same bits twice (torch.use_deterministic_algorithms, the same number of threads).
+    checkpoint: goes on from what it finds there, to the bits of an unbroken run where torch
+        computes the same bits twice (torch.use_deterministic_algorithms, as many threads).
     teachers: [S, D'] float32, the vectors of another encoder for each sentence, with a distillation
         loss; the linear map into their space is trained here and given up.
     progress: a progress bar on standard error; None: where that is a terminal.
@@ -191,8 +196,9 @@ def train(
     Returns: for the start (epoch 0) and each epoch {"epoch", "loss" (but for the start), and of the
         held-out sentences "exact_match" and "token_accuracy"}.
 
-    Raises: ValueError, TypeError for what does not fit, or a loss that is not finite; CheckpointError
-        before anything is changed; TrainingInterrupted after a checkpoint was written.
+    Raises: ValueError, TypeError for what does not fit, or a loss that is not finite;
+        CheckpointError before anything is changed; TrainingInterrupted after a checkpoint was
+        written.
     """
     sentences = _checked(sentences, decoder)
     if (teachers is None) != (not plan.distillation):
@@ -276,8 +282,8 @@ def train(
                 loss = learner.step(ids, counts, rate, generator, wanted)
                 if not math.isfinite(loss):
                     raise ValueError(
-                        "expected a finite loss; got nan or inf: training has diverged. Start again "
-                        f"with a smaller alpha (now {plan.alpha:g})"
+                        "expected a finite loss; got nan or inf: training has diverged. Start "
+                        f"again with a smaller alpha (now {plan.alpha:g})"
                     )
                 cursor.loss += loss
                 cursor.batch = index + 1
@@ -293,8 +299,10 @@ def train(
             cursor.epoch, cursor.batch = cursor.epoch + 1, 0
             watch(cursor, {"loss": mean})
             bar.result(cursor.history[-1])
-            if checkpoint is not None and not _done(cursor, plan) and cursor.epoch < plan.epochs:
-                if time.monotonic() - last_written >= min(checkpoint.every, 10.0):
+            more = cursor.epoch < plan.epochs and not _done(cursor, plan)
+            if checkpoint is not None and more:
+                age = time.monotonic() - last_written
+                if age >= min(checkpoint.every, EPOCH_CHECKPOINT_SECONDS):
                     write()
     learner.recall()
     return cursor.history
@@ -308,7 +316,10 @@ class _Learner:
         found = [(n, p) for n, p in modules.named_parameters() if p.requires_grad]
         self.parameters: dict[str, torch.nn.Parameter] = dict(found)
         self.best = {name: p.detach().clone() for name, p in found}
-        self.optimizer = torch.optim.Adam(self.parameters.values(), lr=plan.alpha, fused=True)
+        # Adam's steps are of one size in all entries, but the parameters are not: projections of
+        # 0.001 beside rotations of 0.1. So each learns in proportion to what it was at first.
+        groups = [{"params": [p], "size": max(_size(p), _LEAST_SIZE)} for _, p in found]
+        self.optimizer = torch.optim.Adam(groups, lr=plan.alpha, fused=True)
         for _, parameter in found:
             # As Adam itself begins, but at once, so that a checkpoint has where to go.
             self.optimizer.state[parameter] = {
@@ -394,7 +405,7 @@ class _Learner:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.parameters.values(), plan.clip)
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["size"]
         self.optimizer.step()
         return value
 
@@ -451,6 +462,11 @@ def _key(seed: int, epoch: int, index: int) -> int:
     return (mixed ^ (mixed >> 29)) & ((1 << 63) - 1)
 
 
+def _size(parameter: Tensor) -> float:
+    """The root of the mean of the squares of its entries."""
+    return float(parameter.detach().square().mean().sqrt()) if parameter.numel() else 0.0
+
+
 def _split(count: int, plan: Training) -> tuple[list[int], list[int]]:
     """(held out, trained on): sentence numbers."""
     held = (
@@ -480,8 +496,8 @@ def _checked(sentences: Sequence[Sequence[int]], decoder: RecurrentDecoder) -> l
     for number, sentence in enumerate(checked):
         if not sentence or sentence[-1] != decoder.eos:
             raise ValueError(
-                f"expected every sentence to end in eos ({decoder.eos}); got sentence {number} with "
-                f"{sentence[-3:]}"
+                f"expected every sentence to end in eos ({decoder.eos}); got sentence {number} "
+                f"with {sentence[-3:]}"
             )
         if min(sentence) < 0 or max(sentence) >= rows:
             raise IndexError(

@@ -14,7 +14,7 @@ from vecsmith.ops import _checks as check
 
 CELLS = ("rnn", "lstm", "gru", "residual_rnn")
 METHODS = ("greedy", "multinomial")
-# Of the cosines in the softmax: at 1, a vocabulary of thousands would have even odds whatever is said.
+# Of the cosines in the softmax: at 1, thousands of tokens would have even odds whatever is said.
 _LOGIT_SCALE = 20.0
 
 
@@ -28,36 +28,38 @@ def _nearest(outputs: Tensor, embeddings: Tensor, excluded: Tensor | None = None
 
 
 class RecurrentDecoder(torch.nn.Module):
-    """A recurrent layer that writes a sentence from its vector s, which it receives at every step.
+    """A recurrent layer that writes a sentence from its vector, which it receives at every step.
 
-        h_0 = I s,   h_t = cell(h_t-1, [e(a_t-1), s]),   y_t = O h_t + o,   a_t = argmax_w cos(y_t, e(w))
+         h_0 = I v,   h_t = cell(h_t-1, [e(a_t-1), v]),   y_t = O h_t + o
+         a_t = argmax_w cos(y_t, e(w))
 
-    with e(a_0) = 0; an LSTM's cell also begins at I s, and h_0 = s(2) tanh(I s). With ``feedback`` the
-    cell is told which token it has just written, in training the right one (teacher forcing: Williams
-    & Zipser 1989); without, [e(a_t-1), s] is s alone.
+     with v the vector and e(a_0) = 0; an LSTM's cell begins at I v, with h_0 = s(2) tanh(I v). With
+     ``feedback`` the cell is told which token it has just written, in training the right one (teacher
+     forcing: Williams & Zipser 1989); without, [e(a_t-1), v] is v alone.
 
-    It begins as the inverse of a :class:`RecurrentEncoder` of the same seed and decay, for states as
-    small as they then are: I = g Q, and with the transpose Q' and P' of Q and P, readout P'/scale^2,
+     It begins as the inverse of a :class:`RecurrentEncoder` of the same seed and decay: with I = g Q
+     and O the transpose of P over the square of its scale, and for states as small as they then are,
 
-        h_t = (g Q)^-1 (h_t-1 - P e(a_t-1)),   y_t = e(w_t) + crosstalk of the tokens to come
+         h_t = (g Q)^-1 (h_t-1 - P e(a_t-1)),   y_t = e(w_t) + crosstalk of tokens to come
 
     Without feedback nothing is taken away, and all other tokens are in the way of each.
 
-    Args:
-        embedding: the token embeddings e [V, E], the module that the encoder has.
-        vector_size: D.
-        cell: "rnn", "lstm", "gru" or "residual_rnn".
-        eos: the token that ends a sentence.
-        hidden_size: H, at least ``rotation_size``; None: D. Units beyond those that rotate begin at
-            random and are not read at first.
-        feedback: whether the last token is fed back.
-        decay, seed: as the encoder's. Without feedback a decay below 1 makes the tokens before a token
-            loud, and later ones hard to hear.
-        rotation_size: the encoder's; None: D.
-        excluded: tokens that are never written: padding, say.
-        start: "rotation" or "random", as the encoder's.
+     Args:
+         embedding: the token embeddings e [V, E], the module that the encoder has. It is not a part of
+             this module: its weights are in the encoder's state_dict, and it moves with the encoder.
+         vector_size: D.
+         cell: "rnn", "lstm", "gru" or "residual_rnn".
+         eos: the token that ends a sentence.
+         hidden_size: H, at least ``rotation_size``; None: D. Units beyond those that rotate begin at
+             random and are not read at first.
+         feedback: whether the last token is fed back.
+         decay, seed: as the encoder's. Without feedback 1 is best: with less, the tokens before a
+             token drown it.
+         rotation_size: the encoder's; None: D.
+         excluded: tokens that are never written: padding, say.
+         start: "rotation" or "random", as the encoder's.
 
-    Raises: ValueError, TypeError, IndexError for arguments that do not fit.
+     Raises: ValueError, TypeError, IndexError for arguments that do not fit.
     """
 
     excluded: Tensor | None
@@ -71,7 +73,7 @@ class RecurrentDecoder(torch.nn.Module):
         eos: int,
         hidden_size: int | None = None,
         feedback: bool = True,
-        decay: float = 0.87,
+        decay: float | None = None,
         rotation_size: int | None = None,
         excluded: Sequence[int] = (),
         start: str = "rotation",
@@ -79,14 +81,14 @@ class RecurrentDecoder(torch.nn.Module):
     ) -> None:
         super().__init__()
         name = type(self).__name__
-        self.embedding = _start.check_embedding(name, embedding)
+        self._embedding = (_start.check_embedding(name, embedding),)
         check.integer(name, "vector_size", vector_size, low=1)
         size = vector_size if rotation_size is None else rotation_size
         check.integer(name, "rotation_size", size, low=1, high=vector_size)
         hidden = vector_size if hidden_size is None else hidden_size
         check.integer(name, "hidden_size", hidden, low=size)
         self.cell = _start.check_one_of(name, "cell", cell, CELLS)
-        self.decay = _start.check_decay(name, decay)
+        self.decay = _start.check_decay(name, decay, size)
         _start.check_one_of(name, "start", start, ("rotation", "random"))
         tokens, width = self._table().shape
         for what, token in [("eos", eos), *(("excluded", token) for token in excluded)]:
@@ -110,7 +112,7 @@ class RecurrentDecoder(torch.nn.Module):
         self.readout = torch.nn.Linear(hidden, width)
         self.logit_scale = torch.nn.Parameter(torch.tensor(_LOGIT_SCALE))
         if start == "rotation":
-            self._rotate(_start.Start(width, size, decay, seed), seed)
+            self._rotate(_start.Start(width, size, self.decay, seed), seed)
 
     @torch.no_grad()
     def _rotate(self, begin: _start.Start, seed: int) -> None:
@@ -138,6 +140,11 @@ class RecurrentDecoder(torch.nn.Module):
         self.readout.weight[:, :size] = begin.readout
         self.readout.bias.zero_()
 
+    @property
+    def embedding(self) -> torch.nn.Module:
+        """The token embeddings."""
+        return self._embedding[0]
+
     def _table(self) -> Tensor:
         weight: Any = self.embedding.weight
         return weight
@@ -146,7 +153,7 @@ class RecurrentDecoder(torch.nn.Module):
         """The outputs y: [B, T, E], in the space of the token embeddings.
 
         Args:
-            vectors: s [B, D].
+            vectors: [B, D].
             length: T.
             targets: [B, T] int64 or int32, the tokens that are fed back in place of those written;
                 what stands behind a sentence's end does not matter. None: free running.
@@ -193,24 +200,24 @@ class RecurrentDecoder(torch.nn.Module):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """The sentences of vectors s [B, D], free running.
+        """The sentences of vectors [B, D], free running.
 
         Args:
             vectors: [B, D].
-            max_length: how many tokens are written at most, ``eos`` among them.
+            max_length: how many tokens are written at most.
             method: "greedy" takes the nearest token by cosine, "multinomial" draws from
                 softmax(logits / temperature).
             temperature: > 0; of "multinomial" alone.
             generator: of the draws; torch's own by default.
 
-        Returns: ids [B, T] int64, T <= max_length as long as the longest: each row ends in ``eos`` and
-            is filled up with it; one that has not ended within max_length has none.
+        Returns: ids [B, T] int64, T <= max_length as long as the longest: each row ends in ``eos``
+            and is filled up with it; one that has not ended within max_length has none.
 
         Raises: TypeError, ValueError for arguments that do not fit.
         """
         name = type(self).__name__
         _start.check_vectors(name, vectors, self.vector_size)
-        check.integer(name, "max_length", max_length, low=1)
+        check.integer(name, "max_length", max_length, low=0)
         _start.check_one_of(name, "method", method, METHODS)
         check.rate(name, "temperature", temperature)
         if not temperature > 0:
@@ -232,8 +239,8 @@ class RecurrentDecoder(torch.nn.Module):
     def _run(
         self, vectors: Tensor, length: int, choose: Any, stop: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Free running: (outputs [B, T, E], ids [B, T] filled up with eos). ``stop``: as soon as every
-        row has ended; the outputs are not kept."""
+        """Free running: (outputs [B, T, E], ids [B, T]). ``stop``: as soon as every row has ended, and
+        rows are filled up with eos; the outputs are not kept."""
         state = self._first(vectors)
         before = vectors.new_zeros(vectors.shape[0], self._table().shape[1])
         ended = torch.zeros(vectors.shape[0], dtype=torch.bool, device=vectors.device)
@@ -253,7 +260,8 @@ class RecurrentDecoder(torch.nn.Module):
             if stop and bool(ended.all()):
                 break
         stacked = torch.stack(outputs, 1) if outputs else vectors.new_zeros(0)
-        return stacked, torch.stack(written, 1)
+        none = ended.new_zeros((vectors.shape[0], 0), dtype=torch.int64)
+        return stacked, torch.stack(written, 1) if written else none
 
     def extra_repr(self) -> str:
         """The options."""

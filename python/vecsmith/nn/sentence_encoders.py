@@ -22,8 +22,8 @@ class RecurrentEncoder(torch.nn.Module):
     so that the first token, with which a decoder begins, is the last that is read. "bilstm" has a
     second layer that reads from the start; s is both last states, each of vector_size / 2.
 
-    It begins as a rotation (:class:`RecurrentDecoder` begins as its inverse): for entries as small as
-    they then are, with Q orthogonal, g the decay and P a projection,
+    It begins as a rotation (:class:`RecurrentDecoder` begins as its inverse): for entries as small
+    as they then are, with Q orthogonal, g the decay and P a projection,
 
         s = sum_t (g Q)^(t-1) P e(w_t)
 
@@ -32,13 +32,14 @@ class RecurrentEncoder(torch.nn.Module):
             rows of length about 1.
         vector_size: D.
         cell: "rnn", "lstm", "bilstm", "gru" or "residual_rnn".
-        decay: g in (0, 1]: how much of a token each further token leaves. Less separates tokens better,
-            more survives more noise: a token at t is g^(t-1) of the first.
+        decay: g in (0, 1]: a token at t is g^(t-1) of the first. Less separates tokens better, more
+            survives more noise. None: (R / (R + 50))^(1/2) for R = ``rotation_size``.
         start: "rotation", or "random" for the layers' own first numbers, from torch's generator.
         seed: of Q and P.
 
     Attributes:
         rotation_size: how many entries of the vector, its first, rotate: D, for "bilstm" D / 2.
+        typical_norm: the length of a sentence's vector, by which one may scale it: a buffer.
 
     Raises: ValueError, TypeError for arguments that do not fit.
     """
@@ -49,7 +50,7 @@ class RecurrentEncoder(torch.nn.Module):
         vector_size: int,
         cell: str = "rnn",
         *,
-        decay: float = 0.87,
+        decay: float | None = None,
         start: str = "rotation",
         seed: int = 1,
     ) -> None:
@@ -59,7 +60,6 @@ class RecurrentEncoder(torch.nn.Module):
         check.integer(name, "vector_size", vector_size, low=1)
         self.vector_size = vector_size
         self.cell = _start.check_one_of(name, "cell", cell, CELLS)
-        self.decay = _start.check_decay(name, decay)
         _start.check_one_of(name, "start", start, ("rotation", "random"))
         both = cell == "bilstm"
         if both and vector_size % 2:
@@ -67,12 +67,15 @@ class RecurrentEncoder(torch.nn.Module):
                 f"{name}: expected an even vector_size for 'bilstm'; got {vector_size}"
             )
         self.rotation_size = vector_size // 2 if both else vector_size
+        self.decay = _start.check_decay(name, decay, self.rotation_size)
         size = self._table().shape[1]
         layer: Any = _start.LAYERS["lstm" if both else cell]
         self.recurrence = layer(size, self.rotation_size, batch_first=True, bidirectional=both)
         if start == "rotation":
-            begin = _start.Start(size, self.rotation_size, decay, seed)
-            _start.set_linear(self.recurrence, decay * begin.rotation, begin.projection)
+            begin = _start.Start(size, self.rotation_size, self.decay, seed)
+            _start.set_linear(self.recurrence, self.decay * begin.rotation, begin.projection)
+        self.typical_norm: Tensor
+        self.register_buffer("typical_norm", torch.tensor(_start.typical_norm(vector_size)))
 
     def _table(self) -> Tensor:
         weight: Any = self.embedding.weight
@@ -81,7 +84,8 @@ class RecurrentEncoder(torch.nn.Module):
     def forward(self, ids: Tensor, lengths: Tensor | list[int]) -> Tensor:
         """ids [B, T] int64 or int32, lengths [B] in 1..T -> vectors [B, D].
 
-        Raises: TypeError, ValueError for kinds and shapes; IndexError for ids outside the embedding.
+        Raises: TypeError, ValueError for kinds and shapes; IndexError for ids outside the
+            embedding.
         """
         ids = _start.check_ids(type(self).__name__, "ids", ids, self._table().shape[0])
         return self.encode_embeddings(self.embedding(ids), lengths)
