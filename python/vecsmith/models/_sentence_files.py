@@ -126,7 +126,8 @@ def load(
 
 def _embeddings_name(tensors: dict[str, Tensor]) -> str:
     """The frozen token vectors among the saved tensors."""
-    return next(name for name in ("encoder.weight", "encoder.embeddings") if name in tensors)
+    known = ("encoder.weight", "encoder.embeddings", "encoder.embedding.weight")
+    return next(name for name in known if name in tensors)
 
 
 def _load_state(model: SentenceAutoencoder, tensors: dict[str, Tensor], folder: Path) -> None:

@@ -8,15 +8,20 @@ eos, which ``lengths`` count. One module may be both.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from vecsmith.models import _options as check
+from vecsmith.models import _sentence_training as training
+from vecsmith.nn import sentence_encoders
 from vecsmith.nn.ngram import NGramLanguageModel
 from vecsmith.nn.rotation_binding import RotationBinding
+from vecsmith.nn.sentence_decoders import RecurrentDecoder
 
 if TYPE_CHECKING:
     from vecsmith.models._sentence_tokens import SentenceTokens
@@ -50,8 +55,8 @@ class Kind:
     Attributes:
         defaults: its options; others are refused.
         build: (parts, options) -> (encoder, decoder), untrained.
-        fit: (model, rows of tokens without eos, options of ``SentenceAutoencoder.fit``) -> None; the
-            model's ``encoder`` and ``decoder`` are there.
+        fit: (model, sentences, rows of their tokens without eos, options of
+            ``SentenceAutoencoder.fit``) -> None; the model's ``encoder`` and ``decoder`` are there.
         shares: the encoder and the decoder are one module (saved once).
     """
 
@@ -80,12 +85,105 @@ def _build_rotation(parts: Parts, options: dict[str, Any]) -> Pair:
     return module, module
 
 
-def _fit_rotation(model: Any, rows: list[list[int]]) -> None:
+def _fit_rotation(model: Any, texts: list[str], rows: list[list[int]]) -> None:
     if model.encoder.language_model is not None:
         model.encoder.language_model.fit([*row, model.tokens.eos] for row in rows)
 
 
+def _build_recurrent(cell: str) -> Callable[[Parts, dict[str, Any]], Pair]:
+    def build(parts: Parts, options: dict[str, Any]) -> Pair:
+        options, tokens = dict(options), parts.tokens
+        width = options.pop("embedding_size")
+        table = parts.embeddings
+        if table is None:
+            width = parts.size if width is None else check.integer("embedding_size", width, 1)
+            generator = torch.Generator().manual_seed(parts.seed)
+            table = torch.randn(len(tokens), width, generator=generator)
+        elif width not in (None, table.shape[1]):
+            got = f"{width} and token_embeddings of {table.shape[1]}"
+            raise ValueError(f"expected no embedding_size beside token_embeddings; got {got}")
+        embedding = nn.Embedding(
+            *table.shape, _weight=nn.functional.normalize(table.float(), dim=1)
+        )
+        embedding.weight.requires_grad_(bool(options.pop("train_embeddings")))
+        both = {"decay": options.pop("decay"), "start": options.pop("start"), "seed": parts.seed}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(parts.seed)
+            encoder = sentence_encoders.RecurrentEncoder(embedding, parts.size, cell, **both)
+            own = options.pop("decoder")
+            decoder = RecurrentDecoder(
+                embedding,
+                parts.size,
+                cell.removeprefix("bi") if own is None else own,
+                eos=tokens.eos,
+                excluded=(tokens.pad, tokens.bos),
+                rotation_size=encoder.rotation_size,
+                **{**both, "decay": encoder.decay},
+                **options,
+            )
+        return encoder, decoder
+
+    return build
+
+
+def _fit_recurrent(
+    model: Any,
+    texts: list[str],
+    rows: list[list[int]],
+    *,
+    checkpoint: Any = None,
+    checkpoint_every: float = 60.0,
+    resume: bool = True,
+    teacher: Callable[[list[str]], Any] | None = None,
+    after_epoch: Callable[[dict[str, float]], None] | None = None,
+    **options: Any,
+) -> None:
+    known = {field.name for field in fields(training.Training)} - {"seed"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise TypeError(f"expected options of training among {sorted(known)}; got {unknown}")
+    plan = training.Training(**options, seed=model.seed)
+    if (teacher is None) != (not plan.distillation):
+        raise ValueError("expected a teacher where distillation > 0, and there alone")
+    keep = None
+    if checkpoint is not None:
+        every = check.finite("checkpoint_every", checkpoint_every, low=0.0)
+        keep = training.SentenceCheckpoint(checkpoint, every, bool(resume))
+    with contextlib.nullcontext() if keep is None else keep.hold():
+        teachers = None if teacher is None else training.losses.teacher_vectors(teacher, texts)
+        model.history = training.train(
+            model.encoder.train(),
+            model.decoder.train(),
+            [[*row, model.tokens.eos] for row in rows],
+            plan,
+            checkpoint=keep,
+            teachers=teachers,
+            progress=model.progress,
+            after_epoch=after_epoch,
+        )
+    model.encoder.eval()
+    model.decoder.eval()
+    with torch.no_grad():
+        ids, lengths = model.tokens.batch(rows[: training.MOST_HELD_OUT])
+        norms = model.encoder(ids.to(model.device), lengths).norm(dim=1)
+        model.encoder.typical_norm.copy_(norms.mean())
+
+
+_RECURRENT = {
+    "decay": None,
+    "embedding_size": None,
+    "train_embeddings": False,
+    "decoder": None,
+    "hidden_size": None,
+    "feedback": True,
+    "start": "rotation",
+}
+
 KINDS: dict[str, Kind] = {
+    **{
+        cell: Kind(_RECURRENT, _build_recurrent(cell), _fit_recurrent)
+        for cell in sentence_encoders.CELLS
+    },
     "rotation": Kind(
         {"gamma": None, "snr": 100.0, "noise": 0.01, "beam": 32, "language_model": 4},
         _build_rotation,
@@ -93,6 +191,18 @@ KINDS: dict[str, Kind] = {
         shares=True,
     ),
 }
+
+
+def unit(encoder: Any, vectors: Tensor) -> Tensor:
+    """vectors [B, D] of an encoder, of length 1; of about 1 where lengths say something."""
+    typical = getattr(encoder, "typical_norm", None)
+    return nn.functional.normalize(vectors, dim=1) if typical is None else vectors / typical
+
+
+def from_unit(encoder: Any, vectors: Tensor) -> Tensor:
+    """The way back; of vectors of length 1, the decoder finds the length itself."""
+    typical = getattr(encoder, "typical_norm", None)
+    return vectors if typical is None else vectors * typical
 
 
 def kind(name: Any) -> Kind:

@@ -151,8 +151,9 @@ def free_running(
     generator: torch.Generator | None = None,
     batch_size: int = 256,
 ) -> tuple[float, float]:
-    """(exact match, token accuracy) of sentences, each ending in eos, encoded and decoded again: the
-    part that comes back whole, and the part of the tokens, eos too, that stand where they stood."""
+    """(exact match, token accuracy) of sentences, each ending in eos, encoded and decoded again:
+    the part that comes back whole, and the part of the tokens, eos too, that stand where they
+    stood."""
     whole = right = tokens = 0
     device = next(decoder.parameters()).device
     with torch.no_grad():

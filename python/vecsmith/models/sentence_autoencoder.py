@@ -172,7 +172,7 @@ class SentenceAutoencoder:
         self.tokens.train(texts, self.vocab_size)
         rows = self.tokens.numbers(texts)
         self._build()
-        _sentence_modules.kind(self.encoder_kind).fit(self, rows, **options)
+        _sentence_modules.kind(self.encoder_kind).fit(self, texts, rows, **options)
         return self
 
     def _build(self) -> None:
@@ -206,7 +206,7 @@ class SentenceAutoencoder:
             if self.meaning is not None:
                 meant = self.meaning(sentences[start : start + _BATCH]).to(vectors)
                 weight = self.meaning_weight
-                vectors = nn.functional.normalize(vectors, dim=1) * (1 - weight**2) ** 0.5
+                vectors = _sentence_modules.unit(encoder, vectors) * (1 - weight**2) ** 0.5
                 vectors = torch.cat([weight * meant, vectors], 1)
             parts.append(vectors)
         return torch.cat(parts) if parts else torch.zeros(0, self.vector_size, device=self.device)
@@ -261,6 +261,9 @@ class SentenceAutoencoder:
         steps = self.max_length if max_length is None else max_length
         steps = check.integer("max_length", steps, 0, self.max_length)
         code = vectors[:, self.meaning_size :].to(self.device)
+        if self.meaning is not None:
+            share = (1 - self.meaning_weight**2) ** 0.5
+            code = _sentence_modules.from_unit(self.encoder, code / share)
         rows: list[list[int]] = []
         with torch.no_grad():
             for part in code.split(_BATCH):
@@ -314,7 +317,7 @@ class SentenceAutoencoder:
             blurred = blurred + noise * blurred.norm(dim=1, keepdim=True) * drawn
         rows = self._decoded(blurred)
         decoded = self.tokens.decode(rows)
-        again = self.encode(decoded)
+        again = self._encode_again(decoded)
         return Reconstruction(
             measures.token_accuracy(self.tokens.numbers(texts), rows),
             measures.exact_match(texts, decoded),
@@ -322,6 +325,15 @@ class SentenceAutoencoder:
             float(nn.functional.cosine_similarity(again, vectors, dim=1).mean()),
             len(texts),
         )
+
+    def _encode_again(self, decoded: list[str]) -> Tensor:
+        """The vectors of decoded sentences: as text, a wrong one may be of more tokens than allowed,
+        and is cut."""
+        before, self.tokens.truncate = self.tokens.truncate, True
+        try:
+            return self.encode(decoded)
+        finally:
+            self.tokens.truncate = before
 
     def _modules(self) -> tuple[nn.Module, nn.Module]:
         if self.encoder is None or self.decoder is None:

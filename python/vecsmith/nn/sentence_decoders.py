@@ -30,36 +30,36 @@ def _nearest(outputs: Tensor, embeddings: Tensor, excluded: Tensor | None = None
 class RecurrentDecoder(torch.nn.Module):
     """A recurrent layer that writes a sentence from its vector, which it receives at every step.
 
-         h_0 = I v,   h_t = cell(h_t-1, [e(a_t-1), v]),   y_t = O h_t + o
-         a_t = argmax_w cos(y_t, e(w))
+        h_0 = I v,   h_t = cell(h_t-1, [e(a_t-1), v]),   y_t = O h_t + o
+        a_t = argmax_w cos(y_t, e(w))
 
-     with v the vector and e(a_0) = 0; an LSTM's cell begins at I v, with h_0 = s(2) tanh(I v). With
-     ``feedback`` the cell is told which token it has just written, in training the right one (teacher
-     forcing: Williams & Zipser 1989); without, [e(a_t-1), v] is v alone.
+    with v the vector and e(a_0) = 0; an LSTM's cell begins at I v, with h_0 = s(2) tanh(I v). With
+    ``feedback`` the cell is told which token it has just written, in training the right one
+    (teacher forcing: Williams & Zipser 1989); without, [e(a_t-1), v] is v alone.
 
-     It begins as the inverse of a :class:`RecurrentEncoder` of the same seed and decay: with I = g Q
-     and O the transpose of P over the square of its scale, and for states as small as they then are,
+    It begins as the inverse of a :class:`RecurrentEncoder` of the same seed and decay: with I = g Q
+    and O the transpose of P over the square of its scale, and for states as small as they then are,
 
-         h_t = (g Q)^-1 (h_t-1 - P e(a_t-1)),   y_t = e(w_t) + crosstalk of tokens to come
+        h_t = (g Q)^-1 (h_t-1 - P e(a_t-1)),   y_t = e(w_t) + crosstalk of the tokens to come
 
     Without feedback nothing is taken away, and all other tokens are in the way of each.
 
-     Args:
-         embedding: the token embeddings e [V, E], the module that the encoder has. It is not a part of
-             this module: its weights are in the encoder's state_dict, and it moves with the encoder.
-         vector_size: D.
-         cell: "rnn", "lstm", "gru" or "residual_rnn".
-         eos: the token that ends a sentence.
-         hidden_size: H, at least ``rotation_size``; None: D. Units beyond those that rotate begin at
-             random and are not read at first.
-         feedback: whether the last token is fed back.
-         decay, seed: as the encoder's. Without feedback 1 is best: with less, the tokens before a
-             token drown it.
-         rotation_size: the encoder's; None: D.
-         excluded: tokens that are never written: padding, say.
-         start: "rotation" or "random", as the encoder's.
+    Args:
+        embedding: the token embeddings e [V, E], the module that the encoder has. It is not a part
+            of this module: its weights are in the encoder's state_dict, and it moves with that.
+        vector_size: D.
+        cell: "rnn", "lstm", "gru" or "residual_rnn".
+        eos: the token that ends a sentence.
+        hidden_size: H, at least ``rotation_size``; None: D. Units beyond those that rotate begin at
+            random and are not read at first.
+        feedback: whether the last token is fed back.
+        decay, seed: as the encoder's. Without feedback 1 is best: with less, the tokens before a
+            token drown it.
+        rotation_size: the encoder's; None: D.
+        excluded: tokens that are never written: padding, say.
+        start: "rotation" or "random", as the encoder's.
 
-     Raises: ValueError, TypeError, IndexError for arguments that do not fit.
+    Raises: ValueError, TypeError, IndexError for arguments that do not fit.
     """
 
     excluded: Tensor | None
@@ -239,8 +239,8 @@ class RecurrentDecoder(torch.nn.Module):
     def _run(
         self, vectors: Tensor, length: int, choose: Any, stop: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """Free running: (outputs [B, T, E], ids [B, T]). ``stop``: as soon as every row has ended, and
-        rows are filled up with eos; the outputs are not kept."""
+        """Free running: (outputs [B, T, E], ids [B, T]). ``stop``: as soon as every row has ended,
+        rows are filled up with eos, and the outputs are not kept."""
         state = self._first(vectors)
         before = vectors.new_zeros(vectors.shape[0], self._table().shape[1])
         ended = torch.zeros(vectors.shape[0], dtype=torch.bool, device=vectors.device)
