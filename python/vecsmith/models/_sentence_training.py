@@ -55,7 +55,9 @@ class Training:
 
     epochs: passes over the sentences at most.
     batch_size: sentences of a step.
-    alpha, min_alpha: Adam's rate at the first and the last step; linear between.
+    alpha, min_alpha: Adam's rate at the first and the last step, in parts of a parameter's size;
+        linear between.
+    warmup: the part of all steps over which the rate first rises from 0.
     loss: "match" or "cross_entropy".
     consistency: the weight of the consistency loss; 0: none.
     gumbel_temperature: of its soft tokens.
@@ -71,8 +73,9 @@ class Training:
 
     epochs: int = 10
     batch_size: int = 32
-    alpha: float = 3e-4
-    min_alpha: float = 1e-5
+    alpha: float = 1e-4
+    min_alpha: float = 1e-6
+    warmup: float = 0.2
     loss: str = "match"
     consistency: float = 0.0
     gumbel_temperature: float = 1.0
@@ -89,6 +92,8 @@ class Training:
         check.integer("batch_size", self.batch_size, 1)
         check.rate("alpha", self.alpha)
         check.rate("min_alpha", self.min_alpha, zero=True)
+        if check.finite("warmup", self.warmup, low=0.0) > 1:
+            raise ValueError(f"expected warmup in [0, 1]; got {self.warmup}")
         if self.loss not in LOSSES:
             raise ValueError(f"expected loss among {', '.join(LOSSES)}; got {self.loss!r}")
         check.finite("consistency", self.consistency, low=0.0)
@@ -479,7 +484,10 @@ def _split(count: int, plan: Training) -> tuple[list[int], list[int]]:
 
 
 def _rate(plan: Training, step: int, steps: int) -> float:
-    return plan.alpha + (plan.min_alpha - plan.alpha) * step / max(1, steps)
+    """Adam's rate at a step. Its first steps have no idea of the gradients' sizes, and at full length
+    they would undo the rotation."""
+    rate = plan.alpha + (plan.min_alpha - plan.alpha) * step / max(1, steps)
+    return rate * min(1.0, (step + 1) / max(1.0, plan.warmup * steps))
 
 
 def _done(cursor: Cursor, plan: Training) -> bool:

@@ -15,7 +15,7 @@ from vecsmith.ops import _checks as check
 CELLS = ("rnn", "lstm", "gru", "residual_rnn")
 METHODS = ("greedy", "multinomial")
 # Of the cosines in the softmax: at 1, thousands of tokens would have even odds whatever is said.
-_LOGIT_SCALE = 20.0
+_LOGIT_SCALE = 50.0
 
 
 def _nearest(outputs: Tensor, embeddings: Tensor, excluded: Tensor | None = None) -> Tensor:
@@ -186,9 +186,11 @@ class RecurrentDecoder(torch.nn.Module):
         return _nearest(flat, self._table(), self.excluded).view(outputs.shape[:-1])
 
     def logits(self, outputs: Tensor) -> Tensor:
-        """outputs [..., E] -> [..., V]: the outputs times the token embeddings, times
-        ``logit_scale``, a parameter; -inf for excluded tokens."""
-        scores = self.logit_scale * (outputs @ self._table().t())
+        """outputs [..., E] -> [..., V]: the outputs times the token embeddings, both of length 1,
+        times ``logit_scale``, a parameter; -inf for excluded tokens. So the likeliest token is the
+        nearest, and an output that noise has made long is no surer of itself."""
+        rows = functional.normalize(self._table(), dim=1)
+        scores = self.logit_scale * (functional.normalize(outputs, dim=-1) @ rows.t())
         return scores if self.excluded is None else scores.index_fill(-1, self.excluded, -torch.inf)
 
     @torch.no_grad()
