@@ -2,9 +2,9 @@
 
 Word vectors from a text file: :class:`vecsmith.Word2Vec`, :class:`vecsmith.KeyedVectors`, or the
 command ``vecsmith word2vec``. Sentence vectors that can be turned back into their sentence:
-:class:`vecsmith.SentenceAutoencoder`. Embedding tables: :mod:`vecsmith.nn` and :mod:`vecsmith.optim`;
-:func:`vecsmith.accelerate` swaps them into an existing model. The operators under them:
-:mod:`vecsmith.ops`.
+:class:`vecsmith.SentenceAutoencoder`. Embedding tables: :mod:`vecsmith.nn` and
+:mod:`vecsmith.optim`; :func:`vecsmith.accelerate` swaps them into an existing model. The operators
+under them: :mod:`vecsmith.ops`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command ``vecsmith``: word2vec, neighbors, evaluate, plot, info.
+"""The command ``vecsmith``: word2vec, sentence, neighbors, evaluate, plot, info.
 
 ``main`` is the entry point. Whatever goes wrong is one line on standard error and exit code 2 (a
 traceback with ``--debug``); Ctrl-C and SIGTERM end with 130.
@@ -20,7 +20,7 @@ import typer
 from vecsmith.cli import _loads  # noqa: F401
 
 # isort: split
-from vecsmith.cli import _info, _vectors, _word2vec
+from vecsmith.cli import _info, _sentence, _vectors, _word2vec
 from vecsmith.models._checkpoint import TrainingInterrupted, interrupt_on_terminate
 
 FAILED, INTERRUPTED = 2, 130
@@ -48,6 +48,7 @@ for _function in (
     _info.info,
 ):
     app.command(_function.__name__)(_function)
+app.add_typer(_sentence.app)
 
 
 def _version(value: bool) -> None:

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from vecsmith.io._open import lines
@@ -56,8 +55,8 @@ def bleu(expected: Iterable[Any], decoded: Iterable[Any], max_order: int = 4) ->
 
     with p_n the share of the decoded n-grams that are in their reference (each at most as often as
     there), r and h the numbers of tokens expected and decoded (Papineni et al. 2002,
-    doi:10.3115/1073083.1073135). Orders of which no sentence has an n-gram are left out; if some p_n
-    is 0, so is BLEU.
+    doi:10.3115/1073083.1073135). Orders of which no sentence has an n-gram are left out; if some
+    p_n is 0, so is BLEU.
 
     Args:
         expected, decoded: as many sentences, each a string (its words and its marks are tokens: the
@@ -92,8 +91,8 @@ def bleu(expected: Iterable[Any], decoded: Iterable[Any], max_order: int = 4) ->
 
 
 def read_sts(path: str | os.PathLike[str]) -> list[tuple[str, str, float]]:
-    """The pairs of a file of the STS benchmark (Cer et al. 2017, arXiv:1708.00055): lines ``genre, file,
-    year, id, score, sentence, sentence`` with tabs between; more columns are left out.
+    """The pairs of a file of the STS benchmark (Cer et al. 2017, arXiv:1708.00055): lines ``genre,
+    file, year, id, score, sentence, sentence`` with tabs between; more columns are left out.
 
     Args:
         path: the file; .gz, .bz2, .xz and .zst are decompressed.
@@ -133,19 +132,21 @@ def sts(
     """
     if isinstance(pairs, (str, os.PathLike)):
         pairs = read_sts(pairs)
-    pairs = list(pairs)
-    if len(pairs) < 2:
-        raise ValueError(f"expected at least two pairs; got {len(pairs)}")
-    first, second = (
-        torch.as_tensor(encode([pair[side] for pair in pairs])).double().cpu() for side in (0, 1)
-    )
+    firsts, seconds, scores = [], [], []
+    for first, second, score in pairs:
+        firsts.append(first)
+        seconds.append(second)
+        scores.append(float(score))
+    if len(scores) < 2:
+        raise ValueError(f"expected at least two pairs; got {len(scores)}")
+    first, second = (torch.as_tensor(encode(side)).double().cpu() for side in (firsts, seconds))
     cosines = torch.nn.functional.cosine_similarity(first, second, dim=1).numpy()
     from scipy import stats
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", stats.ConstantInputWarning)
-        gold = np.array([score for _, _, score in pairs], dtype=np.float64)
-        return float(stats.spearmanr(gold, cosines)[0])
+        outcome: Any = stats.spearmanr(scores, cosines)
+        return float(outcome[0])
 
 
 def _paired(expected: Iterable[Any], decoded: Iterable[Any]) -> list[tuple[Any, Any]]:

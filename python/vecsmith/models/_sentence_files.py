@@ -1,4 +1,5 @@
-"""The folder of a SentenceAutoencoder: config.json, tokenizer.json, model.safetensors, words.txt."""
+"""The folder of a SentenceAutoencoder: config.json, tokenizer.json, model.safetensors,
+words.txt."""
 
 from __future__ import annotations
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from vecsmith.io import atomic_folder, load_safetensors, read_folder, save_safetensors
 from vecsmith.io._atomic import missing_folders, remove_empty
+from vecsmith.models import _sentence_modules
 from vecsmith.models._sentence_meaning import SentenceMeaning
 from vecsmith.models._sentence_tokens import read_tokenizer
 
@@ -105,6 +107,7 @@ def load(
                 raise FileNotFoundError(f"{folder} is not a model folder: it has no words.txt")
             words = find("words.txt").read_text("utf-8").split("\n")[:-1]
     try:
+        _check_names(config)
         model = model_class(
             encoder=config["encoder"],
             tokenizer=tokenizer,
@@ -124,10 +127,23 @@ def load(
     return model
 
 
+def _check_names(config: dict[str, Any]) -> None:
+    """Raises KeyError for what is missing from a config.json, ValueError for what is too much."""
+    wanted = {
+        "parameters": set(_PARAMETERS),
+        "options": set(_sentence_modules.kind(config["encoder"]).defaults),
+    }
+    for name, names in wanted.items():
+        if set(config[name]) != names:
+            raise ValueError(f"expected {name} {sorted(names)}; got {sorted(config[name])}")
+
+
 def _embeddings_name(tensors: dict[str, Tensor]) -> str:
-    """The frozen token vectors among the saved tensors."""
-    known = ("encoder.weight", "encoder.embeddings", "encoder.embedding.weight")
-    return next(name for name in known if name in tensors)
+    """The frozen token vectors among the saved tensors. Raises KeyError."""
+    for name in ("encoder.weight", "encoder.embeddings", "encoder.embedding.weight"):
+        if name in tensors:
+            return name
+    raise KeyError("encoder.weight")
 
 
 def _load_state(model: SentenceAutoencoder, tensors: dict[str, Tensor], folder: Path) -> None:

@@ -13,21 +13,20 @@ from vecsmith.models.keyed_vectors import KeyedVectors
 
 _WORDS = re.compile(r"[^\W\d_]+|\d+")
 # Digits as the words of a text in which they are spelled out.
-_DIGITS = dict(
-    zip("0123456789", "zero one two three four five six seven eight nine".split(), strict=True)
-)
-_SMOOTH = 1e-3
+_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_DIGITS = {str(digit): name for digit, name in enumerate(_NAMES)}
+_SMOOTH = 1e-4
 
 
 class SentenceMeaning:
     """The mean of word vectors, weighted by how rare a word is (SIF).
 
-        m = sum_w a / (a + p(w)) x_w - (its part along the common direction),   m / |m|,   a = 1e-3
+        m = sum_w a / (a + p(w)) x_w - (its part along the common direction),   m / |m|,   a = 1e-4
 
-    with p(w) the share of w among all words (Arora et al. 2017, openreview SyK00v5xx). x_w are the word
-    vectors, projected to their first ``size`` principal axes (weighted alike) where that is fewer than
-    they have. Words are looked up in lower case; those not there add nothing, and a sentence of none
-    has 0.
+    with p(w) the share of w among all words (Arora et al. 2017, openreview SyK00v5xx). x_w are the
+    word vectors, projected to their first ``size`` principal axes (weighted alike) where that is
+    fewer than they have. Words are looked up in lower case; those not there add nothing, and a
+    sentence of none has 0.
 
     Args:
         words: W words, lower case.
@@ -45,8 +44,8 @@ class SentenceMeaning:
 
     @classmethod
     def from_vectors(cls, vectors: Any, size: int | None, vector_size: int) -> SentenceMeaning:
-        """Of a KeyedVectors, or what has one as ``wv``. size: None for the smaller of its own and half
-        of vector_size.
+        """Of a KeyedVectors, or what has one as ``wv``. size: None for the smaller of its own and
+        half of vector_size.
 
         Raises: TypeError, ValueError for what is none, or a size that is too large.
         """
@@ -69,7 +68,8 @@ class SentenceMeaning:
             )
         share = _shares(words)
         weighted = (_SMOOTH / (_SMOOTH + share))[:, None] * table
-        # The second moment of a sentence's mean, its words drawn independently: mean and covariance.
+        # The second moment of a sentence's mean, its words drawn independently: mean and
+        # covariance.
         mean = share @ weighted
         moment = (weighted * share[:, None]).T @ weighted
         direction = nn.functional.normalize(mean, dim=0)
@@ -84,7 +84,7 @@ class SentenceMeaning:
         """m of sentences: [B, size], rows of length 1 or 0."""
         rows, owners = [], []
         for index, sentence in enumerate(sentences):
-            for word in _words(sentence):
+            for word in words_of(sentence):
                 row = self._rows.get(word)
                 if row is not None:
                     rows.append(row)
@@ -94,7 +94,8 @@ class SentenceMeaning:
         return nn.functional.normalize(total, dim=1)
 
 
-def _words(sentence: str) -> list[str]:
+def words_of(sentence: str) -> list[str]:
+    """Its words in lower case, digits as words."""
     found = []
     for word in _WORDS.findall(sentence.lower()):
         found += [_DIGITS.get(digit, digit) for digit in word] if word.isdigit() else [word]
@@ -113,9 +114,9 @@ def _shares(words: KeyedVectors) -> Tensor:
 def token_table(embeddings: Any, tokens: Any, seed: int) -> Tensor | None:
     """Frozen token vectors [V, E] from what was given, or None for the encoder's own.
 
-    A matrix [V, E] is taken as it is. Of a KeyedVectors (or what has one as ``wv``), a token takes the
-    vector of its text without spaces around, else of that in lower case; others are random, of the
-    mean length of these.
+    A matrix [V, E] is taken as it is. Of a KeyedVectors (or what has one as ``wv``), a token takes
+    the vector of its text without spaces around, else of that in lower case; others are random, of
+    the mean length of these.
 
     Raises: TypeError, ValueError for what does not fit.
     """
@@ -133,7 +134,7 @@ def token_table(embeddings: Any, tokens: Any, seed: int) -> Tensor | None:
             ) from None
         if table.dim() != 2 or table.shape[0] != v:
             raise ValueError(
-                f"expected token_embeddings of {v} rows, one for each token; got {list(table.shape)}"
+                f"expected token_embeddings of {v} rows, one a token; got {list(table.shape)}"
             )
         return table
     table = words.weight.detach().float()

@@ -39,6 +39,8 @@ class Parts:
         embeddings: token vectors [V, E], or None: the encoder's own.
         max_length: T at most.
         seed: of everything that is drawn.
+        noise_gain: how much larger noise is beside the encoder's vector than beside the whole one,
+            of which it may be a small part.
     """
 
     tokens: SentenceTokens
@@ -46,6 +48,7 @@ class Parts:
     embeddings: Tensor | None
     max_length: int
     seed: int
+    noise_gain: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Kind:
 
 def _build_rotation(parts: Parts, options: dict[str, Any]) -> Pair:
     options = dict(options)
+    options["noise"] = check.finite("noise", options["noise"]) * parts.noise_gain
     order = check.integer("language_model", options.pop("language_model"), 0)
     v, tokens = len(parts.tokens), parts.tokens
     module = RotationBinding(
@@ -145,8 +149,8 @@ def _fit_recurrent(
     plan = training.Training(**options, seed=model.seed)
     if (teacher is None) != (not plan.distillation):
         raise ValueError("expected a teacher where distillation > 0, and there alone")
-    keep = None
-    if checkpoint is not None:
+    keep = checkpoint if isinstance(checkpoint, training.SentenceCheckpoint) else None
+    if checkpoint is not None and keep is None:
         every = check.finite("checkpoint_every", checkpoint_every, low=0.0)
         keep = training.SentenceCheckpoint(checkpoint, every, bool(resume))
     with contextlib.nullcontext() if keep is None else keep.hold():
@@ -193,16 +197,22 @@ KINDS: dict[str, Kind] = {
 }
 
 
+def lengths_matter(encoder: Any) -> bool:
+    """Whether the decoder goes by the length of a vector: a recurrent one takes away from it what it
+    has written. That of a closed form finds the length by itself."""
+    return hasattr(encoder, "typical_norm")
+
+
 def unit(encoder: Any, vectors: Tensor) -> Tensor:
-    """vectors [B, D] of an encoder, of length 1; of about 1 where lengths say something."""
-    typical = getattr(encoder, "typical_norm", None)
-    return nn.functional.normalize(vectors, dim=1) if typical is None else vectors / typical
+    """vectors [B, D] of an encoder, of length 1; of about 1 where lengths matter."""
+    if lengths_matter(encoder):
+        return vectors / encoder.typical_norm
+    return nn.functional.normalize(vectors, dim=1)
 
 
 def from_unit(encoder: Any, vectors: Tensor) -> Tensor:
-    """The way back; of vectors of length 1, the decoder finds the length itself."""
-    typical = getattr(encoder, "typical_norm", None)
-    return vectors if typical is None else vectors * typical
+    """The way back, where it matters."""
+    return vectors * encoder.typical_norm if lengths_matter(encoder) else vectors
 
 
 def kind(name: Any) -> Kind:

@@ -35,9 +35,9 @@ class SentenceTokens:
     * "bpe": bytes (every string comes back as it was; Sennrich et al. 2016, arXiv:1508.07909).
     * "wordpiece": pieces of words, with characters (Schuster and Nakajima 2012); "word": words and
       marks. A word keeps the space before it. What is outside is unk, and is decoded as "<unk>".
-    * a ``tokenizers.Tokenizer``, or the path of one's JSON: what its own ``decode`` gives comes back.
-      Its template of special tokens is not used; pad, unk, bos and eos are found by their usual
-      names, or added behind its vocabulary.
+    * a ``tokenizers.Tokenizer``, or the path of one's JSON: what its own ``decode`` gives comes
+      back. Its template of special tokens is not used; pad, unk, bos and eos are found by their
+      usual names, or added behind its vocabulary.
 
     Special tokens that stand in a sentence are text.
 
@@ -117,25 +117,26 @@ class SentenceTokens:
             "show_progress": False,
         }
         if self.kind == "bpe":
-            tokenizer = Tokenizer(models.BPE())
-            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-            tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+            tokenizer: Any = Tokenizer(models.BPE())
+            tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+            tokenizer.decoder = decoders.ByteLevel()
             alphabet = pre_tokenizers.ByteLevel.alphabet()
             trainer: Any = trainers.BpeTrainer(initial_alphabet=alphabet, **special)
         else:
             word = self.kind == "word"
             model = models.WordLevel if word else models.WordPiece
             tokenizer = Tokenizer(model(unk_token=SPECIAL["unk"]))
-            tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), "isolated")  # type: ignore[assignment]
+            tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(_PIECES), "isolated")
             # A mark is a piece of its own, so that ## in front is always the tokenizer's.
             joined = [decoders.Replace(Regex("^##"), ""), decoders.Fuse()]
-            tokenizer.decoder = decoders.Sequence(joined)  # type: ignore[assignment]
+            tokenizer.decoder = decoders.Sequence(joined)
             trainer = (trainers.WordLevelTrainer if word else trainers.WordPieceTrainer)(**special)
         tokenizer.train_from_iterator(sentences, trainer)
         self._take(tokenizer)
 
-    def numbers(self, sentences: Sequence[str]) -> list[list[int]]:
-        """The tokens of each sentence, without eos; at most ``max_length``.
+    def numbers(self, sentences: Sequence[str], *, lenient: bool = False) -> list[list[int]]:
+        """The tokens of each sentence, without eos; at most ``max_length``. lenient: as if with
+        truncate=True and unknown="token".
 
         Raises: ValueError naming the first sentence that is too long, or holds what is outside the
             tokenizer and may not; TypeError for what is no string.
@@ -151,14 +152,14 @@ class SentenceTokens:
         rows = []
         for index, one in enumerate(found):
             ids = one.ids
-            if self.unknown == "error" and self.unk in ids:
+            if self.unknown == "error" and not lenient and self.unk in ids:
                 start, end = one.offsets[ids.index(self.unk)]
                 raise ValueError(
                     f"expected what the tokenizer knows; got {sentences[index][start:end]!r} in "
                     f"sentence {index}: {sentences[index]!r}"
                 )
             if len(ids) > self.max_length:
-                if not self.truncate:
+                if not (self.truncate or lenient):
                     raise ValueError(
                         f"expected sentences of at most max_length={self.max_length} tokens; got "
                         f"{len(ids)} in sentence {index}: {sentences[index][:60]!r}... "
@@ -169,7 +170,8 @@ class SentenceTokens:
         return rows
 
     def encode(self, sentences: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """ids [B, T] with eos and pad, and lengths [B] that count eos. Raises as :meth:`numbers`."""
+        """ids [B, L] with eos and pad, and lengths [B] that count eos. Raises as
+        :meth:`numbers`."""
         return self.batch(self.numbers(sentences))
 
     def batch(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

@@ -45,8 +45,9 @@ class Reconstruction:
 
     def __str__(self) -> str:
         return (
-            f"exact match {100 * self.exact_match:.2f} %, tokens {100 * self.token_accuracy:.2f} %, "
-            f"BLEU {100 * self.bleu:.2f}, cosine {self.cosine:.4f} ({self.sentences} sentences)"
+            f"exact match {100 * self.exact_match:.2f} %, tokens {100 * self.token_accuracy:.2f} "
+            f"%, BLEU {100 * self.bleu:.2f}, cosine {self.cosine:.4f} "
+            f"({self.sentences} sentences)"
         )
 
 
@@ -56,8 +57,9 @@ class SentenceAutoencoder:
         sentence -> tokens -> encoder -> s [D] -> decoder -> tokens -> sentence
 
     With ``encoder="rotation"`` s is a sum of rotated token vectors with falling amplitudes, decoded
-    token by token with the help of a language model of n-grams: :class:`vecsmith.nn.RotationBinding`
-    has the formulas. Nothing but the vocabulary and the n-grams is learned, in seconds.
+    token by token with the help of a language model of n-grams:
+    :class:`vecsmith.nn.RotationBinding` has the formulas. Nothing but the vocabulary and the
+    n-grams is learned, in seconds.
 
     With ``meaning`` the first ``meaning_size`` numbers of a vector are the weighted mean of word
     vectors, of length ``meaning_weight``, and the encoder's vector is the rest, of length
@@ -84,8 +86,8 @@ class SentenceAutoencoder:
         device: "cpu" or "cuda".
         progress: a progress bar on standard error; None: where that is a terminal.
         options: of the encoder. "rotation": ``gamma``, ``snr``, ``noise``, ``beam`` as in
-            :class:`vecsmith.nn.RotationBinding`, ``language_model``: the order of the n-grams (4; 0:
-            none).
+            :class:`vecsmith.nn.RotationBinding`, ``language_model``: the order of the n-grams (4;
+            0: none).
 
     Attributes:
         tokens: the tokenizer, and numbers of sentences.
@@ -178,9 +180,10 @@ class SentenceAutoencoder:
     def _build(self) -> None:
         """Fresh modules for the tokenizer that is there."""
         table = token_table(self._token_embeddings, self.tokens, self.seed)
-        parts = _sentence_modules.Parts(
-            self.tokens, self.vector_size - self.meaning_size, table, self.max_length, self.seed
-        )
+        size, gain = self.vector_size - self.meaning_size, 1.0
+        if self.meaning is not None:
+            gain = (size / self.vector_size / (1 - self.meaning_weight**2)) ** 0.5
+        parts = _sentence_modules.Parts(self.tokens, size, table, self.max_length, self.seed, gain)
         encoder, decoder = _sentence_modules.kind(self.encoder_kind).build(parts, self.options)
         self.encoder = encoder.to(self.device).eval()
         self.decoder = decoder.to(self.device).eval()
@@ -197,8 +200,12 @@ class SentenceAutoencoder:
         """
         if isinstance(sentences, str):
             return self.encode([sentences])[0]
+        return self._encoded(sentences, self.tokens.numbers(sentences))
+
+    @torch.no_grad()
+    def _encoded(self, sentences: Sequence[str], rows: list[list[int]]) -> Tensor:
+        """The vectors of sentences, whose tokens are rows."""
         encoder, _ = self._modules()
-        rows = self.tokens.numbers(sentences)
         parts = []
         for start in range(0, len(rows), _BATCH):
             ids, lengths = self.tokens.batch(rows[start : start + _BATCH])
@@ -206,8 +213,11 @@ class SentenceAutoencoder:
             if self.meaning is not None:
                 meant = self.meaning(sentences[start : start + _BATCH]).to(vectors)
                 weight = self.meaning_weight
-                vectors = _sentence_modules.unit(encoder, vectors) * (1 - weight**2) ** 0.5
-                vectors = torch.cat([weight * meant, vectors], 1)
+                code = _sentence_modules.unit(encoder, vectors) * (1 - weight**2) ** 0.5
+                vectors = torch.cat([weight * meant, code], 1)
+                if not _sentence_modules.lengths_matter(encoder):
+                    # Of length 1 also where no word is known, and there is no meaning.
+                    vectors = nn.functional.normalize(vectors, dim=1)
             parts.append(vectors)
         return torch.cat(parts) if parts else torch.zeros(0, self.vector_size, device=self.device)
 
@@ -246,7 +256,7 @@ class SentenceAutoencoder:
         generator: torch.Generator | None = None,
     ) -> list[list[int]]:
         """Rows of tokens, without eos."""
-        _, decoder = self._modules()
+        decoder: Any = self._modules()[1]
         if method not in ("greedy", "multinomial"):
             raise ValueError(f"expected method to be 'greedy' or 'multinomial'; got {method!r}")
         temperature = check.finite("temperature", temperature)
@@ -260,6 +270,7 @@ class SentenceAutoencoder:
             raise ValueError(f"expected finite vectors; got row {int((~finite).nonzero()[0])}")
         steps = self.max_length if max_length is None else max_length
         steps = check.integer("max_length", steps, 0, self.max_length)
+        drawing = (method, temperature, generator)
         code = vectors[:, self.meaning_size :].to(self.device)
         if self.meaning is not None:
             share = (1 - self.meaning_weight**2) ** 0.5
@@ -267,8 +278,7 @@ class SentenceAutoencoder:
         rows: list[list[int]] = []
         with torch.no_grad():
             for part in code.split(_BATCH):
-                ids = decoder.decode(part, steps, method, temperature, generator)  # type: ignore[operator]
-                rows += self.tokens.strip(ids)
+                rows += self.tokens.strip(decoder.decode(part, steps, *drawing))
         return rows
 
     def reconstruct(self, sentences: Sequence[str], **options: Any) -> list[str]:
@@ -276,8 +286,8 @@ class SentenceAutoencoder:
         return self.decode(self.encode(sentences), **options)
 
     def interpolate(self, first: str, second: str, steps: int = 5, **options: Any) -> list[str]:
-        """Sentences on the straight line between two: of (1 - x) s_1 + x s_2 for ``steps`` values of x
-        from 0 to 1. ``options`` are those of :meth:`decode`.
+        """Sentences on the straight line between two: of (1 - x) s_1 + x s_2 for ``steps`` values
+        of x from 0 to 1. ``options`` are those of :meth:`decode`.
 
         Raises: ValueError for fewer than 2 steps.
         """
@@ -317,7 +327,8 @@ class SentenceAutoencoder:
             blurred = blurred + noise * blurred.norm(dim=1, keepdim=True) * drawn
         rows = self._decoded(blurred)
         decoded = self.tokens.decode(rows)
-        again = self._encode_again(decoded)
+        # What is wrong may be more tokens when it is read again than it was when it was written.
+        again = self._encoded(decoded, self.tokens.numbers(decoded, lenient=True))
         return Reconstruction(
             measures.token_accuracy(self.tokens.numbers(texts), rows),
             measures.exact_match(texts, decoded),
@@ -325,15 +336,6 @@ class SentenceAutoencoder:
             float(nn.functional.cosine_similarity(again, vectors, dim=1).mean()),
             len(texts),
         )
-
-    def _encode_again(self, decoded: list[str]) -> Tensor:
-        """The vectors of decoded sentences: as text, a wrong one may be of more tokens than allowed,
-        and is cut."""
-        before, self.tokens.truncate = self.tokens.truncate, True
-        try:
-            return self.encode(decoded)
-        finally:
-            self.tokens.truncate = before
 
     def _modules(self) -> tuple[nn.Module, nn.Module]:
         if self.encoder is None or self.decoder is None:
@@ -343,8 +345,8 @@ class SentenceAutoencoder:
     # --- files --------------------------------------------------------------------------------
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Save to a folder: config.json, tokenizer.json, model.safetensors, and words.txt where there is
-        ``meaning``. All are replaced together or none.
+        """Save to a folder: config.json, tokenizer.json, model.safetensors, and words.txt where
+        there is ``meaning``. All are replaced together or none.
 
         Raises:
             RuntimeError: for a model that was not trained.

@@ -21,12 +21,13 @@ class NGramLanguageModel(nn.Module):
 
         p_k(w | h) = max(c_k(h w) - d_k, 0) / c_k(h) + d_k N(h) / c_k(h) p_{k-1}(w | h')
 
-    with h' = h without its first token, p_0 = 1 / V, d_k = n_1 / (n_1 + 2 n_2) where n_j is the number
-    of k-grams seen j times (Kneser and Ney 1995; Chen and Goodman 1999, doi:10.1006/csla.1999.0128).
-    An h never seen leaves all to the shorter one.
+    with h' = h without its first token, p_0 = 1 / V, d_k = n_1 / (n_1 + 2 n_2) where n_j is the
+    number of k-grams seen j times (Kneser and Ney 1995; Chen and Goodman 1999,
+    doi:10.1006/csla.1999.0128). An h never seen leaves all to the shorter one.
 
-    The tables are buffers: for each order the contexts as sorted numbers, and behind each its tokens.
-    An answer starts from p_1 for all V tokens at once and adds what each longer context knows.
+    The tables are buffers: for each order the contexts as sorted numbers, and behind each its
+    tokens. An answer starts from p_1 for all V tokens at once and adds what each longer context
+    knows.
 
     Args:
         num_embeddings: V.
@@ -65,8 +66,8 @@ class NGramLanguageModel(nn.Module):
         shares: Tensor | None = None,
         rest: Tensor | None = None,
     ) -> None:
-        """The table of order k: contexts [C] sorted, the share of probability that each leaves to the
-        shorter one (rest [C]); tokens and shares [offsets[C]], offsets [C + 1]."""
+        """The table of order k: contexts [C] sorted, the share of probability that each leaves to
+        the shorter one (rest [C]); tokens and shares [offsets[C]], offsets [C + 1]."""
         self.register_buffer(f"contexts_{k}", contexts)
         self.register_buffer(f"tokens_{k}", tokens.to(torch.int32))
         self.register_buffer(
@@ -77,8 +78,8 @@ class NGramLanguageModel(nn.Module):
 
     @torch.no_grad()
     def fit(self, sentences: Iterable[Any]) -> NGramLanguageModel:
-        """Count the sentences (lists or tensors of tokens, each with its eos; no bos) and replace what
-        was counted before.
+        """Count the sentences (lists or tensors of tokens, each with its eos; no bos) and replace
+        what was counted before.
 
         Raises: ValueError if there is no token at all, IndexError for one outside the vocabulary.
         """
@@ -123,8 +124,8 @@ class NGramLanguageModel(nn.Module):
 
     @torch.no_grad()
     def log_probabilities(self, contexts: Tensor) -> Tensor:
-        """log p(. | context) for the last tokens of each row of contexts [N, L >= order - 1] (bos in
-        front where the sentence is young): [N, V]."""
+        """log p(. | context) for the last tokens of each row of contexts [N, L >= order - 1] (bos
+        in front where the sentence is young): [N, V]."""
         probabilities = self.unigram.expand(len(contexts), -1).clone()
         for k in range(2, self.order + 1):
             known = getattr(self, f"contexts_{k}")
@@ -153,14 +154,40 @@ class NGramLanguageModel(nn.Module):
         return self.log_probabilities(contexts)
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Tensor], prefix: str, *rest: Any, **more: Any
+        self,
+        state_dict: dict[str, Tensor],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
     ) -> None:
         # How long the tables are depends on what was counted.
         for name, buffer in list(self.named_buffers(recurse=False)):
             found = state_dict.get(prefix + name)
             if found is not None and name != "unigram" and found.dim() == 1:
                 self.register_buffer(name, buffer.new_empty(found.shape))
-        super()._load_from_state_dict(state_dict, prefix, *rest, **more)
+        rest = (local_metadata, strict, missing_keys, unexpected_keys, error_msgs)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+        error_msgs += [
+            f"{prefix}offsets_{k} and the other tables of order {k} do not belong together"
+            for k in range(2, self.order + 1)
+            if not self._is_sound(k)
+        ]
+
+    def _is_sound(self, k: int) -> bool:
+        """Whether the table of order k can be looked up: what was loaded may be anything."""
+        contexts, tokens, offsets, shares, rest = (
+            getattr(self, f"{name}_{k}")
+            for name in ("contexts", "tokens", "offsets", "shares", "rest")
+        )
+        if not len(contexts) == len(rest) == len(offsets) - 1 or len(tokens) != len(shares):
+            return False
+        steps = offsets.diff()
+        whole = int(offsets[0]) == 0 and int(offsets[-1]) == len(tokens)
+        known = not len(tokens) or 0 <= int(tokens.min()) <= int(tokens.max()) < self.num_embeddings
+        return whole and known and bool((steps > 0).all()) and bool((contexts.diff() > 0).all())
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, order={self.order}"

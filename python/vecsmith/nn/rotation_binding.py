@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from vecsmith.ops import _checks as check
 
 _LENGTH_SNR = 50.0
-# A length is tried again if it is so much less likely (in nats) than the likeliest.
+# In nats: lengths that much less likely than the likeliest are not tried, and a token that much
+# likelier than the next is certain.
 _DOUBT = 20.0
+_CERTAIN = 10.0
 _SCORE_BYTES = 128 << 20
 
 
@@ -23,23 +25,23 @@ class RotationBinding(nn.Module):
 
         s = u / |u|,   u = a_0 l(T) + sum_{t=1..T} a_t R^t e(w_t),   sum_t a_t^2 = 1
 
-    R is a fixed rotation (D / 2 planes, an angle drawn for each), e(w) are V fixed vectors of length 1
-    (random signs, or ``embeddings``), l(T) are vectors of the same kind that tell the length. R^t says
-    where a token stands: holographic reduced representations (Plate 1995, doi:10.1109/72.377968) with
-    a rotation in the place of convolution.
+    R is a fixed rotation (D / 2 planes, an angle drawn for each), e(w) are V fixed vectors of
+    length 1 (random signs, or ``embeddings``), l(T) are vectors of the same kind that tell the
+    length. R^t says where a token stands: holographic reduced representations (Plate 1995,
+    doi:10.1109/72.377968) with a rotation in the place of convolution.
 
-    **Amplitudes.** What is decoded sees the tokens that are not yet known as noise. With all a_t alike
-    a token has a ratio of signal to noise of D / T, too little where T is large against D. So a_t falls
-    such that each token stands above the sum of those *after* it:
+    **Amplitudes.** What is decoded sees the tokens that are not yet known as noise. With all a_t
+    alike a token has a ratio of signal to noise of D / T, too little where T is large against D. So
+    a_t falls such that each token stands above the sum of those *after* it:
 
         a_t^2 = c (v + sum_{k>t} a_k^2),   v the share of noise that is bearable
 
     which is a_t ~ gamma^t, gamma^2 = 1 / (1 + c): superposition codes with exponential power
-    allocation and successive cancellation (Cover 1972, doi:10.1109/TIT.1972.1054727; Joseph and Barron
-    2012, arXiv:1006.3870). A token then has the ratio c D at its turn. Noise of ``noise`` allows
-    (1 + c)^(T + 1) = 1 + 1 / noise^2; c is that, and no more than ``snr`` / D: where tokens are certain
-    already, what is left makes the vector bear more noise. ``gamma`` sets a_t ~ gamma^t for all T
-    instead; 1 is the plain sum.
+    allocation and successive cancellation (Cover 1972, doi:10.1109/TIT.1972.1054727; Joseph and
+    Barron 2012, arXiv:1006.3870). A token then has the ratio c D at its turn. Noise of ``noise``
+    allows (1 + c)^(T + 1) = 1 + 1 / noise^2; c is that, and no more than ``snr`` / D: where tokens
+    are certain already, what is left makes the vector bear more noise. ``gamma`` sets a_t ~ gamma^t
+    for all T instead; 1 is the plain sum.
 
     **Decoding.** Token after token. With u_t the sum of what is known, b the scale that fits best,
 
@@ -50,9 +52,9 @@ class RotationBinding(nn.Module):
 
         - |r_t|^2 / (2 v_t) + sum_{k<=t} log p(w_k | w_<k)
 
-    with p of the language model, if there is one. At the end |r_T|^2 tells whether a sentence fits: those
-    that do not are decoded again with a wider beam and with other lengths that are likely. The norm of
-    a vector carries nothing and may be anything but 0.
+    with p of the language model, or 1 / V. At the end |r_T|^2 tells whether a sentence fits:
+    those that do not are decoded again with a wider beam and with other lengths that are likely.
+    The norm of a vector carries nothing and may be anything but 0.
 
     Args:
         num_embeddings: V.
@@ -62,8 +64,8 @@ class RotationBinding(nn.Module):
         snr: c D at most, in that rule.
         noise: the norm of the noise to be expected in vectors, as a share of theirs, in (0, 1).
         embeddings: e [V, D], kept as they are but for their length. None: random signs.
-        language_model: a module with ``order`` and ``log_probabilities(contexts [N, order - 1])`` ->
-            [N, V] (:class:`NGramLanguageModel`), or None.
+        language_model: a module with ``order`` and ``log_probabilities(contexts [N, order - 1])``
+            -> [N, V] (:class:`NGramLanguageModel`), or None.
         beam: the widest beam.
         pad, bos, eos: tokens that are no part of a vector.
         seed: of R, e and l, which depend on nothing else (Philox, Salmon et al. 2011).
@@ -185,8 +187,8 @@ class RotationBinding(nn.Module):
         if bool(wrong.any()):
             row, at = wrong.nonzero()[0].tolist()
             raise IndexError(
-                f"{name}: expected tokens in 0..{self.num_embeddings - 1}; got {int(ids[row, at])} at "
-                f"step {at} of row {row}"
+                f"{name}: expected tokens in 0..{self.num_embeddings - 1}; got "
+                f"{int(ids[row, at])} at step {at} of row {row}"
             )
         tokens = torch.where(real, ids, 0)
         return self._sum(lambda t, rows: self.weight[tokens[rows, t]], lengths)
@@ -203,7 +205,8 @@ class RotationBinding(nn.Module):
         name = type(self).__name__
         if embeddings.dim() != 3 or embeddings.shape[2] != self.vector_size:
             raise ValueError(
-                f"{name}: expected embeddings [B, L, {self.vector_size}]; got {_described(embeddings)}"
+                f"{name}: expected embeddings [B, L, {self.vector_size}]; got "
+                f"{_described(embeddings)}"
             )
         lengths = self._check_lengths(lengths, embeddings.shape[0], embeddings.shape[1])
         return self._sum(lambda t, rows: embeddings[rows, t], lengths)
@@ -277,8 +280,8 @@ class RotationBinding(nn.Module):
             lengths: [B], T + 1, where they are known.
 
         Returns: (ids [B, L] int64, each row ending in eos, then pad; misfits [B]: |r_T|^2 over the
-            expected noise^2. About 1 where a vector has that noise, less where it is cleaner, and more
-            where the sentence is wrong or there is no such sentence).
+            expected noise^2. About 1 where a vector has that noise, less where it is cleaner, and
+            more where the sentence is wrong or there is no such sentence).
 
         Raises:
             ValueError: for shapes that do not fit, and a row that is 0 or holds nan or infinity.
@@ -301,8 +304,11 @@ class RotationBinding(nn.Module):
         ids[:, 0] = self.eos
         best = torch.full((len(v),), -math.inf, device=v.device)
         misfits = torch.full((len(v),), math.inf, device=v.device)
+        certain = torch.zeros(len(v), dtype=torch.bool, device=v.device)
         for width, rank in self._attempts(longest) if method == "greedy" else [(1, 0)]:
-            again = misfits > 1 + 5 * math.sqrt(2 / self.vector_size)
+            # |r_T|^2 is a sum of D squares: two standard deviations above its mean.
+            again = misfits > 1 + 2 * math.sqrt(2 / self.vector_size)
+            again |= ~certain
             again &= ranked.values[:, rank] >= ranked.values[:, 0] - _DOUBT
             rows = again.nonzero()[:, 0]
             rows = rows[torch.argsort(ranked.indices[rows, rank], descending=True, stable=True)]
@@ -310,18 +316,19 @@ class RotationBinding(nn.Module):
             for part in rows.split(at_once):
                 draw = None if method == "greedy" else (temperature, generator)
                 counts = ranked.indices[part, rank]
-                found, score, misfit = self._search(v[part], counts, width, draw)
-                better = score > best[part]
+                found, score, misfit, sure = self._search(v[part], counts, width, draw)
+                better = score >= best[part]
                 part = part[better]
                 ids[part] = self.pad
                 ids[part, : found.shape[1]] = found[better]
                 best[part], misfits[part] = score[better], misfit[better]
+                certain[part] = sure[better]
         longest = int((ids == self.eos).int().argmax(1).max()) if len(v) else 0
         return ids[:, : longest + 1], misfits
 
     def _attempts(self, longest: int) -> list[tuple[int, int]]:
         """(width of the beam, the how manieth likeliest length), in the order they are tried."""
-        widths = [4**n for n in range(6) if 4**n < self.beam] + [self.beam]
+        widths = [8**n for n in range(4) if 8**n < self.beam] + [self.beam]
         ranks = min(3, longest + 1)
         return [(width, rank) for width in widths for rank in range(ranks)]
 
@@ -334,7 +341,8 @@ class RotationBinding(nn.Module):
             or not vectors.is_floating_point()
         ):
             raise ValueError(
-                f"{name}: expected vectors [B, {self.vector_size}] of floats; got {_described(vectors)}"
+                f"{name}: expected vectors [B, {self.vector_size}] of floats; got "
+                f"{_described(vectors)}"
             )
         v = vectors.to(self.weight.device).float()
         norms = v.norm(dim=1)
@@ -360,22 +368,25 @@ class RotationBinding(nn.Module):
         counts: Tensor,
         width: int,
         draw: tuple[float, torch.Generator | None] | None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """One beam search. v: [B, D] of length 1; counts: [B] T, falling. Returns ids [B, max T + 1],
-        what is maximized at the end [B], and the misfits [B]."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """One beam search. v: [B, D] of length 1; counts: [B] T, falling. Returns ids [B, max T +
+        1], what is maximized at the end [B], the misfits [B], and whether no choice was close [B]
+        (a beam of several keeps what is close)."""
         model = self.language_model
         context = 0 if model is None else model.order - 1
         device, (batch, d) = v.device, v.shape
         steps = int(counts[0]) if batch else 0
         amplitudes = self.amplitudes[counts]
         powers = amplitudes.square()
-        # Summed from the last token: the differences of sums from the first would be rounding errors.
+        # Summed from the last token: the differences of sums from the first would be rounding
+        # errors.
         behind = powers.flip(1).cumsum(1).flip(1) - powers
         variances = (behind + self.noise**2) / d
         rows = torch.arange(batch, device=device)[:, None]
         # K beginnings of each sentence; first the empty one.
         sums = (amplitudes[:, :1] * self.lengths[counts])[:, None]  # [B, K, D]
         prior = torch.zeros(batch, 1, device=device)  # log p of the tokens
+        certain = torch.ones(batch, dtype=torch.bool, device=device)
         tokens = torch.full((batch, 1, context + steps), self.bos, device=device)
         for t in range(1, steps + 1):
             active = int((counts >= t).sum())
@@ -385,7 +396,8 @@ class RotationBinding(nn.Module):
             if model is None:
                 count = min(width + 3, self.num_embeddings)
                 matches, candidates = _nearest(turned, self.weight, count)
-                log_p = prior[:active, :, None]
+                # All tokens alike: without a price a longer sentence would always fit better.
+                log_p = prior[:active, :, None] - math.log(self.num_embeddings)
             else:
                 matches, candidates = turned @ self.weight.T, None
                 seen = tokens[:active, :, t - 1 : t - 1 + context].reshape(-1, context)
@@ -400,7 +412,11 @@ class RotationBinding(nn.Module):
                 score.masked_fill_(torch.isin(candidates, banned), -math.inf)
             flat, per = score.flatten(1), score.shape[2]
             if draw is None:
-                chosen = flat.topk(min(width, flat.shape[1]), 1).indices
+                ranked = flat.topk(min(max(width, 2), flat.shape[1]), 1)
+                chosen = ranked.indices[:, :width]
+                if width == 1 and ranked.values.shape[1] > 1:
+                    gap = ranked.values[:, 0] - ranked.values[:, 1]
+                    certain[:active] &= gap > _CERTAIN
             else:
                 chosen = torch.multinomial((flat / draw[0]).softmax(1), 1, generator=draw[1])
             from_, token = chosen // per, chosen % per
@@ -430,7 +446,7 @@ class RotationBinding(nn.Module):
         place = torch.arange(steps + 1, device=device)
         ids[place >= counts[:, None]] = self.pad
         ids[rows[:, 0], counts] = self.eos
-        return ids, score, misfits[rows[:, 0], best]
+        return ids, score, misfits[rows[:, 0], best], certain
 
     def extra_repr(self) -> str:
         """The arguments that shape it."""
@@ -442,16 +458,16 @@ class RotationBinding(nn.Module):
 
 
 def _fit(v: Tensor, sums: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The scale b [B, K] of sums [B, K, D] that is nearest to v [B, D], what is left v - b sums, and
-    its square."""
+    """The scale b [B, K] of sums [B, K, D] that is nearest to v [B, D], what is left v - b sums,
+    and its square."""
     scale = (sums * v[:, None]).sum(2) / sums.square().sum(2)
     residual = v[:, None] - scale[:, :, None] * sums
     return scale, residual, residual.square().sum(2)
 
 
 def _nearest(queries: Tensor, vocabulary: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k rows of vocabulary [V, D] of the largest dot product with each query [..., D]: values and
-    indices [..., k]."""
+    """The k rows of vocabulary [V, D] of the largest dot product with each query [..., D]: values
+    and indices [..., k]."""
     values, indices = (queries @ vocabulary.T).topk(k, -1)
     return values, indices
 
