@@ -400,7 +400,7 @@ def encode(
     if output is not None:
         from vecsmith.io import atomic_file
 
-        with atomic_file(output) as path, open(path, "wb") as file:
+        with atomic_file(output) as file:
             np.save(file, vectors, allow_pickle=False)
         return
     for row in vectors:

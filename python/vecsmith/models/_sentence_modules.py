@@ -198,8 +198,8 @@ KINDS: dict[str, Kind] = {
 
 
 def lengths_matter(encoder: Any) -> bool:
-    """Whether the decoder goes by the length of a vector: a recurrent one takes away from it what it
-    has written. That of a closed form finds the length by itself."""
+    """Whether the decoder goes by the length of a vector: a recurrent one takes away from it what
+    it has written. That of a closed form finds the length by itself."""
     return hasattr(encoder, "typical_norm")
 
 

@@ -484,8 +484,8 @@ def _split(count: int, plan: Training) -> tuple[list[int], list[int]]:
 
 
 def _rate(plan: Training, step: int, steps: int) -> float:
-    """Adam's rate at a step. Its first steps have no idea of the gradients' sizes, and at full length
-    they would undo the rotation."""
+    """Adam's rate at a step. Its first steps have no idea of the gradients' sizes, and at full
+    length they would undo the rotation."""
     rate = plan.alpha + (plan.min_alpha - plan.alpha) * step / max(1, steps)
     return rate * min(1.0, (step + 1) / max(1.0, plan.warmup * steps))
 
