@@ -13,6 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+import vecsmith
+from sentence_texts import texts
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
 
@@ -148,3 +151,35 @@ def test_two_tower_measures_recall_and_ndcg(two_tower):
     second, third = 1 / math.log2(3), 1 / math.log2(4)
     ndcg = ((1 + third) / (1 + second + third) + second) / 2
     assert measures == pytest.approx({"Recall@3": 100 * recall, "NDCG@3": 100 * ndcg})
+
+
+def test_sentences_come_back_in_every_form(tmp_path, capsys):
+    pytest.importorskip("tokenizers")
+    spec = importlib.util.spec_from_file_location("sentences", EXAMPLES / "sentences.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    with gzip.open(tmp_path / "train.en.gz", "wt") as file:
+        file.write("\n".join(texts(300)))
+    (tmp_path / "held.en").write_text("\n".join([*texts(15, seed=5), "too short"]))
+    pairs = [("A man reads.", "The man reads.", 5.0), ("A dog", "My cats", 1.0), ("a", "b", 0.0)]
+    lines = [f"genre\tfile\tyear\tid\t{score}\t{a}\t{b}" for a, b, score in pairs]
+    (tmp_path / "sts.csv").write_text("\n".join(lines))
+    names = ["a", "the", "man", "dog", "cats", "reads", "my"]
+    vectors = np.random.default_rng(0).standard_normal((7, 20)).astype(np.float32)
+    vecsmith.KeyedVectors(names, vectors).save(tmp_path / "words")
+    result = tmp_path / "result.json"
+    options = ["--split", "held", "--sizes", "128", "--vocab-size", "320", "--json", str(result)]
+    more = ["--words", str(tmp_path / "words"), "--sts", str(tmp_path / "sts.csv")]
+    forms = ["plain", "both", "meaning"]
+    assert module.main([str(tmp_path), *options, *more, "--forms", *forms]) == 0
+    printed = capsys.readouterr().out
+    assert "15 of held" in printed
+    assert "STS of the mean of the word vectors" in printed
+    rows = {row["form"]: row for row in json.loads(result.read_text())["rows"]}
+    assert list(rows) == forms
+    assert rows["plain"]["clean"]["exact_match"] < rows["both"]["clean"]["exact_match"] == 1
+    assert rows["meaning"]["clean"]["exact_match"] == 1
+    assert rows["both"]["blurred"]["sentences"] == 15
+    assert all(-1 <= row["sts"] <= 1 for row in rows.values())
+    assert module.main([str(tmp_path), "--split", "nothing"]) == 2
+    assert "nothing.en" in capsys.readouterr().err

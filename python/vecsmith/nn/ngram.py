@@ -126,28 +126,39 @@ class NGramLanguageModel(nn.Module):
     def log_probabilities(self, contexts: Tensor) -> Tensor:
         """log p(. | context) for the last tokens of each row of contexts [N, L >= order - 1] (bos
         in front where the sentence is young): [N, V]."""
-        probabilities = self.unigram.expand(len(contexts), -1).clone()
+        v, device = self.num_embeddings, contexts.device
+        # What is left of p_1, by row; and exactly, the tokens that some longer context knows: those
+        # of the shortest, since what follows a context has followed its end.
+        left = torch.ones(len(contexts), device=device)
+        flat = torch.zeros(0, dtype=torch.int64, device=device)
+        values = torch.zeros(0, device=device)
         for k in range(2, self.order + 1):
             known = getattr(self, f"contexts_{k}")
-            if not len(known):
-                continue
-            keys = _key(contexts[:, contexts.shape[1] - k + 1 :], self.num_embeddings)
-            place = torch.searchsorted(known, keys).clamp(max=len(known) - 1)
-            row = (known[place] == keys).nonzero()[:, 0]
+            keys = _key(contexts[:, contexts.shape[1] - k + 1 :], v)
+            place = torch.searchsorted(known, keys)
+            row = (place < len(known)).nonzero()[:, 0]
+            row = row[known[place[row]] == keys[row]]
             if not len(row):
-                continue
+                break  # nor is a longer one there
             place = place[row]
-            probabilities[row] *= getattr(self, f"rest_{k}")[place, None]
             offsets = getattr(self, f"offsets_{k}")
             sizes = offsets[place + 1] - offsets[place]
-            owner = torch.repeat_interleave(row, sizes)
-            first = offsets[place] - (sizes.cumsum(0) - sizes)
-            entry = torch.arange(len(owner), device=row.device)
-            entry += torch.repeat_interleave(first, sizes)
-            flat = owner * self.num_embeddings + getattr(self, f"tokens_{k}")[entry]
-            # A token is in a context once: no two additions meet.
-            probabilities.view(-1).index_add_(0, flat, getattr(self, f"shares_{k}")[entry])
-        return probabilities.log_()
+            entry = torch.arange(int(sizes.sum()), device=device)
+            entry += torch.repeat_interleave(offsets[place] - (sizes.cumsum(0) - sizes), sizes)
+            tokens = getattr(self, f"tokens_{k}")[entry].long()
+            found = torch.repeat_interleave(row, sizes) * v + tokens
+            shares = getattr(self, f"shares_{k}")[entry]
+            rest = torch.ones_like(left).index_copy_(0, row, getattr(self, f"rest_{k}")[place])
+            left *= rest
+            if k == 2:
+                owner = torch.repeat_interleave(row, sizes)
+                flat, values = found, self.unigram[tokens] * rest[owner] + shares
+            else:
+                values *= rest[owner]
+                values.index_add_(0, torch.searchsorted(flat, found), shares)
+        answer = self.unigram.log() + left.log()[:, None]
+        answer.view(-1).index_copy_(0, flat, values.log())
+        return answer
 
     def forward(self, contexts: Tensor) -> Tensor:
         """:meth:`log_probabilities`."""
@@ -187,7 +198,11 @@ class NGramLanguageModel(nn.Module):
         steps = offsets.diff()
         whole = int(offsets[0]) == 0 and int(offsets[-1]) == len(tokens)
         known = not len(tokens) or 0 <= int(tokens.min()) <= int(tokens.max()) < self.num_embeddings
-        return whole and known and bool((steps > 0).all()) and bool((contexts.diff() > 0).all())
+        if not (whole and known and bool((steps > 0).all())):
+            return False
+        owner = torch.repeat_interleave(torch.arange(len(contexts), device=steps.device), steps)
+        rising = (owner * self.num_embeddings + tokens).diff() > 0
+        return bool(rising.all()) and bool((contexts.diff() > 0).all())
 
     def extra_repr(self) -> str:
         return f"{self.num_embeddings}, order={self.order}"

@@ -395,16 +395,18 @@ class RotationBinding(nn.Module):
             turned = self._rotate(residual, t, back=True)
             if model is None:
                 count = min(width + 3, self.num_embeddings)
-                matches, candidates = _nearest(turned, self.weight, count)
+                score, candidates = _nearest(turned, self.weight, count)
                 # All tokens alike: without a price a longer sentence would always fit better.
-                log_p = prior[:active, :, None] - math.log(self.num_embeddings)
+                log_p = score.new_full((1, 1, 1), -math.log(self.num_embeddings))
             else:
-                matches, candidates = turned @ self.weight.T, None
+                score, candidates = turned @ self.weight.T, None
                 seen = tokens[:active, :, t - 1 : t - 1 + context].reshape(-1, context)
-                log_p = model.log_probabilities(seen).view(matches.shape)
-                log_p += prior[:active, :, None]
-            left = energy[:, :, None] - a[:, :, None] * (2 * matches - a[:, :, None])
-            score = log_p - left / (2 * variances[:active, t, None, None])
+                log_p = model.log_probabilities(seen).view(score.shape)
+            # log p - |r - a R^t e|^2 / 2v, in place: this is K V numbers for each sentence.
+            variance = variances[:active, t, None]
+            score *= (a / variance)[:, :, None]
+            score += log_p
+            score += (prior[:active] - (energy + a * a) / (2 * variance))[:, :, None]
             banned = torch.tensor([self.pad, self.bos, self.eos], device=device)
             if candidates is None:
                 score[:, :, banned] = -math.inf
@@ -423,6 +425,7 @@ class RotationBinding(nn.Module):
             if candidates is not None:
                 token = candidates.flatten(1).gather(1, chosen)
             kept = log_p.expand_as(score).flatten(1).gather(1, chosen)
+            kept += prior[:active].gather(1, from_)
             kept.masked_fill_(flat.gather(1, chosen) == -math.inf, -math.inf)  # V below the width
             grown = sums[:active][rows[:active], from_]
             grown += amplitudes[:active, t, None, None] * self._rotate(self.weight[token], t)
