@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vecsmith.models import _options as check
 from vecsmith.models import _sentence_training as training
+from vecsmith.models._sentence_losses import teacher_vectors
 from vecsmith.nn import sentence_encoders
 from vecsmith.nn.ngram import NGramLanguageModel
 from vecsmith.nn.rotation_binding import RotationBinding
@@ -106,9 +107,7 @@ def _build_recurrent(cell: str) -> Callable[[Parts, dict[str, Any]], Pair]:
         elif width not in (None, table.shape[1]):
             got = f"{width} and token_embeddings of {table.shape[1]}"
             raise ValueError(f"expected no embedding_size beside token_embeddings; got {got}")
-        embedding = nn.Embedding(
-            *table.shape, _weight=nn.functional.normalize(table.float(), dim=1)
-        )
+        embedding = nn.Embedding.from_pretrained(nn.functional.normalize(table.float(), dim=1))
         embedding.weight.requires_grad_(bool(options.pop("train_embeddings")))
         both = {"decay": options.pop("decay"), "start": options.pop("start"), "seed": parts.seed}
         with torch.random.fork_rng(devices=[]):
@@ -149,12 +148,13 @@ def _fit_recurrent(
     plan = training.Training(**options, seed=model.seed)
     if (teacher is None) != (not plan.distillation):
         raise ValueError("expected a teacher where distillation > 0, and there alone")
-    keep = checkpoint if isinstance(checkpoint, training.SentenceCheckpoint) else None
-    if checkpoint is not None and keep is None:
+    if checkpoint is None or isinstance(checkpoint, training.SentenceCheckpoint):
+        keep = checkpoint
+    else:
         every = check.finite("checkpoint_every", checkpoint_every, low=0.0)
         keep = training.SentenceCheckpoint(checkpoint, every, bool(resume))
     with contextlib.nullcontext() if keep is None else keep.hold():
-        teachers = None if teacher is None else training.losses.teacher_vectors(teacher, texts)
+        teachers = None if teacher is None else teacher_vectors(teacher, texts)
         model.history = training.train(
             model.encoder.train(),
             model.decoder.train(),

@@ -69,7 +69,9 @@ class SentenceAutoencoder:
         sentences: an iterable of strings to :meth:`fit`; None: an untrained model.
         corpus_file: a text with one sentence per line (UTF-8; plain, .gz, .bz2, .xz, .zst) instead.
         vector_size: D.
-        encoder: "rotation".
+        encoder: "rotation", or a recurrent layer that begins as one and is trained: "rnn", "lstm",
+            "bilstm", "gru", "residual_rnn" (:class:`vecsmith.nn.RecurrentEncoder` and
+            :class:`vecsmith.nn.RecurrentDecoder` have the formulas).
         tokenizer: "bpe", "wordpiece" or "word", trained on the sentences; a
             ``tokenizers.Tokenizer``; or the path of its JSON.
         vocab_size: V at most, special tokens included, where the tokenizer is trained.
@@ -87,11 +89,17 @@ class SentenceAutoencoder:
         progress: a progress bar on standard error; None: where that is a terminal.
         options: of the encoder. "rotation": ``gamma``, ``snr``, ``noise``, ``beam`` as in
             :class:`vecsmith.nn.RotationBinding`, ``language_model``: the order of the n-grams (4;
-            0: none).
+            0: none). Recurrent: ``decay``, ``feedback``, ``hidden_size``, ``start`` as in
+            :class:`vecsmith.nn.RecurrentDecoder`, ``decoder``: its cell (None: the encoder's),
+            ``embedding_size``: E where ``token_embeddings`` do not say it (None: D),
+            ``train_embeddings`` (False).
 
     Attributes:
         tokens: the tokenizer, and numbers of sentences.
         encoder, decoder: modules; None before :meth:`fit`.
+        history: of a recurrent model, what :meth:`fit` found before the first epoch (0) and after
+            each: {"epoch", "loss" (not of 0), and of held-out sentences "exact_match" and
+            "token_accuracy", which counts eos}. Not saved.
 
     Raises:
         ValueError, TypeError: for an option out of range, before anything is read.
@@ -142,6 +150,7 @@ class SentenceAutoencoder:
         elif meaning_size is not None:
             raise ValueError("expected meaning with meaning_size; got none")
         self._token_embeddings = token_embeddings
+        self.history: list[dict[str, float]] = []
         self.encoder: nn.Module | None = None
         self.decoder: nn.Module | None = None
         if sentences is not None or corpus_file is not None:
@@ -164,7 +173,22 @@ class SentenceAutoencoder:
 
         Args:
             sentences, corpus_file: as in the constructor.
-            options: of the encoder's training ("rotation" has none).
+            options: of the encoder's training ("rotation" has none). Recurrent:
+
+                * ``epochs`` (10), ``batch_size`` (32), ``alpha`` and ``min_alpha``: Adam's rate at
+                  the first and the last step, in parts of a parameter's own size; ``warmup``: the
+                  part of all steps over which it rises; ``clip``: of the gradient's norm.
+                * ``loss``: "match", the squared error of the tokens whose nearest row is another,
+                  or "cross_entropy"; ``consistency``: the weight of the cosine between a vector
+                  and that of what is decoded from it, through Gumbel-softmax at
+                  ``gumbel_temperature``; ``distillation``: of the cosine, after a linear map, to
+                  the vectors of ``teacher``, any callable list[str] -> [B, D'].
+                * ``noise``: on the vectors, in parts of their norm (0.01); ``held_out``: the part
+                  of the sentences that says when to stop, ``patience``: after how many epochs
+                  without a better result. The best is kept, be it what there was before the
+                  first epoch.
+                * ``checkpoint``: a folder that a killed run goes on from, ``checkpoint_every``
+                  seconds, ``resume``; ``after_epoch``: called with each entry of ``history``.
 
         Returns: the model.
 

@@ -10,6 +10,7 @@
 * :func:`generate`: tokens from a model, one after the other.
 * :class:`RotationBinding`: sentences as sums of rotated token vectors, and back;
   :class:`NGramLanguageModel`: what helps it where the vector is short.
+* :class:`RecurrentEncoder`, :class:`RecurrentDecoder`: the same by recurrent layers, which learn.
 
 :func:`vecsmith.accelerate` swaps the layers of an existing model for these.
 """
@@ -30,6 +31,8 @@ from vecsmith.nn.ngram import NGramLanguageModel
 from vecsmith.nn.recurrent import GRU, LSTM, RNN, ResidualRNN
 from vecsmith.nn.recurrent_cells import GRUCell, LSTMCell, RNNCell
 from vecsmith.nn.rotation_binding import RotationBinding
+from vecsmith.nn.sentence_decoders import RecurrentDecoder
+from vecsmith.nn.sentence_encoders import RecurrentEncoder
 from vecsmith.nn.table import Table
 
 __all__ = [
@@ -48,6 +51,8 @@ __all__ = [
     "QuotientRemainderTable",
     "RNN",
     "RNNCell",
+    "RecurrentDecoder",
+    "RecurrentEncoder",
     "ResidualRNN",
     "RotationBinding",
     "Table",
