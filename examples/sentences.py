@@ -18,6 +18,9 @@ The closed form is measured as it was first thought of, and with one thing more 
     meaning     that, behind the weighted mean of word vectors (with --words: a folder that
                 ``vecsmith word2vec`` has written), in half the numbers but at most 256
 
+and, where --forms names them, recurrent encoders and decoders, which begin as "falling" and are
+trained for at most --epochs with the match loss: rnn, lstm, bilstm, gru, residual_rnn.
+
 With --sts it also prints Spearman's correlation of the vectors' cosines with people's judgments of
 how alike two sentences are, for each, and for the plain mean of the word vectors.
 """
@@ -49,6 +52,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "both": {},
     "meaning": {},
 }
+RECURRENT = ("rnn", "lstm", "bilstm", "gru", "residual_rnn")
 BLURS: dict[str, dict[str, Any]] = {
     "clean": {},
     "blurred": {"round_to": torch.bfloat16, "noise": 0.01},
@@ -108,27 +112,27 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         mean = measures.sts(plain_mean(words), options.sts)
         print(f"STS of the mean of the word vectors: {mean:.4f}")
     print(
-        f"{'D':>5} {'form':8} {'fit s':>6} {'exact':>8} {'tokens':>7} {'blurred':>8} {'tokens':>7} "
-        f"{'BLEU':>7} {'cosine':>7} {'decode s':>8} {'STS':>7}"
+        f"{'D':>5} {'form':12} {'fit s':>6} {'exact':>8} {'tokens':>7} {'blurred':>8} "
+        f"{'tokens':>7} {'BLEU':>7} {'cosine':>7} {'decode s':>8} {'STS':>7}"
     )
     rows, tokenizer = [], options.tokenizer
     for size in options.sizes:
         for form in options.forms:
             if form == "meaning" and words is None:
                 continue
-            chosen = dict(FORMS[form])
+            chosen = dict(FORMS.get(form, {"encoder": form}))
+            training = {"epochs": options.epochs} if form in RECURRENT else {}
             if form == "meaning":
                 chosen |= {"meaning": words, "meaning_size": min(256, size // 2, words.vector_size)}
             began = time.perf_counter()
             model = SentenceAutoencoder(
-                train,
                 vector_size=size,
                 tokenizer=tokenizer,
                 vocab_size=options.vocab_size,
                 truncate=True,
                 seed=options.seed,
                 **chosen,
-            )
+            ).fit(train, **training)
             fitted = time.perf_counter() - began
             tokenizer = model.tokens.tokenizer  # the same for all that follow
             found: dict[str, Reconstruction] = {}
@@ -144,7 +148,7 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
             )
             clean, blurred = found["clean"], found["blurred"]
             print(
-                f"{size:5} {form:8} {fitted:6.1f} {100 * clean.exact_match:8.2f} "
+                f"{size:5} {form:12} {fitted:6.1f} {100 * clean.exact_match:8.2f} "
                 f"{100 * clean.token_accuracy:7.2f} {100 * blurred.exact_match:8.2f} "
                 f"{100 * blurred.token_accuracy:7.2f} {100 * blurred.bleu:7.2f} "
                 f"{blurred.cosine:7.4f} {decoded:8.1f} " + ("" if sts is None else f"{sts:7.4f}"),
@@ -161,7 +165,9 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("folder", type=Path, help="with train.en and the test file")
     parser.add_argument("--split", default="test_2016_flickr", help="name of the test file")
     parser.add_argument("--sizes", type=int, nargs="+", default=[128, 256, 512, 1024], help="D")
-    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS), help=" ")
+    forms = [*FORMS, *RECURRENT]
+    parser.add_argument("--forms", nargs="+", choices=forms, default=list(FORMS), help=" ")
+    parser.add_argument("--epochs", type=int, default=4, help="of a recurrent form, at most")
     parser.add_argument("--tokenizer", default="bpe", help="bpe, wordpiece, word or a path")
     parser.add_argument("--vocab-size", type=int, default=8000, help="of the tokenizer")
     parser.add_argument("--words", type=Path, help="folder of word vectors")
