@@ -113,9 +113,10 @@ def test_embeddings_wider_than_the_vector_and_units_beyond_it():
 
 def test_the_usual_decay_is_that_of_its_formula():
     assert usual_decay(50) == pytest.approx(math.sqrt(0.5))
-    # All that comes after a token: g^2 / (1 - g^2) = R / 50.
-    g = usual_decay(128) ** 2
-    assert g / (1 - g) == pytest.approx(128 / 50)
+    # All that comes after a token: g^2 / (1 - g^2).
+    for size, after in [(100, 2.0), (720, 6.0)]:
+        g = usual_decay(size) ** 2
+        assert g / (1 - g) == pytest.approx(after)
 
 
 # --- what they compute ------------------------------------------------------------------------

@@ -35,13 +35,15 @@ STATE_SIZE = 0.03
 
 
 def usual_decay(size: int) -> float:
-    """g = (R / (R + 50))^(1/2), for a rotation of R dimensions.
+    """g with g^2 / (1 - g^2) = x = min(R / 50, (R / 20)^(1/2)), for a rotation of R dimensions.
 
-    All tokens after a token then have together at most g^2 / (1 - g^2) = R / 50 times its energy,
-    so that along any direction they have a standard deviation of 0.14 of its length: 10,000 others
-    come to 0.55 of it. A smaller g would only make late tokens fainter, and noise louder.
+    x is the energy of all the tokens after a token, in parts of its own. Along any direction they
+    have a standard deviation of (x / R)^(1/2) of its length: at most 0.14, with which 10,000 other
+    tokens come to 0.55 of it; less where R allows it. A smaller g would make late tokens fainter,
+    and noise louder.
     """
-    return math.sqrt(size / (size + 50))
+    after = min(size / 50, math.sqrt(size / 20))
+    return math.sqrt(after / (1 + after))
 
 
 def typical_norm(size: int) -> float:

@@ -33,7 +33,8 @@ class RecurrentEncoder(torch.nn.Module):
         vector_size: D.
         cell: "rnn", "lstm", "bilstm", "gru" or "residual_rnn".
         decay: g in (0, 1]: a token at t is g^(t-1) of the first. Less separates tokens better, more
-            survives more noise. None: (R / (R + 50))^(1/2) for R = ``rotation_size``.
+            survives more noise. None: g^2 / (1 - g^2) = min(R / 50, (R / 20)^(1/2)) for R =
+            ``rotation_size``: 0.85 for 128, 0.94 for 1,024.
         start: "rotation", or "random" for the layers' own first numbers, from torch's generator.
         seed: of Q and P.
 
