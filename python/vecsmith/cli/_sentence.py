@@ -341,7 +341,7 @@ def train(
     with checkpoint.hold():
         if recurrent:
             fitting["checkpoint"] = checkpoint
-            fitting["after_epoch"] = lambda entry: say(_described(entry))
+            fitting["after_epoch"] = None if quiet else _say_epoch
         model.fit(texts, **fitting)
         model.save(output)
         if recurrent:
@@ -351,13 +351,16 @@ def train(
     say(f'try: vecsmith sentence interpolate {output} "{texts[0]}" "{texts[-1]}"')
 
 
-def _described(entry: dict[str, float]) -> str:
+def _say_epoch(entry: dict[str, float]) -> None:
+    """A line above the progress bar."""
+    from tqdm import tqdm
+
     parts = [f"epoch {entry['epoch']:g}"]
     parts += [f"loss {entry['loss']:.4f}"] if "loss" in entry else []
     if "exact_match" in entry:
         parts.append(f"held out: exact match {entry['exact_match']:.2%}")
         parts.append(f"tokens {entry['token_accuracy']:.2%}")
-    return ", ".join(parts)
+    tqdm.write(", ".join(parts), file=sys.stderr)
 
 
 @app.command()
