@@ -190,7 +190,8 @@ def test_a_beam_that_is_wide_enough_finds_the_best_sentence(model):
     found, reached, _, _ = module._search(unit, lengths[: len(vectors)] - 1, 4096, None)
     sums = module(every, lengths).double()
     left = 1 - (unit.double() @ sums.T).square()
-    score = -left * size / (2 * noise**2)
+    left = left / noise**2
+    score = -size / 2 * torch.where(left > 1, 1 + left.log(), left)
     if language_model is None:
         score -= steps * math.log(v)
     else:

@@ -75,7 +75,7 @@ class SentenceAutoencoder:
         tokenizer: "bpe", "wordpiece" or "word", trained on the sentences; a
             ``tokenizers.Tokenizer``; or the path of its JSON.
         vocab_size: V at most, special tokens included, where the tokenizer is trained.
-        max_length: the longest sentence, in tokens.
+        max_length: the longest sentence, in tokens ("rotation": up to 1024).
         truncate: cut longer sentences there instead of a ValueError.
         unknown: "token": what the tokenizer does not know becomes "<unk>"; "error": a ValueError.
         token_embeddings: None or "random": the encoder's own; a matrix [V, E], or a

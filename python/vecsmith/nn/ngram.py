@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import torch
@@ -83,18 +84,19 @@ class NGramLanguageModel(nn.Module):
 
         Raises: ValueError if there is no token at all, IndexError for one outside the vocabulary.
         """
-        v, pad = self.num_embeddings, self.order - 1
-        rows = [torch.as_tensor(s, dtype=torch.int64).reshape(-1) for s in sentences]
-        rows = [row for row in rows if len(row)]
-        if not rows:
+        v, pad, device = self.num_embeddings, self.order - 1, self.unigram.device
+        rows = [row.tolist() if isinstance(row, Tensor) else list(row) for row in sentences]
+        tokens = torch.tensor(list(chain.from_iterable(rows)), dtype=torch.int64)
+        if not len(tokens):
             raise ValueError("expected sentences with tokens; got none")
-        lead = torch.full((pad,), self.bos)
-        flat = torch.cat([part for row in rows for part in (lead, row)])
-        low, high = int(flat.min()), int(flat.max())
+        low, high = int(tokens.min()), int(tokens.max())
         if low < 0 or high >= v:
             raise IndexError(f"expected tokens in 0..{v - 1}; got {low if low < 0 else high}")
-        real = torch.cat([torch.arange(pad + len(row)) >= pad for row in rows])
-        at = real.nonzero()[:, 0]
+        sizes = torch.tensor([len(row) for row in rows])
+        row_of = torch.repeat_interleave(torch.arange(len(rows)), sizes)
+        at = torch.arange(len(tokens)) + pad * (row_of + 1)
+        flat = torch.full((len(tokens) + pad * len(rows),), self.bos)
+        flat[at] = tokens
         # grams: [M, order], the distinct n-grams; every shorter one is the tail of a longer one.
         grams = torch.stack([flat[at - pad + n] for n in range(self.order)], 1)
         grams, counts = _distinct(grams, v)
@@ -120,7 +122,7 @@ class NGramLanguageModel(nn.Module):
             shares = kept / totals[owner]
             rest = 1 - torch.zeros(len(keys), dtype=torch.float64).index_add_(0, owner, shares)
             self._set(k, keys, grams[:, -1], offsets, shares.float(), rest.float())
-        return self
+        return self.to(device)
 
     @torch.no_grad()
     def log_probabilities(self, contexts: Tensor) -> Tensor:

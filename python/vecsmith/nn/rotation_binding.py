@@ -34,14 +34,15 @@ class RotationBinding(nn.Module):
     alike a token has a ratio of signal to noise of D / T, too little where T is large against D. So
     a_t falls such that each token stands above the sum of those *after* it:
 
-        a_t^2 = c (v + sum_{k>t} a_k^2),   v the share of noise that is bearable
+        a_t^2 = c (f + sum_{k>t} a_k^2),   f the square of the noise that is borne
 
     which is a_t ~ gamma^t, gamma^2 = 1 / (1 + c): superposition codes with exponential power
     allocation and successive cancellation (Cover 1972, doi:10.1109/TIT.1972.1054727; Joseph and
-    Barron 2012, arXiv:1006.3870). A token then has the ratio c D at its turn. Noise of ``noise``
-    allows (1 + c)^(T + 1) = 1 + 1 / noise^2; c is that, and no more than ``snr`` / D: where tokens
-    are certain already, what is left makes the vector bear more noise. ``gamma`` sets a_t ~ gamma^t
-    for all T instead; 1 is the plain sum.
+    Barron 2012, arXiv:1006.3780, and 2014, IEEE Trans. Inf. Theory 60(2)). A token then has the
+    ratio c D at its turn. Noise of ``noise`` allows (1 + c)^(T + 1) = 1 + 1 / noise^2; c is that,
+    and no more than ``snr`` / D: where tokens are certain already, what is left makes the vector
+    bear more noise. l(T) needs no more than 50 / D. ``gamma`` sets a_t ~ gamma^t for all T instead;
+    1 is the plain sum.
 
     **Decoding.** Token after token. With u_t the sum of what is known, b the scale that fits best,
 
@@ -52,14 +53,15 @@ class RotationBinding(nn.Module):
 
         - |r_t|^2 / (2 v_t) + sum_{k<=t} log p(w_k | w_<k)
 
-    with p of the language model, or 1 / V. At the end |r_T|^2 tells whether a sentence fits:
-    those that do not are decoded again with a wider beam and with other lengths that are likely.
-    The norm of a vector carries nothing and may be anything but 0.
+    with p of the language model, or 1 / V; at the end v_T is |r_T|^2 / D, and noise^2 / D at least.
+    |r_T|^2 also tells whether a sentence fits. Those that do not, or where a choice was close, are
+    decoded again with a wider beam and with other lengths that are likely. The norm of a vector
+    carries nothing and may be anything but 0.
 
     Args:
         num_embeddings: V.
         vector_size: D, even.
-        max_length: T at most.
+        max_length: T at most, up to 1024.
         gamma: the ratio of amplitudes, in (0, 1]; None: by the rule above.
         snr: c D at most, in that rule.
         noise: the norm of the noise to be expected in vectors, as a share of theirs, in (0, 1).
@@ -94,7 +96,7 @@ class RotationBinding(nn.Module):
         name = type(self).__name__
         check.integer(name, "num_embeddings", num_embeddings, low=1, high=2**31 - 1)
         check.integer(name, "vector_size", vector_size, low=2, high=2**20)
-        check.integer(name, "max_length", max_length, low=0, high=2**12)
+        check.integer(name, "max_length", max_length, low=0, high=2**10)
         check.integer(name, "beam", beam, low=1, high=2**12)
         check.seed(name, seed)
         for token, value in (("pad", pad), ("bos", bos), ("eos", eos)):
@@ -443,7 +445,10 @@ class RotationBinding(nn.Module):
             prior = prior + log_p.view(prior.shape)
         _, _, energy = _fit(v, sums)
         misfits = energy / self.noise**2
-        score, best = (prior - misfits * d / 2).max(1)
+        # Where more is left than the noise that was expected, the noise was larger: the likelihood
+        # at its best, or a longer sentence would fit a part of the noise and win.
+        left = torch.where(misfits > 1, 1 + misfits.clamp(min=1).log(), misfits)
+        score, best = (prior - left * d / 2).max(1)
         ids = torch.full((batch, steps + 1), self.pad, device=device)
         ids[:, :steps] = tokens[rows[:, 0], best, context:]
         place = torch.arange(steps + 1, device=device)
