@@ -93,7 +93,7 @@ def test_the_commands_are_listed(sentence):
 
 def test_train_a_recurrent_model(sentence, text, tmp_path):
     folder = tmp_path / "deep" / "model"
-    options = ("--encoder", "rnn", "--dim", 64, "--vocab-size", 400, "--max-length", 16)
+    options = ("--encoder", "rnn", "--dim", 12, "--vocab-size", 400, "--max-length", 16)
     training = ("--epochs", 2, "--held-out", 0.1, "--batch-size", 16, "--threads", 1, "--seed", 5)
     result = sentence("train", text, folder, *options, *training)
     assert result.code == 0, result.err
@@ -104,7 +104,7 @@ def test_train_a_recurrent_model(sentence, text, tmp_path):
     assert {p.name for p in folder.iterdir()} == {
         *("config.json", "tokenizer.json", "model.safetensors")
     }
-    options = {"vector_size": 64, "vocab_size": 400, "max_length": 16, "seed": 5}
+    options = {"vector_size": 12, "vocab_size": 400, "max_length": 16, "seed": 5}
     expected = SentenceAutoencoder(encoder="rnn", **options, progress=False)
     expected.fit(sentences(300), epochs=2, held_out=0.1, batch_size=16)
     loaded = SentenceAutoencoder.load(folder)
@@ -240,7 +240,7 @@ def test_ctrl_c_leaves_a_checkpoint(sentence, text, tmp_path):
 def test_resume_in_the_command(sentence, text, tmp_path, monkeypatch):
     from vecsmith.models import _sentence_training as training
 
-    options = ("--encoder", "rnn", "--dim", 32, "--vocab-size", 400, "--max-length", 16, "-q")
+    options = ("--encoder", "rnn", "--dim", 12, "--vocab-size", 400, "--max-length", 16, "-q")
     more = ("--epochs", 2, "--threads", 1, "--deterministic", "--checkpoint-every", 0)
     assert sentence("train", text, tmp_path / "whole", *options, *more).code == 0
     step, steps = training._Learner.step, []

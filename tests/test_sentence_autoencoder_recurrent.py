@@ -86,7 +86,7 @@ def test_the_seed_decides_and_the_callers_generator_is_left_alone():
 
 
 def test_training_tells_its_history():
-    model = made(epochs=2, vector_size=48, held_out=0.2)
+    model = made(epochs=2, vector_size=24, held_out=0.2)
     assert [entry["epoch"] for entry in model.history] == [0, 1, 2]
     assert all(0 <= entry["exact_match"] <= 1 for entry in model.history)
     assert "loss" in model.history[1]
@@ -143,7 +143,7 @@ def test_an_interrupted_fit_goes_on(tmp_path):
         options = {"epochs": 3, "held_out": 0.1, "checkpoint": tmp_path, "checkpoint_every": 0}
 
         def fresh() -> SentenceAutoencoder:
-            return SentenceAutoencoder(encoder="rnn", **{**OPTIONS, "vector_size": 32})
+            return SentenceAutoencoder(encoder="rnn", **{**OPTIONS, "vector_size": 24})
 
         def stop(entry):
             if entry["epoch"] == 2:

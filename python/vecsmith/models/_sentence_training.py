@@ -38,6 +38,9 @@ LOSSES = ("match", "cross_entropy")
 MOST_HELD_OUT = 1000
 # Of parameters that begin at 0.
 _LEAST_SIZE = 0.001
+# The linear map of distillation, which begins at random, has everything to learn.
+_LINEAR = "distillation"
+_FRESH = 100.0
 # A checkpoint at the end of an epoch is left out where the one before it is younger than this.
 EPOCH_CHECKPOINT_SECONDS = 10.0
 _GOLDEN = 0x9E3779B97F4A7C15
@@ -66,7 +69,8 @@ class Training:
         sentences.
     held_out: the part of the sentences that is kept apart, at most 1,000 of them; 0: none, and
         training neither stops early nor goes back to its best.
-    patience: epochs without a better result on these after which training stops.
+    patience: epochs without a better result on these after which training stops. It also stops
+        where all of these came back, unless there is another loss to lower.
     clip: the gradient's norm is clipped to this.
     seed: of the order, the draws and the split.
     """
@@ -188,7 +192,9 @@ def train(
     after_step: Callable[[Cursor], None] | None = None,
 ) -> list[dict[str, float]]:
     """Train both in place; with held-out sentences they end as they were at their best, before the
-    first epoch included: training makes nothing worse.
+    first epoch included: training makes nothing worse. The best has most exact matches, and then
+    most tokens; with distillation, the most exact matches less the weighted distillation loss.
+    Where all came back, and the match loss or cross-entropy is all there is, training is over.
 
     encoder: [B, T], [B] -> [B, D]; ``encode_embeddings`` where there is a consistency loss.
     sentences: token ids, each ending in eos.
@@ -200,7 +206,7 @@ def train(
     after_epoch, after_step: called with what happened.
 
     Returns: for the start (epoch 0) and each epoch {"epoch", "loss" (but for the start), and of the
-        held-out sentences "exact_match" and "token_accuracy"}.
+        held-out sentences "exact_match", "token_accuracy" and, with it, "distillation", the loss}.
 
     Raises: ValueError, TypeError for what does not fit, or a loss that is not finite;
         CheckpointError before anything is changed; TrainingInterrupted after a checkpoint was
@@ -217,7 +223,7 @@ def train(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(plan.seed)
             linear = torch.nn.Linear(encoder.vector_size, teachers.shape[1])
-        modules["distillation"] = linear.to(next(decoder.parameters()).device)
+        modules[_LINEAR] = linear.to(next(decoder.parameters()).device)
     learner = _Learner(modules, plan)
     held, kept = _split(len(sentences), plan)
     watched = [sentences[n] for n in held]
@@ -229,10 +235,14 @@ def train(
         entry = {"epoch": float(cursor.epoch), **loss}
         if watched:
             generator = torch.Generator().manual_seed(_key(plan.seed, 0, -2))
-            score = free_running(encoder, decoder, watched, plan.noise, generator)
-            entry |= {"exact_match": score[0], "token_accuracy": score[1]}
-            if cursor.best is None or list(score) > cursor.best:
-                cursor.best, cursor.best_epoch = list(score), cursor.epoch
+            exact, tokens = free_running(encoder, decoder, watched, plan.noise, generator)
+            entry |= {"exact_match": exact, "token_accuracy": tokens}
+            score = [exact, tokens]
+            if teachers is not None:
+                entry["distillation"] = learner.distance(watched, teachers[held])
+                score[0] -= plan.distillation * entry["distillation"]
+            if cursor.best is None or score > cursor.best:
+                cursor.best, cursor.best_epoch = score, cursor.epoch
                 learner.remember()
         cursor.history.append(entry)
         if after_epoch is not None:
@@ -324,7 +334,13 @@ class _Learner:
         self.best = {name: p.detach().clone() for name, p in found}
         # Adam's steps are of one size in all entries, but the parameters are not: projections of
         # 0.001 beside rotations of 0.1. So each learns in proportion to what it was at first.
-        groups = [{"params": [p], "size": max(_size(p), _LEAST_SIZE)} for _, p in found]
+        groups = [
+            {
+                "params": [p],
+                "size": max(_size(p), _LEAST_SIZE) * (_FRESH if n.startswith(_LINEAR) else 1.0),
+            }
+            for n, p in found
+        ]
         self.optimizer = torch.optim.Adam(groups, lr=plan.alpha, fused=True)
         for _, parameter in found:
             # As Adam itself begins, but at once, so that a checkpoint has where to go.
@@ -353,6 +369,16 @@ class _Learner:
             for part, tensors in parts.items()
             for name, tensor in tensors.items()
         }
+
+    @torch.no_grad()
+    def distance(self, sentences: list[list[int]], teachers: Tensor) -> float:
+        """The distillation loss of sentences."""
+        encoder: Any = self.modules["encoder"]
+        device = encoder.embedding.weight.device
+        ids, lengths = padded(sentences, 0)
+        vectors = encoder(ids.to(device), lengths)
+        unit, linear = vectors / encoder.typical_norm, self.modules[_LINEAR]
+        return float(losses.distillation_loss(unit, teachers.to(device), linear))
 
     def remember(self) -> None:
         for name, parameter in self.parameters.items():
@@ -402,7 +428,7 @@ class _Learner:
             )
         if teachers is not None:
             loss = loss + plan.distillation * losses.distillation_loss(
-                vectors, teachers.to(table.device), modules["distillation"]
+                vectors / encoder.typical_norm, teachers.to(table.device), modules[_LINEAR]
             )
         value = float(loss.detach())
         if not math.isfinite(value) or value == 0:
@@ -491,9 +517,11 @@ def _rate(plan: Training, step: int, steps: int) -> float:
 
 
 def _done(cursor: Cursor, plan: Training) -> bool:
-    """Whether early stopping says so: no better for a while, or as good as can be."""
+    """Whether early stopping says so: no better for a while, or nothing left to make better."""
     if cursor.best is None:
         return False
+    if cursor.best == [1.0, 1.0] and not plan.consistency and not plan.distillation:
+        return True
     return cursor.epoch - cursor.best_epoch >= plan.patience
 
 

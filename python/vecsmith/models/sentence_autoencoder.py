@@ -185,8 +185,8 @@ class SentenceAutoencoder:
                   the vectors of ``teacher``, any callable list[str] -> [B, D'].
                 * ``noise``: on the vectors, in parts of their norm (0.01); ``held_out``: the part
                   of the sentences that says when to stop, ``patience``: after how many epochs
-                  without a better result. The best is kept, be it what there was before the
-                  first epoch.
+                  without a better result, or at once where all came back. The best is kept, be it
+                  what there was before the first epoch.
                 * ``checkpoint``: a folder that a killed run goes on from, ``checkpoint_every``
                   seconds, ``resume``; ``after_epoch``: called with each entry of ``history``.
 
