@@ -161,6 +161,17 @@ def test_a_model_with_meaning_gives_both(words, tmp_path):
     model.save(tmp_path / "model")
     again = SentenceAutoencoder.load(tmp_path / "model")
     assert torch.equal(again.encode(sentences), vectors)
+    for damage, message in (
+        (remove("words.txt"), "no words.txt"),
+        (rewrite("words.txt", "the\n"), "a table of 1 rows"),
+        (change_config(meaning_size=9), "meaning_size=9; got 10"),
+        (change_tensors(lambda found: found.pop("meaning.table")), "damaged"),
+        (change_tensors(lambda found: found["meaning.table"].fill_(math.nan)), "table holds nan"),
+    ):
+        model.save(tmp_path / "damaged")
+        damage(tmp_path / "damaged")
+        with pytest.raises((ValueError, FileNotFoundError), match=message):
+            SentenceAutoencoder.load(tmp_path / "damaged")
     SentenceAutoencoder(TRAIN, **OPTIONS).save(tmp_path / "model")
     assert not (tmp_path / "model" / "words.txt").exists()
 
@@ -300,6 +311,8 @@ def test_a_save_that_fails_leaves_what_was_there(model, tmp_path, monkeypatch):
     assert not (tmp_path / "nothing").exists()
     with pytest.raises(FileNotFoundError):
         SentenceAutoencoder.load(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="expected device"):
+        SentenceAutoencoder.load(tmp_path / "model", device="tpu")
     with pytest.raises(TypeError, match="expected options among"):
         SentenceAutoencoder.load(tmp_path / "model", vector_size=3)
 

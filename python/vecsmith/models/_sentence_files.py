@@ -8,11 +8,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor
 
 from vecsmith.io import atomic_folder, load_safetensors, read_folder, save_safetensors
 from vecsmith.io._atomic import missing_folders, remove_empty
+from vecsmith.models import _options as check
 from vecsmith.models import _sentence_modules
 from vecsmith.models._sentence_meaning import SentenceMeaning
 from vecsmith.models._sentence_tokens import read_tokenizer
@@ -84,6 +84,8 @@ def load(
     unknown = sorted(set(options) - _MACHINE_OPTIONS)
     if unknown:
         raise TypeError(f"expected options among {sorted(_MACHINE_OPTIONS)}; got {unknown}")
+    if "device" in options:
+        options = {**options, "device": check.device(options["device"])}
     with read_folder(folder) as find:
         for name in ("config.json", "tokenizer.json", "model.safetensors"):
             if not find(name).exists():
@@ -106,6 +108,9 @@ def load(
             if not find("words.txt").exists():
                 raise FileNotFoundError(f"{folder} is not a model folder: it has no words.txt")
             words = find("words.txt").read_text("utf-8").split("\n")[:-1]
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"{folder}: {name} holds nan or infinity")
     try:
         _check_names(config)
         model = model_class(
@@ -116,7 +121,10 @@ def load(
         )
         model.tokens.kind = model.tokenizer_kind = config["tokenizer"]
         if words is not None:
-            model._set_meaning(SentenceMeaning(words, tensors.pop("meaning.table")))
+            meaning = SentenceMeaning(words, tensors.pop("meaning.table"))
+            if meaning.size != config["meaning_size"]:
+                raise ValueError(f"meaning_size={config['meaning_size']}; got {meaning.size}")
+            model._set_meaning(meaning)
         if config["token_embeddings"]:
             # Those that are saved are loaded over these.
             model._token_embeddings = tensors[_embeddings_name(tensors)]
@@ -147,9 +155,6 @@ def _embeddings_name(tensors: dict[str, Tensor]) -> str:
 
 
 def _load_state(model: SentenceAutoencoder, tensors: dict[str, Tensor], folder: Path) -> None:
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(f"{folder}: {name} holds nan or infinity")
     parts: dict[str, dict[str, Tensor]] = {"encoder": {}, "decoder": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
@@ -166,5 +171,3 @@ def _load_state(model: SentenceAutoencoder, tensors: dict[str, Tensor], folder: 
             module.load_state_dict(state)
         except RuntimeError as error:
             raise ValueError(f"{folder}: the files do not belong together ({error})") from None
-        if any(p.device != torch.device(model.device) for p in module.buffers()):
-            module.to(model.device)

@@ -264,7 +264,7 @@ class SentenceAutoencoder:
             generator: of the draw.
 
         Raises:
-            ValueError: for vectors of another size, and a row that holds nan or infinity.
+            ValueError: for vectors of another size, and a row that is 0 or holds nan or infinity.
             RuntimeError: for a model that was not trained.
         """
         return self.tokens.decode(
@@ -289,13 +289,17 @@ class SentenceAutoencoder:
         vectors = torch.as_tensor(vectors)
         if vectors.dim() != 2 or vectors.shape[1] != self.vector_size:
             raise ValueError(f"expected vectors [B, {self.vector_size}]; got {list(vectors.shape)}")
-        finite = vectors.isfinite().all(1)
-        if not bool(finite.all()):
-            raise ValueError(f"expected finite vectors; got row {int((~finite).nonzero()[0])}")
+        code = vectors[:, self.meaning_size :].to(self.device)
+        wrong = ~vectors.isfinite().all(1).to(self.device) | ~code.any(1)
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            value = "0" if bool(vectors[row].isfinite().all()) else "nan or infinity"
+            raise ValueError(
+                f"expected vectors that are finite and not 0; got {value} in row {row}"
+            )
         steps = self.max_length if max_length is None else max_length
         steps = check.integer("max_length", steps, 0, self.max_length)
         drawing = (method, temperature, generator)
-        code = vectors[:, self.meaning_size :].to(self.device)
         if self.meaning is not None:
             share = (1 - self.meaning_weight**2) ** 0.5
             code = _sentence_modules.from_unit(self.encoder, code / share)
