@@ -307,10 +307,12 @@ class RotationBinding(nn.Module):
         best = torch.full((len(v),), -math.inf, device=v.device)
         misfits = torch.full((len(v),), math.inf, device=v.device)
         certain = torch.zeros(len(v), dtype=torch.bool, device=v.device)
+        settled = torch.zeros_like(certain)
         for width, rank in self._attempts(longest) if method == "greedy" else [(1, 0)]:
             # |r_T|^2 is a sum of D squares: two standard deviations above its mean.
             again = misfits > 1 + 2 * math.sqrt(2 / self.vector_size)
             again |= ~certain
+            again &= ~settled
             again &= ranked.values[:, rank] >= ranked.values[:, 0] - _DOUBT
             rows = again.nonzero()[:, 0]
             rows = rows[torch.argsort(ranked.indices[rows, rank], descending=True, stable=True)]
@@ -320,6 +322,10 @@ class RotationBinding(nn.Module):
                 counts = ranked.indices[part, rank]
                 found, score, misfit, sure = self._search(v[part], counts, width, draw)
                 better = score >= best[part]
+                if width > 1 and rank == 0:
+                    # Nothing close, and nothing better in a wider beam: there is more noise than
+                    # was expected.
+                    settled[part] |= certain[part] & (score <= best[part] + 1e-2)
                 part = part[better]
                 ids[part] = self.pad
                 ids[part, : found.shape[1]] = found[better]
