@@ -118,11 +118,11 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     rows, tokenizer = [], options.tokenizer
     for size in options.sizes:
         for form in options.forms:
-            if form == "meaning" and words is None:
-                continue
             chosen = dict(FORMS.get(form, {"encoder": form}))
             training = {"epochs": options.epochs} if form in RECURRENT else {}
             if form == "meaning":
+                if words is None:
+                    continue
                 chosen |= {"meaning": words, "meaning_size": min(256, size // 2, words.vector_size)}
             began = time.perf_counter()
             model = SentenceAutoencoder(

@@ -20,6 +20,8 @@ from vecsmith.cli import main
 from vecsmith.models._checkpoint import NAME
 from vecsmith.models._sentence_training import SentenceCheckpoint
 
+pytest.importorskip("tokenizers")
+
 COMMANDS = ("train", "encode", "decode", "interpolate")
 
 
