@@ -502,7 +502,7 @@ def test_match_mask_and_accuracy(operator_case):
         ({"exclude": [[1]]}, ValueError, "2 lists, one for each query; got 1"),
         ({"exclude": "ab"}, TypeError, "got str"),
         ({"exclude": 3}, TypeError, "got int"),
-        ({"backend": "cudnn"}, ValueError, "'native', 'reference'; got 'cudnn'"),
+        ({"backend": "cudnn"}, ValueError, "'native', 'triton', 'reference'; got 'cudnn'"),
         ({"num_threads": 0}, ValueError, "num_threads in 1"),
     ],
 )

@@ -67,13 +67,14 @@ def test_the_match_loss_of_nothing_wrong_is_zero_with_a_gradient():
     assert empty == 0
 
 
-def test_of_equal_rows_the_lowest_is_the_nearest():
+def test_a_row_that_equals_the_targets_is_right():
     embeddings = normal(4, 3)
     embeddings[3] = embeddings[1]
     outputs = 2 * embeddings[1:2]
-    assert match_loss(outputs, embeddings, torch.tensor([1])) == 0
-    wrong = match_loss(outputs, embeddings, torch.tensor([3]))
-    torch.testing.assert_close(wrong, embeddings[1].square().sum())
+    for target in (1, 3):
+        assert match_loss(outputs, embeddings, torch.tensor([target])) == 0
+    wrong = match_loss(outputs, embeddings, torch.tensor([0]))
+    torch.testing.assert_close(wrong, (outputs - embeddings[0]).square().sum())
 
 
 def test_gradients_of_the_match_loss():

@@ -22,9 +22,10 @@ def match_loss(
 
         L = (1 / |C|) sum_{i in C} |y_i - e(w_i)|^2,   and 0 where C is empty
 
-    A token that is right has no gradient, so what is right is left alone. Among rows with equal
-    cosines the lowest index is the nearest, and only that one is right. |y - e|^2 is the sum over
-    the entries, and not their mean.
+    A token that is right has no gradient, so what is right is left alone. A row that equals the
+    target's bit for bit is right as well; of others with equal cosines the lowest index is the
+    nearest (:func:`vecsmith.ops.match_mask`). |y - e|^2 is the sum over the entries, and not their
+    mean.
 
     Args:
         outputs: y [..., E].
