@@ -6,9 +6,24 @@ import numpy as np
 import pytest
 import torch
 
+from conftest import interpreted
 from vecsmith import ops
 from vecsmith.ops import _cosine_topk as registered
 from vecsmith.reference import cosine_topk as reference
+
+
+@pytest.fixture(autouse=True)
+def _what_the_interpreter_can_afford(request):
+    """Triton's interpreter takes a tenth of a second for each query: test_cosine_topk_triton.py has
+    small cases for it."""
+    case = (
+        request.node.callspec.params.get("operator_case")
+        if hasattr(request.node, "callspec")
+        else None
+    )
+    if case is not None and case.backend == "triton" and interpreted():
+        pytest.skip("too slow in the interpreter: test_cosine_topk_triton.py has its cases")
+
 
 METRICS = reference.METRICS
 # (queries, rows, dim, k): around the kernels' blocks of rows, queries and words.

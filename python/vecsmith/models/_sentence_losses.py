@@ -183,7 +183,11 @@ def teacher_vectors(teacher: Callable[[list[str]], Any], sentences: Sequence[str
 def _matches(outputs: Tensor, embeddings: Tensor, targets: Tensor) -> Tensor:
     """Whether the nearest row of embeddings [V, E] by cosine to each of outputs [N, E] is its
     target: [N] bool."""
-    return match_mask(outputs.detach(), embeddings.detach(), targets)
+    # What is not finite matches nothing: the loss says so, and training that it has diverged.
+    finite = outputs.detach().isfinite().all(1)
+    matched = torch.zeros_like(finite)
+    matched[finite] = match_mask(outputs.detach()[finite], embeddings.detach(), targets[finite])
+    return matched
 
 
 def _apart(a: Tensor, b: Tensor) -> Tensor:
