@@ -157,6 +157,65 @@ def run(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+# The bars: percent of the sentences that come back from the blurred vector, by size, of the best
+# form; of the recurrent ones the tokens at 1024.
+BARS = {128: 40.0, 256: 85.0, 512: 98.0, 1024: 99.0}
+TOKEN_BAR = 95.0
+
+
+def record(rows: list[dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """The rows as a record of the benchmarks: bench/_runner.py says what is in it."""
+    from bench._runner import machine
+
+    def percent(value: float) -> dict[str, float]:
+        return {"mean": 100 * value}
+
+    scores = {
+        f"{row['form']}, D={row['size']}": {
+            "exact, %": percent(row["clean"]["exact_match"]),
+            "exact, blurred": percent(row["blurred"]["exact_match"]),
+            "tokens": percent(row["clean"]["token_accuracy"]),
+            "tokens, blurred": percent(row["blurred"]["token_accuracy"]),
+            "BLEU, blurred": percent(row["blurred"]["bleu"]),
+            "cosine, blurred": {"mean": row["blurred"]["cosine"]},
+            "STS Spearman": percent(float("nan") if row["sts"] is None else row["sts"]),
+            "fit, s": {"mean": row["fit_seconds"]},
+        }
+        for row in rows
+    }
+    bars = []
+    for size, bar in BARS.items():
+        sized = [row for row in rows if row["size"] == size]
+        if sized:
+            best = 100 * max(row["blurred"]["exact_match"] for row in sized)
+            what = f"exact match, blurred, best form at D={size}"
+            bars.append((what, best, bar))
+    tokens = [
+        100 * row["blurred"]["token_accuracy"]
+        for row in rows
+        if row["form"] in RECURRENT and row["size"] == 1024
+    ]
+    if tokens:
+        bars.append(("tokens, blurred, best recurrent form at D=1024", max(tokens), TOKEN_BAR))
+    return {
+        "name": f"sentences_{options.split}",
+        "title": f"sentences of {options.split} that come back from their vector",
+        "unit": "%",
+        "higher_is_better": True,
+        "settings": {"tokenizer": options.tokenizer, "vocabulary": options.vocab_size}
+        | {name: getattr(options, name) for name in ("epochs", "seed", "threads")},
+        "machine": machine(),
+        "date": time.strftime("%Y-%m-%d"),
+        "rounds": 1,
+        "agreement": [],
+        "scores": scores,
+        "floors": [
+            {"what": what, "value": value, "bar": bar, "reached": value >= bar}
+            for what, value, bar in bars
+        ],
+    }
+
+
 def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").split("\n\n")[0],
@@ -175,6 +234,9 @@ def read_options(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=1, help="of the fixed vectors")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help=" ")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
+    parser.add_argument(
+        "--record", action="store_true", help="write to bench/results (run with PYTHONPATH=.)"
+    )
     return parser.parse_args(arguments)
 
 
@@ -189,6 +251,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.json is not None:
         result = {"vecsmith": vecsmith.__version__, "torch": torch.__version__, "rows": rows}
         options.json.write_text(json.dumps(result, indent=1) + "\n")
+    if options.record:
+        from bench import _runner
+
+        print(f"written: {_runner.write(record(rows, options))}", file=sys.stderr)
     return 0
 
 

@@ -97,7 +97,7 @@ def test_train_a_recurrent_model(sentence, text, tmp_path):
     folder = tmp_path / "deep" / "model"
     options = ("--encoder", "rnn", "--dim", 12, "--vocab-size", 400, "--max-length", 16)
     training = ("--epochs", 2, "--held-out", 0.1, "--batch-size", 16, "--threads", 1, "--seed", 5)
-    result = sentence("train", text, folder, *options, *training)
+    result = sentence("train", text, "-o", folder, *options, *training)
     assert result.code == 0, result.err
     assert result.out == ""
     assert "read 300 sentences" in result.err
@@ -122,7 +122,7 @@ def test_train_the_closed_form(sentence, text, tmp_path, monkeypatch, kind):
         source = "-"
         monkeypatch.setattr(sys, "stdin", io.StringIO(text.read_text()))
     options = ("--dim", 64, "--vocab-size", 400, "--max-length", 16)
-    result = sentence("train", source, tmp_path / "m", *options, "-q")
+    result = sentence("train", source, "-o", tmp_path / "m", *options, "-q")
     assert (result.code, result.out, result.err) == (0, "", "")
     assert SentenceAutoencoder.load(tmp_path / "m").reconstruct(sentences(5)) == sentences(5)
 
@@ -171,15 +171,21 @@ def test_errors_are_one_clear_line(sentence, model, text, tmp_path):
     np.save(tmp_path / "small.npy", np.zeros((2, 3)))
     (tmp_path / "none").mkdir()
     for arguments, said in [
-        (("train", tmp_path / "no.txt", tmp_path / "m"), "no such file"),
-        (("train", tmp_path / "empty.txt", tmp_path / "m"), "got none"),
-        (("train", tmp_path / "bad.txt", tmp_path / "m"), "line 2 is not UTF-8"),
-        (("train", text, tmp_path / "m", "--epochs", 3), "a recurrent --encoder with --epochs"),
-        (("train", text, tmp_path / "m", "--encoder", "cnn"), "rotation"),
-        (("train", text, tmp_path / "m", "--encoder", "rnn", "--decay", 2), r"decay in \(0, 1\]"),
-        (("train", text, tmp_path / "m", "--encoder", "rnn", "--alpha", 0), "alpha > 0"),
-        (("train", text, tmp_path / "m", "--max-length", 2), "at most max_length=2 tokens"),
-        (("train", text, tmp_path / "m", "--tokenizer", "x.json"), "x.json"),
+        (("train", tmp_path / "no.txt", "-o", tmp_path / "m"), "no such file"),
+        (("train", tmp_path / "empty.txt", "-o", tmp_path / "m"), "got none"),
+        (("train", tmp_path / "bad.txt", "-o", tmp_path / "m"), "line 2 is not UTF-8"),
+        (
+            ("train", text, "-o", tmp_path / "m", "--epochs", 3),
+            "a recurrent --encoder with --epochs",
+        ),
+        (("train", text, "-o", tmp_path / "m", "--encoder", "cnn"), "rotation"),
+        (
+            ("train", text, "-o", tmp_path / "m", "--encoder", "rnn", "--decay", 2),
+            r"decay in \(0, 1\]",
+        ),
+        (("train", text, "-o", tmp_path / "m", "--encoder", "rnn", "--alpha", 0), "alpha > 0"),
+        (("train", text, "-o", tmp_path / "m", "--max-length", 2), "at most max_length=2 tokens"),
+        (("train", text, "-o", tmp_path / "m", "--tokenizer", "x.json"), "x.json"),
         (("encode", tmp_path / "no", "a"), "no such one"),
         (("encode", tmp_path / "none", "a"), "not a model folder"),
         (("encode", model, "a", "-i", text), "got both"),
@@ -209,7 +215,7 @@ def test_ctrl_c_leaves_a_checkpoint(sentence, text, tmp_path):
     folder = tmp_path / "m"
     options = ("--encoder", "rnn", "--dim", 32, "--vocab-size", 400, "--max-length", 16)
     training = ("--held-out", 0, "--loss", "cross_entropy", "--checkpoint-every", 0.1)
-    command = ("train", text, folder, *options, *training, "--threads", 1, "--epochs", 3000)
+    command = ("train", text, "-o", folder, *options, *training, "--threads", 1, "--epochs", 3000)
     child = subprocess.Popen(
         [sys.executable, "-m", "vecsmith", "sentence", *map(str, command)],
         stdout=subprocess.PIPE,
@@ -244,7 +250,7 @@ def test_resume_in_the_command(sentence, text, tmp_path, monkeypatch):
 
     options = ("--encoder", "rnn", "--dim", 12, "--vocab-size", 400, "--max-length", 16, "-q")
     more = ("--epochs", 2, "--threads", 1, "--deterministic", "--checkpoint-every", 0)
-    assert sentence("train", text, tmp_path / "whole", *options, *more).code == 0
+    assert sentence("train", text, "-o", tmp_path / "whole", *options, *more).code == 0
     step, steps = training._Learner.step, []
 
     def stopping(self, *arguments):
@@ -254,10 +260,10 @@ def test_resume_in_the_command(sentence, text, tmp_path, monkeypatch):
         return step(self, *arguments)
 
     monkeypatch.setattr(training._Learner, "step", stopping)
-    assert sentence("train", text, tmp_path / "m", *options, *more).code == 2
+    assert sentence("train", text, "-o", tmp_path / "m", *options, *more).code == 2
     assert (tmp_path / "m" / NAME).exists()
     monkeypatch.setattr(training._Learner, "step", step)
-    assert sentence("train", text, tmp_path / "m", *options, *more).code == 0
+    assert sentence("train", text, "-o", tmp_path / "m", *options, *more).code == 0
     assert not (tmp_path / "m" / NAME).exists()
     whole, resumed = (tmp_path / n / "model.safetensors" for n in ("whole", "m"))
     assert whole.read_bytes() == resumed.read_bytes()

@@ -28,6 +28,7 @@ SCRIPTS = (
     ("cosine_topk", "bench/bench_cosine_topk.py"),
     ("two_tower", "examples/two_tower.py"),
     ("sentiment", "examples/sentiment.py"),
+    ("sentences", "examples/sentences.py"),
 )
 
 INTRODUCTION = """\
@@ -108,6 +109,11 @@ def section(record: dict) -> list[str]:
         rows = [["", unit, "bar", "reached"]]
         for one in record["limits"]:
             rows.append([one["what"], number(one["value"], unit), *bar_cells(one, "≤")])
+        lines += markdown(rows)
+    if record.get("floors"):
+        rows = [["", unit, "bar", "reached"]]
+        for one in record["floors"]:
+            rows.append([one["what"], number(one["value"], unit), *bar_cells(one, "≥")])
         lines += markdown(rows)
     for name, points in record.get("curves", {}).items():
         rows = [[name, f"median {unit}", "min", "max"]]

@@ -358,14 +358,7 @@ VECSMITH_INLINE typename Sums<kUnit>::Type multiply_add(typename Sums<kUnit>::Ty
     __builtin_memcpy(&x, word, 4);
     return sum + splat(x) * w;
   } else if constexpr (kUnit == kPairs) {
-    const vint y = bits - vint{};
-#if defined(__AVX512BF16__)
-    return (vfloat)_mm512_dpbf16_ps((__m512)sum, (__m512bh)y, (__m512bh)w);
-#else
-    const vbits a = (vbits)y, b = (vbits)w;
-    sum += (vfloat)(a & 0xffff0000) * (vfloat)(b & 0xffff0000);
-    return sum + (vfloat)(a << 16) * (vfloat)(b << 16);
-#endif
+    return add_products_of_pairs(sum, bits - vint{}, w);
   } else {
     const vint y = bits - vint{};
 #if defined(__AVX512VNNI__)

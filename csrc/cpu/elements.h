@@ -162,6 +162,17 @@ struct RowOf<Quantized8> {
   }
 };
 
+// sum + the two products of each word, a pair of bfloat16 in y and one in w.
+VECSMITH_INLINE vfloat add_products_of_pairs(vfloat sum, vint y, vfloat w) {
+#if defined(__AVX512BF16__)
+  return (vfloat)_mm512_dpbf16_ps((__m512)sum, (__m512bh)y, (__m512bh)w);
+#else
+  const vbits a = (vbits)y, b = (vbits)w;
+  sum += (vfloat)(a & 0xffff0000) * (vfloat)(b & 0xffff0000);
+  return sum + (vfloat)(a << 16) * (vfloat)(b << 16);
+#endif
+}
+
 }  // namespace
 }  // namespace VECSMITH_LEVEL
 }  // namespace vecsmith

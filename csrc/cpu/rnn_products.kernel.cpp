@@ -25,14 +25,7 @@ VECSMITH_INLINE vfloat multiply_add(vfloat sum, const char* word, vfloat w) {
   if constexpr (kPairs) {
     int32_t two;
     __builtin_memcpy(&two, word, 4);
-    const vint y = two - vint{};
-#if defined(__AVX512BF16__)
-    return (vfloat)_mm512_dpbf16_ps((__m512)sum, (__m512bh)y, (__m512bh)w);
-#else
-    const vbits a = (vbits)y, b = (vbits)w;
-    sum += (vfloat)(a & 0xffff0000) * (vfloat)(b & 0xffff0000);
-    return sum + (vfloat)(a << 16) * (vfloat)(b << 16);
-#endif
+    return add_products_of_pairs(sum, two - vint{}, w);
   } else {
     float one;
     __builtin_memcpy(&one, word, 4);

@@ -103,8 +103,11 @@ def _run(arguments: list[str], debug: bool) -> int:
             code = end.exit_code
         sys.stdout.flush()
         return code
-    except BrokenPipeError:
-        # The reader (head, less) has all it wants. Python would flush once more at exit.
+    except (BrokenPipeError, SystemExit) as end:
+        if isinstance(end, SystemExit) and end.code != 1:
+            raise
+        # The reader (head, less) has all it wants; rich ends the process by a 1 then. Python would
+        # flush once more at exit.
         _drop_output()
         return 0
     except KeyboardInterrupt as stop:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vecsmith.cli._word2vec import output_folder
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -107,7 +109,14 @@ def train(
         ),
     ],
     output: Annotated[
-        Path, typer.Argument(help="The folder for the model; created if needed.", metavar="OUT")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            help="The folder for the model; created if needed.",
+            metavar="FOLDER",
+            parser=output_folder,
+        ),
     ],
     encoder: Annotated[
         Encoder,
@@ -272,9 +281,9 @@ def train(
 
     Examples:
 
-    * **vecsmith sentence train captions.txt model/** : the closed form
+    * **vecsmith sentence train captions.txt -o model/** : the closed form
 
-    * **vecsmith sentence train captions.txt.gz model/ --encoder gru --dim 256 --epochs 5**
+    * **vecsmith sentence train captions.txt.gz -o model/ --encoder gru --dim 256 --epochs 5**
 
     Ctrl-C leaves a checkpoint of a recurrent model; the same command goes on from there.
     """

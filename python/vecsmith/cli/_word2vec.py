@@ -29,7 +29,7 @@ class Device(str, enum.Enum):
 _TEXT, _MODEL, _TRAINING, _RUN = "Text", "Model", "Training", "Run"
 
 
-def _folder(value: str) -> Path:
+def output_folder(value: str) -> Path:
     """The output folder. An empty name (a variable that was not set) is not the current folder."""
     if not str(value):
         raise typer.BadParameter("expected the name of a folder; got an empty one")
@@ -51,7 +51,7 @@ def word2vec(
             "--output",
             help="The folder for the vectors; created if needed.",
             metavar="FOLDER",
-            parser=_folder,
+            parser=output_folder,
         ),
     ],
     vector_size: Annotated[
