@@ -161,8 +161,9 @@ class RecurrentDecoder(torch.nn.Module):
             targets: [B, T] int64 or int32, the tokens that are fed back in place of those written;
                 what stands behind a sentence's end does not matter. None: free running.
 
-        Raises: TypeError, ValueError for kinds and shapes; IndexError for targets outside the
-            embedding.
+        Raises:
+            TypeError, ValueError: for kinds and shapes.
+            IndexError: for targets outside the embedding.
         """
         name = type(self).__name__
         _start.check_vectors(name, vectors, self.vector_size)

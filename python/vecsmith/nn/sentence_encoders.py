@@ -85,8 +85,9 @@ class RecurrentEncoder(torch.nn.Module):
     def forward(self, ids: Tensor, lengths: Tensor | list[int]) -> Tensor:
         """ids [B, T] int64 or int32, lengths [B] in 1..T -> vectors [B, D].
 
-        Raises: TypeError, ValueError for kinds and shapes; IndexError for ids outside the
-            embedding.
+        Raises:
+            TypeError, ValueError: for kinds and shapes.
+            IndexError: for ids outside the embedding.
         """
         ids = _start.check_ids(type(self).__name__, "ids", ids, self._table().shape[0])
         return self.encode_embeddings(self.embedding(ids), lengths)
