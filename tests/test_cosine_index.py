@@ -6,6 +6,7 @@ import copy
 import json
 import random
 import re
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -612,3 +613,41 @@ def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch):
     for block in blocks:
         exec(compile(block, "docs/search.md", "exec"), known)
     assert (tmp_path / "index" / "config.json").exists()
+
+
+def test_threads_may_make_the_first_search_together():
+    table, queries = torch.randn(5000, 24), torch.randn(8, 24)
+    expected = CosineIndex(table).search(queries, 3).indices
+    for _ in range(5):
+        index, found = CosineIndex(table), []
+        start = threading.Barrier(4)
+
+        def search(index=index, found=found, start=start):
+            start.wait()
+            found.append(index.search(queries, 3).indices)
+
+        threads = [threading.Thread(target=search) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert len(found) == 4
+        assert all(torch.equal(one, expected) for one in found)
+
+
+def test_remove_does_not_hide_what_changed_in_a_shared_table():
+    table, queries = torch.randn(40, 8), torch.randn(6, 8)
+    index = CosineIndex(table, share=True)
+    index.search(queries)
+    table.copy_(torch.randn(40, 8))
+    index.remove([0])
+    banned = torch.zeros(40, dtype=torch.bool)
+    banned[0] = True
+    expected = ops.cosine_topk(queries, table, banned=banned).indices
+    assert torch.equal(index.search(queries).indices, expected)
+
+
+def test_bytes_are_refused_where_their_sums_do_not_fit():
+    packed = ops.PackedRows(torch.ones(2, 65537))
+    with pytest.raises(ValueError, match="at most 65536"):
+        packed.pack(unit="int8")

@@ -218,11 +218,31 @@ def test_save_and_load(tmp_path, given):
     assert (again.seed, again.options, again.tokenizer_kind) == (4, model.options, "bpe")
     assert len(again.encode(["a man " * 40])) == 1
     again.save(tmp_path / "twice")
-    for name in ("tokenizer.json", "model.safetensors"):
-        one, other = (tmp_path / folder / name for folder in ("new/model", "twice"))
-        assert one.read_bytes() == other.read_bytes()
+    one, other = tmp_path / "new" / "model", tmp_path / "twice"
+    assert (one / "tokenizer.json").read_bytes() == (other / "tokenizer.json").read_bytes()
+    ours, theirs = (load_safetensors(folder / "model.safetensors")[0] for folder in (one, other))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     again.fit(TRAIN[:200])
     assert again.reconstruct(TEST) == TEST
+
+
+def test_sentences_may_come_once_and_vectors_in_other_types(model):
+    expected = model.encode(TEST)
+    assert torch.equal(model.encode(sentence for sentence in TEST), expected)
+    assert model.decode(expected.double()) == TEST
+    assert model.decode(expected.numpy()[::-1]) == TEST[::-1]
+
+
+def test_files_of_two_models_are_not_taken_for_one(tmp_path):
+    first, second = (
+        SentenceAutoencoder(part, **OPTIONS) for part in (TRAIN, [s[::-1] for s in TRAIN])
+    )
+    first.save(tmp_path / "a")
+    second.save(tmp_path / "b")
+    (tmp_path / "b" / "tokenizer.json").replace(tmp_path / "a" / "tokenizer.json")
+    with pytest.raises(ValueError, match=r"belong together|tokenizer.json is not the one|damaged"):
+        SentenceAutoencoder.load(tmp_path / "a")
 
 
 def remove(name: str):
@@ -276,6 +296,7 @@ def shuffle(tensors):
         (change_config(parameters={}), ValueError, "expected parameters"),
         (change_config(meaning_size=5), FileNotFoundError, "no words.txt"),
         (change_config(token_embeddings=True), ValueError, "damaged"),
+        (change_config(seed=9), ValueError, "config.json is not the one"),
         (change_tensors(poison), ValueError, "unigram holds nan"),
         (change_tensors(shuffle), ValueError, "offsets"),
         (change_tensors(dict.clear), ValueError, "belong together"),

@@ -32,6 +32,8 @@ TopkUnit unit_of(int unit) {
 TopkVocabulary vocabulary_of(const VocabularyTuple& t) {
   const int metric = std::get<1>(t);
   if (metric < kCosine || metric > kL2) throw py::value_error("cosine_topk: unknown metric");
+  if (unit_of(std::get<5>(t)) == kBytes && std::get<3>(std::get<0>(t)) > kMostBytes)
+    throw py::value_error("cosine_topk: sums of so many bytes do not fit 32 bits");
   return {rows_of(std::get<0>(t)),
           std::get<2>(std::get<0>(t)),
           static_cast<TopkMetric>(metric),

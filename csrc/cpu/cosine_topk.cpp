@@ -187,16 +187,17 @@ class Search {
   // How many queries are taken at once, and how their work is cut.
   void plan() {
     const int64_t k = search_.k;
-    capacity_ = std::max<int64_t>(8 * k, 512);
+    // With room for all rows and a third more no query is ever full.
+    capacity_ = std::min(std::max<int64_t>(8 * k, 512), vocabulary_.count / 3 * 4 + 512);
     const int64_t each = layout_.query_bytes() + static_cast<int64_t>(sizeof(TopkQuery)) +
                          capacity_ * static_cast<int64_t>(sizeof(TopkEntry)) + k * 4;
     group_ = std::clamp<int64_t>(kMostScratch / each, 1, count_);
     // Few queries: workers have a part of the rows each, and lists of their own.
     by_rows_ = std::min(group_, count_) < 32 * threads_;
-    parts_ = by_rows_ ? threads_ : 1;
+    parts_ = by_rows_ ? std::clamp<int64_t>(kMostScratch / each, 1, threads_) : 1;
     if (by_rows_) group_ = std::clamp<int64_t>(kMostScratch / (each * parts_), 1, group_);
     block_ = vocabulary_.panels ? layout_.panels(vocabulary_.count)
-                                : std::max<int64_t>(parts_, kMostBlock / layout_.panel_bytes());
+                                : std::max<int64_t>(1, kMostBlock / layout_.panel_bytes());
     chunk_ = std::max<int64_t>(16, kChunkBytes / layout_.query_bytes() / 16 * 16);
   }
 
@@ -533,8 +534,7 @@ TopkUnit topk_choose_unit(const TopkVocabulary& vocabulary, float* center) {
   const auto has = VECSMITH_PICK_KERNEL(topk_has_unit);
   // Tiles multiply pairs.
   if (isa_level() == Isa::amx) return kPairs;
-  // Sums of bytes are of 32 bits.
-  if (has(kBytes) && error <= kMostByteError && rows.dim <= 65536) return kBytes;
+  if (has(kBytes) && error <= kMostByteError && rows.dim <= kMostBytes) return kBytes;
   return has(kPairs) ? kPairs : kFloats;
 }
 

@@ -5,6 +5,9 @@
 
 namespace vecsmith {
 
+// Sums of products of so many bytes fit 32 bits.
+constexpr int64_t kMostBytes = 65536;
+
 // What a search looks through.
 struct TopkVocabulary {
   Rows rows;

@@ -3,6 +3,7 @@ words.txt."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -64,15 +65,24 @@ def save(model: SentenceAutoencoder, folder: str | os.PathLike[str]) -> None:
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with atomic_folder(folder, remove=() if model.meaning else ("words.txt",)) as staging:
-            (staging / "tokenizer.json").write_text(model.tokens.tokenizer.to_str(), "utf-8")
-            save_safetensors(staging / "model.safetensors", tensors)
+            texts = {
+                "tokenizer.json": model.tokens.tokenizer.to_str(),
+                "config.json": json.dumps(config, indent=2) + "\n",
+            }
             if model.meaning is not None:
-                text = "".join(f"{word}\n" for word in model.meaning.words)
-                (staging / "words.txt").write_text(text, "utf-8")
-            (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+                texts["words.txt"] = "".join(f"{word}\n" for word in model.meaning.words)
+            for name, text in texts.items():
+                (staging / name).write_bytes(text.encode())
+            # So that files of two models are not taken for one.
+            marks = {name: _digest(text.encode()) for name, text in texts.items()}
+            save_safetensors(staging / "model.safetensors", tensors, marks)
     except BaseException:
         remove_empty(made)
         raise
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def load(
@@ -102,12 +112,14 @@ def load(
                 f"got {form!r} of version {version}"
             )
         tokenizer = read_tokenizer(find("tokenizer.json"))
-        tensors, _ = load_safetensors(find("model.safetensors"), mmap=False)
+        tensors, marks = load_safetensors(find("model.safetensors"), mmap=False)
         words = None
         if config.get("meaning_size"):
             if not find("words.txt").exists():
                 raise FileNotFoundError(f"{folder} is not a model folder: it has no words.txt")
             words = find("words.txt").read_text("utf-8").split("\n")[:-1]
+        names = ["tokenizer.json", "config.json"] + (["words.txt"] if words is not None else [])
+        strange = [name for name in names if marks.get(name) != _digest(find(name).read_bytes())]
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise ValueError(f"{folder}: {name} holds nan or infinity")
@@ -132,6 +144,11 @@ def load(
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path}: damaged ({error})") from None
     _load_state(model, tensors, Path(folder))
+    if strange:
+        raise ValueError(
+            f"{folder}: the files do not belong together: {strange[0]} is not the one that "
+            "model.safetensors was saved with"
+        )
     return model
 
 

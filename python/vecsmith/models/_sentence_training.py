@@ -320,7 +320,8 @@ def train(
                 age = time.monotonic() - last_written
                 if age >= min(checkpoint.every, EPOCH_CHECKPOINT_SECONDS):
                     write()
-    learner.recall()
+    if watched:  # else nothing was found best
+        learner.recall()
     return cursor.history
 
 
@@ -386,9 +387,8 @@ class _Learner:
 
     @torch.no_grad()
     def recall(self) -> None:
-        if self.plan.held_out:
-            for name, parameter in self.parameters.items():
-                parameter.copy_(self.best[name])
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.best[name])
 
     def step(
         self,

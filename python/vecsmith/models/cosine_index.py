@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,6 +92,7 @@ class CosineIndex:
         self._table: Tensor | None = None  # [capacity, D]
         self._removed: Tensor | None = None  # bool [capacity]; None: none is removed
         self._packed: ops.PackedRows | None = None  # of the first num_ids rows
+        self._lock = threading.RLock()  # of what is packed
         self._count = self._removed_count = 0
         self._shared = share
         if share:
@@ -124,6 +126,13 @@ class CosineIndex:
 
     def __len__(self) -> int:
         return self._count - self._removed_count
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
     @property
     def ntotal(self) -> int:
@@ -246,6 +255,8 @@ class CosineIndex:
             )
             if self._packed is not None:
                 self._packed.banned = self._removed[: len(self._packed.table)]
+        if not self._is_fresh():
+            self._packed = None  # others may have changed rows that nobody told of
         before = self._removed_count
         rows = rows.to(self._removed.device)
         gone = rows.unique()
@@ -367,12 +378,12 @@ class CosineIndex:
     def _packed_rows(self) -> ops.PackedRows:
         """Of all vectors that are there now; what is missing is packed by the search."""
         assert self._table is not None
-        table = self._table[: self._count]
-        if self._packed is None:
-            self._packed = self._pack_of(table)
-        elif len(self._packed.table) < self._count:
-            self._extend(self._count)
-        return self._packed
+        with self._lock:
+            if self._packed is None:
+                self._packed = self._pack_of(self._table[: self._count])
+            elif len(self._packed.table) < self._count:
+                self._extend(self._count)
+            return self._packed
 
     def reconstruct(self, id: int) -> Tensor:
         """A copy of the vector of an id, [D], as it is kept.

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -224,6 +225,7 @@ class SentenceAutoencoder:
         """
         if isinstance(sentences, str):
             return self.encode([sentences])[0]
+        sentences = list(sentences)  # they are read more than once
         return self._encoded(sentences, self.tokens.numbers(sentences))
 
     @torch.no_grad()
@@ -286,7 +288,9 @@ class SentenceAutoencoder:
         temperature = check.finite("temperature", temperature)
         if temperature <= 0:
             raise ValueError(f"expected temperature > 0; got {temperature}")
-        vectors = torch.as_tensor(vectors)
+        if isinstance(vectors, np.ndarray):
+            vectors = np.ascontiguousarray(vectors)  # torch takes no strides below 0
+        vectors = torch.as_tensor(vectors).float()
         if vectors.dim() != 2 or vectors.shape[1] != self.vector_size:
             raise ValueError(f"expected vectors [B, {self.vector_size}]; got {list(vectors.shape)}")
         code = vectors[:, self.meaning_size :].to(self.device)

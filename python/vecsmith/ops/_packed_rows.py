@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,7 +26,8 @@ class PackedRows:
 
     Rows may change. In-place operations of torch on the table, or on what shares its version
     counter, are seen: the next search packs all rows anew, unless :meth:`repack` was told which.
-    What torch does not see (``.data``, NumPy, raw pointers) has to be told.
+    What torch does not see (``.data``, NumPy, raw pointers, tensors made in inference mode) has to
+    be told. Any number of threads may search at once, but not while rows change.
 
     Args:
         table: [V, D] of float32, float64, bfloat16 or float16, V >= 1, with unit stride along D.
@@ -52,6 +54,7 @@ class PackedRows:
         if num_threads is not None:
             check.threads("PackedRows", num_threads)
         self.metric, self.num_threads = metric, num_threads
+        self._lock = threading.RLock()  # of what is packed
         self._set_table(table, banned)
         self._forget()
 
@@ -61,6 +64,13 @@ class PackedRows:
         if banned is not None:
             check.tensor("PackedRows", "banned", banned, torch.bool, (len(table),), like=table)
         self.table, self.banned = table.detach(), banned
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._lock = threading.RLock()
 
     def _forget(self) -> None:
         self._unit, self._level = -1, ""
@@ -146,9 +156,17 @@ class PackedRows:
         """
         if unit is not None and unit not in _UNITS:
             raise ValueError(f"PackedRows: expected unit to be one of {_UNITS}; got {unit!r}")
-        self._forget()
-        if not self.can_be_packed:
-            return
+        if unit == "int8" and self.table.shape[1] > _MOST_BYTES:
+            raise ValueError(
+                f"PackedRows: expected unit 'int8' with D of at most {_MOST_BYTES}, whose sums fit "
+                f"32 bits; got D={self.table.shape[1]}"
+            )
+        with self._lock:
+            self._forget()
+            if self.can_be_packed:
+                self._pack(unit, room)
+
+    def _pack(self, unit: str | None, room: int) -> None:
         seen = _version(self.table)
         try:
             self._center = torch.zeros((self.table.shape[1] + 127) // 64 * 64)
@@ -185,17 +203,18 @@ class PackedRows:
         like = torch.empty(0, dtype=torch.int64)
         check.tensor("PackedRows.repack", "rows", rows, torch.int64, (None,), like=like)
         check.ids("PackedRows.repack", "rows", rows, 0, len(self.table))
-        if self._unit < 0 or self._level != native().isa_level():
-            return  # all of them will be packed
-        seen = _version(self.table)
-        if len(rows):
-            given = self._vocabulary(0, self._panels.data_ptr())
-            try:
-                native().cosine_topk_pack(given, rows.data_ptr(), len(rows), self._threads())
-            except ValueError:
-                self._forget()
-                raise
-        self._seen = seen
+        with self._lock:
+            if self._unit < 0 or self._level != native().isa_level():
+                return  # all of them will be packed
+            seen = _version(self.table)
+            if len(rows):
+                given = self._vocabulary(0, self._panels.data_ptr())
+                try:
+                    native().cosine_topk_pack(given, rows.data_ptr(), len(rows), self._threads())
+                except ValueError:
+                    self._forget()
+                    raise
+            self._seen = seen
 
     def extend(self, table: Tensor, banned: Tensor | None = None) -> None:
         """Put a longer table in this one's place, whose first rows are the same. Only the rows
@@ -204,6 +223,10 @@ class PackedRows:
         Raises:
             ValueError: a table that is shorter, or of other D or dtype; as :meth:`pack`.
         """
+        with self._lock:
+            self._extend(table, banned)
+
+    def _extend(self, table: Tensor, banned: Tensor | None) -> None:
         before, packed, old = len(self.table), self.is_packed, self.table
         if len(table) < before or table.shape[1:] != old.shape[1:] or table.dtype != old.dtype:
             raise ValueError(
@@ -299,12 +322,15 @@ class PackedRows:
         if k > len(self.table):
             raise ValueError(f"{name}: expected k of at most V={len(self.table)} rows; got {k}")
         offsets, excluded = exclusions(name, exclude, queries, len(self.table))
-        if not self.is_packed:
-            self.pack()
+        with self._lock:
+            if not self.is_packed:
+                self.pack()
+            # These stay alive, and what they are, should somebody else pack meanwhile.
+            panels, center, unit = self._panels, self._center, self._unit
         values, indices = registered.search_native(
             queries.reshape(-1, queries.shape[-1]),
             *(self.table, k, self.metric, banned, offsets, excluded, self._threads()),
-            packed=(self._panels.data_ptr(), self._center.data_ptr(), self._unit),
+            packed=(panels.data_ptr(), center.data_ptr(), unit),
         )
         shape = (*queries.shape[:-1], k)
         return TopK(values.view(shape), indices.view(shape))
@@ -312,6 +338,7 @@ class PackedRows:
 
 # What packed rows mean; to be raised when the native module packs them otherwise.
 _LAYOUT_VERSION = 1
+_MOST_BYTES = 65536
 _UNITS = ("float32", "bfloat16", "int8")
 
 

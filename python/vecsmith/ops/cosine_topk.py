@@ -7,8 +7,9 @@ how the native module is called, in ``_cosine_topk.py``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterable, Sequence
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -51,10 +52,10 @@ def cosine_topk(
     Exact: scores of all rows are first bounded in low precision (bytes, bfloat16, or float32, what
     the processor multiplies fastest), with a proven error, and the rows that could be among the
     best are scored in float64. Each row returned is within 1e-12 (relative to |q| |w| with dot, to
-    (|q| + |w|)^2 with l2) of the one at that rank; of rows with equal scores the lower index comes
-    first, so of equal rows the first. Scratch memory stays below 64 MB, whatever the sizes. On a
-    GPU a Triton kernel does the same in bfloat16 for k up to 2,048; float64 tables and larger k are
-    scored in float64 as they are.
+    (|q| + |w|)^2 with l2) of the one at that rank; of rows of equal bits the lower index comes
+    first. Scratch memory stays below 64 MB, whatever Q and V (k up to 100,000, D up to 32,768).
+    On a GPU a Triton kernel does the same in bfloat16 for k up to 2,048; float64 tables and larger
+    k are scored in float64 as they are.
 
     Args:
         queries: [..., D] of float32, float64, bfloat16 or float16.
@@ -112,7 +113,8 @@ def linear_topk(
     other outputs: the sparse code of a k-sparse autoencoder (Makhzani and Frey 2013).
 
     Args:
-        input: [..., D]; weight: [V, D]; bias: [V], or None; as in :func:`cosine_topk`.
+        input: [..., D]; weight: [V, D]; bias: [V], or None; as in :func:`cosine_topk`. With a bias
+            the weight is copied.
         k, backend, num_threads: as in :func:`cosine_topk`.
 
     Returns:
@@ -199,6 +201,12 @@ def nearest_token_accuracy(
 ) -> Tensor:
     """The share of outputs whose nearest row by cosine is the target (:func:`match_mask`), among
     the targets that are not ``ignore_index``: float32 [], nan where there are none."""
+    shape = tuple(outputs.shape[:-1]) if isinstance(outputs, Tensor) else ()
+    if not isinstance(targets, Tensor) or targets.shape != shape:
+        got = list(targets.shape) if isinstance(targets, Tensor) else type(targets).__name__
+        raise ValueError(
+            f"nearest_token_accuracy: expected targets of shape {list(shape)}; got {got}"
+        )
     where = (targets != ignore_index).nonzero(as_tuple=True)
     matched = match_mask(
         outputs[where], embeddings, targets[where], backend=backend, num_threads=num_threads
@@ -247,7 +255,15 @@ def exclusions(
                 f"{name}: expected exclude to be a tensor or a sequence of sequences of rows; "
                 f"got {type(exclude).__name__}"
             )
-        lists = [list(one) for one in exclude]
+        lists = []
+        for one in exclude:
+            own: list[Any] = list(one) if isinstance(one, Iterable) else [None]
+            if not all(isinstance(row, Integral) for row in own):
+                raise TypeError(f"{name}: expected sequences of rows in exclude; got {one!r}")
+            lists.append([int(row) for row in own])
+        outside = [row for one in lists for row in one if not -1 <= row < rows]
+        if outside:
+            raise IndexError(f"{name}: expected exclude in -1..{rows - 1}; got {outside[0]}")
         if len(lists) != count:
             raise ValueError(
                 f"{name}: expected exclude with {count} lists, one for each query; got {len(lists)}"
