@@ -17,6 +17,7 @@ import torch
 
 from vecsmith import SentenceAutoencoder
 from vecsmith.cli import main
+from vecsmith.cli._sentence import _line
 from vecsmith.models._checkpoint import NAME
 from vecsmith.models._sentence_training import SentenceCheckpoint
 
@@ -113,6 +114,10 @@ def test_train_a_recurrent_model(sentence, text, tmp_path):
     assert torch.equal(loaded.encode(sentences(9)), expected.encode(sentences(9)))
 
 
+def stdin_of(data: bytes) -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(data), encoding="utf-8")
+
+
 @pytest.mark.parametrize("kind", ["gz", "stdin"])
 def test_train_the_closed_form(sentence, text, tmp_path, monkeypatch, kind):
     source: object = tmp_path / "text.gz"
@@ -120,7 +125,7 @@ def test_train_the_closed_form(sentence, text, tmp_path, monkeypatch, kind):
         source.write_bytes(gzip.compress(text.read_bytes()))
     else:
         source = "-"
-        monkeypatch.setattr(sys, "stdin", io.StringIO(text.read_text()))
+        monkeypatch.setattr(sys, "stdin", stdin_of(text.read_bytes()))
     options = ("--dim", 64, "--vocab-size", 400, "--max-length", 16)
     result = sentence("train", source, "-o", tmp_path / "m", *options, "-q")
     assert (result.code, result.out, result.err) == (0, "", "")
@@ -139,7 +144,7 @@ def test_encode_and_decode(sentence, model, text, tmp_path, monkeypatch):
     result = sentence("encode", model, "-i", tmp_path / "three.txt", "-o", vectors)
     assert (result.code, result.out) == (0, "")
     assert np.array_equal(np.load(vectors), expected)
-    monkeypatch.setattr(sys, "stdin", io.StringIO(printed.out))
+    monkeypatch.setattr(sys, "stdin", stdin_of(printed.out.encode()))
     for source in (vectors, "-"):
         result = sentence("decode", model, source)
         assert result.code == 0, result.err
@@ -159,6 +164,19 @@ def test_interpolate(sentence, model):
     lines = sentence("interpolate", model, first, second, "-n", 4).out.splitlines()
     assert len(lines) == 4
     assert (lines[0], lines[-1]) == (first, second)
+
+
+def test_what_is_decoded_is_a_line_of_text():
+    odd = "a\x1b[31m red\nline\u2028of\x85text\t."
+    assert _line(odd) == "a [31m red line of text ."
+    assert _line("Größe — 😀") == "Größe — 😀"
+
+
+def test_standard_input_that_is_no_text(sentence, model, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", stdin_of(b"fine\n\xff\xfe\n"))
+    result = sentence("encode", model)
+    assert (result.code, result.out) == (2, "")
+    assert "standard input: line 2 is not UTF-8" in result.err
 
 
 def test_errors_are_one_clear_line(sentence, model, text, tmp_path):

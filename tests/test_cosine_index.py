@@ -403,6 +403,8 @@ def ten(**changed):
         (lambda: ten().add(torch.zeros(2, 9)), ValueError, r"D=10\]; got \[2, 9\]"),
         (lambda: ten().search(torch.zeros(2, 9)), ValueError, r"D=10\]; got \[2, 9\]"),
         (lambda: ten().search([[1.0] * 10]), TypeError, "got list"),
+        (lambda: ten().search(torch.eye(10).to_sparse()), TypeError, "queries to be dense"),
+        (lambda: CosineIndex(torch.eye(10).to_sparse()), TypeError, "vectors to be dense"),
         (lambda: ten().search(np.zeros((2, 10), dtype=np.int32)), TypeError, "got int32"),
         (lambda: ten().search(torch.eye(10), 11), ValueError, r"k in 1\.\.10.*got 11"),
         (lambda: ten().search(torch.eye(10), 1.0), TypeError, "k to be an int; got float"),

@@ -497,6 +497,8 @@ def test_match_mask_and_accuracy(operator_case):
         ({"queries": torch.tensor(1.0)}, ValueError, r"queries of shape .*got \[\]"),
         ({"queries": torch.zeros(2, 3).long()}, TypeError, "queries torch.int64"),
         ({"queries": torch.zeros(2, 3, device="meta")}, ValueError, "queries on cpu; got .* meta"),
+        ({"queries": torch.zeros(2, 3).to_sparse()}, TypeError, "queries to be dense"),
+        ({"vocabulary": torch.zeros(5, 3).to_sparse()}, TypeError, "vocabulary to be a strided"),
         ({"vocabulary": None}, TypeError, "vocabulary to be a torch.Tensor"),
         ({"vocabulary": torch.zeros(3)}, ValueError, "vocabulary of shape"),
         ({"vocabulary": torch.zeros(5, 0)}, ValueError, "vocabulary of shape"),

@@ -234,6 +234,75 @@ def test_sentences_may_come_once_and_vectors_in_other_types(model):
     assert model.decode(expected.numpy()[::-1]) == TEST[::-1]
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"gamma": -1.0}, ValueError, "gamma"),
+        ({"beam": 0}, ValueError, "beam"),
+        ({"max_length": 4096}, ValueError, "max_length"),
+        ({"language_model": -1}, ValueError, "language_model"),
+        ({"vector_size": 127}, ValueError, "even"),
+        ({"encoder": "lstm", "hidden_size": 3}, ValueError, "hidden_size >= 128"),
+        ({"encoder": "lstm", "decay": 2}, ValueError, "decay"),
+        ({"encoder": "lstm", "decoder": "bilstm"}, ValueError, "decoder"),
+        ({"encoder": "lstm", "start": "zero"}, ValueError, "start"),
+        ({"encoder": "lstm", "embedding_size": 0}, ValueError, "embedding_size"),
+        ({"encoder": "bilstm", "vector_size": 127}, ValueError, "even"),
+        ({"encoder": "cnn"}, ValueError, "encoder"),
+        ({"unknown": "zzz"}, ValueError, "unknown"),
+    ],
+)
+def test_options_are_refused_before_anything_is_read(options, error, words):
+    with pytest.raises(error, match=words):
+        SentenceAutoencoder(**{**OPTIONS, **options})
+
+
+@pytest.mark.parametrize(
+    ("encoder", "options", "error", "words"),
+    [
+        ("rotation", {"epochs": 3}, TypeError, "no options of training"),
+        ("rnn", {"epochs": -1}, ValueError, "epochs"),
+        ("rnn", {"rate": 1}, TypeError, "rate"),
+        ("rnn", {"distillation": 1.0}, ValueError, "teacher"),
+        ("rnn", {"teacher": 3, "distillation": 1.0}, TypeError, "teacher to be callable"),
+        ("rnn", {"checkpoint": "x", "checkpoint_every": -1}, ValueError, "checkpoint_every"),
+    ],
+)
+def test_options_of_fit_are_refused_before_anything_is_changed(encoder, options, error, words):
+    model = SentenceAutoencoder(encoder=encoder, **OPTIONS)
+    with pytest.raises(error, match=words):
+        model.fit(TRAIN, **options)
+    assert len(model.tokens) == 0
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "words"),
+    [
+        (lambda m: m.encode([1.0]), TypeError, "got float at 0"),
+        (lambda m: m.reconstruct(1.7), TypeError, "iterable of strings; got 1.7"),
+        (lambda m: m.encode(["ok", "\ud800"]), ValueError, "at 0 of sentence 1"),
+        (lambda m: m.decode(m.encode(TEST[:2]).to_sparse()), TypeError, "dense"),
+        (lambda m: m.decode("vectors"), TypeError, "numbers"),
+        (lambda m: SentenceAutoencoder(["\udfff"], **OPTIONS), ValueError, "sentence 0"),
+    ],
+)
+def test_what_is_no_sentence_and_no_vector_is_refused(model, call, error, words):
+    with pytest.raises(error, match=words):
+        call(model)
+
+
+def test_a_draw_at_a_very_low_temperature_takes_the_likeliest(model):
+    assert model.decode(model.encode(TEST[:5]), "multinomial", 1e-300) == TEST[:5]
+
+
+def test_what_the_tokenizer_does_not_know_is_lost():
+    model = SentenceAutoencoder(TRAIN, tokenizer="word", **OPTIONS)
+    (found,) = model.tokens.numbers(["A snowplough"])
+    assert found[-1] == model.tokens.unk
+    known = sum(token != model.tokens.unk for token in found)
+    assert model.evaluate(["A snowplough"]).token_accuracy == known / len(found)
+
+
 def test_files_of_two_models_are_not_taken_for_one(tmp_path):
     first, second = (
         SentenceAutoencoder(part, **OPTIONS) for part in (TRAIN, [s[::-1] for s in TRAIN])
@@ -334,6 +403,8 @@ def test_a_save_that_fails_leaves_what_was_there(model, tmp_path, monkeypatch):
         SentenceAutoencoder.load(tmp_path / "nothing")
     with pytest.raises(ValueError, match="expected device"):
         SentenceAutoencoder.load(tmp_path / "model", device="tpu")
+    with pytest.raises(ValueError, match="expected unknown"):
+        SentenceAutoencoder.load(tmp_path / "model", unknown="zzz")
     with pytest.raises(TypeError, match="expected options among"):
         SentenceAutoencoder.load(tmp_path / "model", vector_size=3)
 

@@ -241,7 +241,7 @@ class Search {
     Barrier barrier;
     std::atomic<int64_t> next{0};
     std::vector<Finisher> finishers;
-    for (int i = 0; i < threads_; ++i) finishers.emplace_back(k);
+    for (int i = 0; i < threads_; ++i) finishers.emplace_back(k, search_.queries.dim);
     parallel(threads_, [&](int worker, int size) {
       for (int64_t i = share(count, worker, size); i < share(count, worker + 1, size); ++i) {
         kernels_.query(pack_of(search_.queries), id(first + i), scratch[worker],
@@ -301,7 +301,10 @@ class Search {
 
   // Scores in double precision of one query.
   struct Finisher {
-    explicit Finisher(int64_t k) : best(k) {}
+    // What screening needs is there before: where others wait for a worker, it must not throw.
+    Finisher(int64_t k, int64_t dim) : best(k), query(static_cast<size_t>(dim)) {
+      lower.reserve(static_cast<size_t>(k));
+    }
     Best best;
     std::vector<double> query;
     double norm = 0, center = 0;  // <q, m>; l2: |q - m|^2
@@ -312,7 +315,6 @@ class Search {
   int64_t id(int64_t i) const { return ids_.empty() ? i : ids_[static_cast<size_t>(i)]; }
 
   void read(Finisher& own, int64_t at) const {
-    own.query.resize(static_cast<size_t>(search_.queries.dim));
     own.norm = std::sqrt(kernels_.to_double(search_.queries, at, vocabulary_.metric,
                                             vocabulary_.center, own.query.data(), &own.center));
   }
@@ -485,7 +487,7 @@ class Search {
   // All queries, in double precision.
   void scan_all() {
     check_rows();
-    Finisher own(search_.k);
+    Finisher own(search_.k, search_.queries.dim);
     for (int64_t i = 0; i < count_; ++i) {
       const int64_t at = id(i);
       read(own, at);

@@ -6,8 +6,10 @@ import enum
 import logging
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from unicodedata import category
 
 import typer
 
@@ -79,16 +81,25 @@ def _input_lines(source: str) -> list[str]:
     if source == "-":
         if sys.stdin is None:
             raise ValueError("expected lines on standard input; got one that is closed")
-        return [line.rstrip("\r\n") for line in sys.stdin]
-    if not Path(source).is_file():
+        given: Iterable[bytes] = sys.stdin.buffer
+    elif not Path(source).is_file():
         raise FileNotFoundError(f"expected a file; got {source}: no such file")
+    else:
+        given = lines(source)
     found = []
-    for number, line in enumerate(lines(source), 1):
+    for number, line in enumerate(given, 1):
         try:
             found.append(line.decode("utf-8").rstrip("\r\n"))
         except UnicodeDecodeError as error:
-            raise ValueError(f"{source}: line {number} is not UTF-8: {error}") from None
+            where = "standard input" if source == "-" else source
+            raise ValueError(f"{where}: line {number} is not UTF-8: {error}") from None
     return found
+
+
+def _line(sentence: str) -> str:
+    """A sentence as a line of text, whatever was decoded: what would end the line, or tell a
+    terminal what to do, is a space."""
+    return "".join(" " if category(c) == "Cc" or c in "\u2028\u2029" else c for c in sentence)
 
 
 def _load(folder: Path) -> SentenceAutoencoder:
@@ -479,8 +490,7 @@ def decode(
     generator = torch.Generator().manual_seed(seed)
     found = torch.from_numpy(_read_vectors(vectors))
     for sentence in loaded.decode(found, method.value, temperature, generator=generator):
-        # A sentence is a line, whatever was decoded.
-        print(" ".join(sentence.splitlines()))
+        print(_line(sentence))
 
 
 @app.command()
@@ -497,4 +507,4 @@ def interpolate(
     * **vecsmith sentence interpolate model/ "A dog runs." "Two men talk."**
     """
     for sentence in _load(model).interpolate(first, second, steps):
-        print(" ".join(sentence.splitlines()))
+        print(_line(sentence))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from vecsmith.data import Vocabulary
-from vecsmith.io import atomic_folder, load_safetensors, read_folder, save_safetensors
-from vecsmith.io._atomic import missing_folders, remove_empty
+from vecsmith.io import load_safetensors, read_folder, save_safetensors
 from vecsmith.io._checks import refuse_nonfinite
 from vecsmith.models._checkpoint import FolderInUseError
+from vecsmith.models._model_folder import read_config, write_folder
 
 if TYPE_CHECKING:
     from vecsmith.models.word2vec import Word2Vec
@@ -49,17 +48,10 @@ def save(model: Word2Vec, folder: str | os.PathLike[str]) -> None:
             "raw_words": model.vocabulary.raw_words,
         },
     }
-    parent = Path(folder).parent
-    made = missing_folders(parent)
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(folder) as staging:
-            model.vocabulary.save(staging / "vocab.txt")
-            save_safetensors(staging / "model.safetensors", model._tables().named())
-            (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    except BaseException:
-        remove_empty(made)
-        raise
+    with write_folder(folder) as staging:
+        model.vocabulary.save(staging / "vocab.txt")
+        save_safetensors(staging / "model.safetensors", model._tables().named())
+        (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if model.checkpoint is not None and model._finished:
         with contextlib.suppress(FolderInUseError, OSError), model.checkpoint.hold():
             model.checkpoint.remove()
@@ -73,21 +65,11 @@ def load(
     if unknown:
         raise TypeError(f"expected options among {sorted(_MACHINE_OPTIONS)}; got {unknown}")
     with read_folder(folder) as find:
-        for name in ("config.json", "vocab.txt", "model.safetensors"):
-            if not find(name).exists():
-                raise FileNotFoundError(f"{folder} is not a model folder: it has no {name}")
+        names = ("config.json", "vocab.txt", "model.safetensors")
+        config = read_config(
+            find, folder, names, FORMAT, VERSION, hint=" (load it with KeyedVectors.load)"
+        )
         path = find("config.json")
-        try:
-            config = json.loads(path.read_text())
-            form, version = config["format"], int(config["version"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not a model's config.json ({error!r})") from None
-        if form != FORMAT or version > VERSION:
-            hint = " (load it with KeyedVectors.load)" if form != FORMAT else ""
-            raise ValueError(
-                f"{path}: expected {FORMAT} of version <= {VERSION}; "
-                f"got {form!r} of version {version}{hint}"
-            )
         vocabulary = Vocabulary.load(find("vocab.txt"))
         # Mapped, and copied into rows on cache lines: the tables are in memory only once.
         saved, _ = load_safetensors(find("model.safetensors"))

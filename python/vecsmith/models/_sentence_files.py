@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from vecsmith.io import atomic_folder, load_safetensors, read_folder, save_safetensors
-from vecsmith.io._atomic import missing_folders, remove_empty
+from vecsmith.io import load_safetensors, read_folder, save_safetensors
 from vecsmith.models import _options as check
 from vecsmith.models import _sentence_modules
+from vecsmith.models._model_folder import read_config, write_folder
 from vecsmith.models._sentence_meaning import SentenceMeaning
-from vecsmith.models._sentence_tokens import read_tokenizer
+from vecsmith.models._sentence_tokens import check_unknown, read_tokenizer
 
 if TYPE_CHECKING:
     from vecsmith.models.sentence_autoencoder import SentenceAutoencoder
@@ -60,25 +60,18 @@ def save(model: SentenceAutoencoder, folder: str | os.PathLike[str]) -> None:
         "parameters": {name: getattr(model, name) for name in _PARAMETERS},
         "options": model.options,
     }
-    parent = Path(folder).parent
-    made = missing_folders(parent)
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(folder, remove=() if model.meaning else ("words.txt",)) as staging:
-            texts = {
-                "tokenizer.json": model.tokens.tokenizer.to_str(),
-                "config.json": json.dumps(config, indent=2) + "\n",
-            }
-            if model.meaning is not None:
-                texts["words.txt"] = "".join(f"{word}\n" for word in model.meaning.words)
-            for name, text in texts.items():
-                (staging / name).write_bytes(text.encode())
-            # So that files of two models are not taken for one.
-            marks = {name: _digest(text.encode()) for name, text in texts.items()}
-            save_safetensors(staging / "model.safetensors", tensors, marks)
-    except BaseException:
-        remove_empty(made)
-        raise
+    with write_folder(folder, remove=() if model.meaning else ("words.txt",)) as staging:
+        texts = {
+            "tokenizer.json": model.tokens.tokenizer.to_str(),
+            "config.json": json.dumps(config, indent=2) + "\n",
+        }
+        if model.meaning is not None:
+            texts["words.txt"] = "".join(f"{word}\n" for word in model.meaning.words)
+        for name, text in texts.items():
+            (staging / name).write_bytes(text.encode())
+        # So that files of two models are not taken for one.
+        marks = {name: _digest(text.encode()) for name, text in texts.items()}
+        save_safetensors(staging / "model.safetensors", tensors, marks)
 
 
 def _digest(data: bytes) -> str:
@@ -96,21 +89,12 @@ def load(
         raise TypeError(f"expected options among {sorted(_MACHINE_OPTIONS)}; got {unknown}")
     if "device" in options:
         options = {**options, "device": check.device(options["device"])}
+    if "unknown" in options:
+        check_unknown(options["unknown"])
     with read_folder(folder) as find:
-        for name in ("config.json", "tokenizer.json", "model.safetensors"):
-            if not find(name).exists():
-                raise FileNotFoundError(f"{folder} is not a model folder: it has no {name}")
+        names = ["tokenizer.json", "config.json"]
+        config = read_config(find, folder, (*names, "model.safetensors"), FORMAT, VERSION)
         path = find("config.json")
-        try:
-            config = json.loads(path.read_text())
-            form, version = config["format"], int(config["version"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not a model's config.json ({error!r})") from None
-        if form != FORMAT or version > VERSION:
-            raise ValueError(
-                f"{path}: expected {FORMAT} of version <= {VERSION}; "
-                f"got {form!r} of version {version}"
-            )
         tokenizer = read_tokenizer(find("tokenizer.json"))
         tensors, marks = load_safetensors(find("model.safetensors"), mmap=False)
         words = None
@@ -118,7 +102,7 @@ def load(
             if not find("words.txt").exists():
                 raise FileNotFoundError(f"{folder} is not a model folder: it has no words.txt")
             words = find("words.txt").read_text("utf-8").split("\n")[:-1]
-        names = ["tokenizer.json", "config.json"] + (["words.txt"] if words is not None else [])
+            names.append("words.txt")
         strange = [name for name in names if marks.get(name) != _digest(find(name).read_bytes())]
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):

@@ -19,9 +19,11 @@ from torch import Tensor, nn
 from vecsmith.models import _options as check
 from vecsmith.models import _sentence_training as training
 from vecsmith.models._sentence_losses import teacher_vectors
+from vecsmith.nn import _rotation_start as start
 from vecsmith.nn import sentence_encoders
 from vecsmith.nn.ngram import NGramLanguageModel
 from vecsmith.nn.rotation_binding import RotationBinding
+from vecsmith.nn.sentence_decoders import CELLS as DECODER_CELLS
 from vecsmith.nn.sentence_decoders import RecurrentDecoder
 
 if TYPE_CHECKING:
@@ -58,16 +60,29 @@ class Kind:
 
     Attributes:
         defaults: its options; others are refused.
+        check: (size of the vectors, max_length, options) -> None. Raises ValueError or TypeError
+            for what ``build`` would refuse.
         build: (parts, options) -> (encoder, decoder), untrained.
-        fit: (model, sentences, rows of their tokens without eos, options of
-            ``SentenceAutoencoder.fit``) -> None; the model's ``encoder`` and ``decoder`` are there.
+        plan: (seed, options of ``SentenceAutoencoder.fit``) -> the last argument of ``fit``. Raises
+            ValueError or TypeError for options that do not fit; nothing is read or written.
+        fit: (model, sentences, rows of their tokens without eos, plan) -> None; the model's
+            ``encoder`` and ``decoder`` are there.
         shares: the encoder and the decoder are one module (saved once).
     """
 
     defaults: dict[str, Any]
+    check: Callable[[int, int, dict[str, Any]], None]
     build: Callable[[Parts, dict[str, Any]], Pair]
-    fit: Callable[..., None]
+    plan: Callable[[int, dict[str, Any]], Any]
+    fit: Callable[[Any, list[str], list[list[int]], Any], None]
     shares: bool = False
+
+
+def _check_rotation(size: int, max_length: int, options: dict[str, Any]) -> None:
+    options = dict(options)
+    check.integer("language_model", options.pop("language_model"), 0)
+    # Of the smallest vocabulary.
+    RotationBinding(4, size, max_length, **options)
 
 
 def _build_rotation(parts: Parts, options: dict[str, Any]) -> Pair:
@@ -90,9 +105,32 @@ def _build_rotation(parts: Parts, options: dict[str, Any]) -> Pair:
     return module, module
 
 
-def _fit_rotation(model: Any, texts: list[str], rows: list[list[int]]) -> None:
+def _plan_rotation(seed: int, options: dict[str, Any]) -> None:
+    if options:
+        raise TypeError(f"expected no options of training with 'rotation'; got {sorted(options)}")
+
+
+def _fit_rotation(model: Any, texts: list[str], rows: list[list[int]], plan: None) -> None:
     if model.encoder.language_model is not None:
         model.encoder.language_model.fit([*row, model.tokens.eos] for row in rows)
+
+
+def _check_recurrent(cell: str) -> Callable[[int, int, dict[str, Any]], None]:
+    def check_options(size: int, max_length: int, options: dict[str, Any]) -> None:
+        name = "SentenceAutoencoder"
+        if cell == "bilstm" and size % 2:
+            raise ValueError(f"{name}: expected an even size of vectors for 'bilstm'; got {size}")
+        half = size // 2 if cell == "bilstm" else size
+        start.check_decay(name, options["decay"], half)
+        start.check_one_of(name, "start", options["start"], ("rotation", "random"))
+        if options["decoder"] is not None:
+            start.check_one_of(name, "decoder", options["decoder"], DECODER_CELLS)
+        if options["hidden_size"] is not None:
+            check.integer("hidden_size", options["hidden_size"], half)
+        if options["embedding_size"] is not None:
+            check.integer("embedding_size", options["embedding_size"], 1)
+
+    return check_options
 
 
 def _build_recurrent(cell: str) -> Callable[[Parts, dict[str, Any]], Pair]:
@@ -129,41 +167,49 @@ def _build_recurrent(cell: str) -> Callable[[Parts, dict[str, Any]], Pair]:
     return build
 
 
-def _fit_recurrent(
-    model: Any,
-    texts: list[str],
-    rows: list[list[int]],
-    *,
-    checkpoint: Any = None,
-    checkpoint_every: float = 60.0,
-    resume: bool = True,
-    teacher: Callable[[list[str]], Any] | None = None,
-    after_epoch: Callable[[dict[str, float]], None] | None = None,
-    **options: Any,
-) -> None:
+@dataclass(frozen=True)
+class _Plan:
+    """What the training of a recurrent model was told."""
+
+    training: training.Training
+    keep: training.SentenceCheckpoint | None
+    teacher: Callable[[list[str]], Any] | None
+    after_epoch: Callable[[dict[str, float]], None] | None
+
+
+def _plan_recurrent(seed: int, options: dict[str, Any]) -> _Plan:
+    options = dict(options)
+    keep, teacher = options.pop("checkpoint", None), options.pop("teacher", None)
+    every, resume = options.pop("checkpoint_every", 60.0), options.pop("resume", True)
+    after_epoch = options.pop("after_epoch", None)
     known = {field.name for field in fields(training.Training)} - {"seed"}
     unknown = sorted(set(options) - known)
     if unknown:
         raise TypeError(f"expected options of training among {sorted(known)}; got {unknown}")
-    plan = training.Training(**options, seed=model.seed)
+    plan = training.Training(**options, seed=seed)
+    for name, value in (("teacher", teacher), ("after_epoch", after_epoch)):
+        if value is not None and not callable(value):
+            raise TypeError(f"expected {name} to be callable; got {value!r}")
     if (teacher is None) != (not plan.distillation):
         raise ValueError("expected a teacher where distillation > 0, and there alone")
-    if checkpoint is None or isinstance(checkpoint, training.SentenceCheckpoint):
-        keep = checkpoint
-    else:
-        every = check.finite("checkpoint_every", checkpoint_every, low=0.0)
-        keep = training.SentenceCheckpoint(checkpoint, every, bool(resume))
-    with contextlib.nullcontext() if keep is None else keep.hold():
-        teachers = None if teacher is None else teacher_vectors(teacher, texts)
+    if keep is not None and not isinstance(keep, training.SentenceCheckpoint):
+        every = check.finite("checkpoint_every", every, low=0.0)
+        keep = training.SentenceCheckpoint(keep, every, bool(resume))
+    return _Plan(plan, keep, teacher, after_epoch)
+
+
+def _fit_recurrent(model: Any, texts: list[str], rows: list[list[int]], plan: _Plan) -> None:
+    with contextlib.nullcontext() if plan.keep is None else plan.keep.hold():
+        teachers = None if plan.teacher is None else teacher_vectors(plan.teacher, texts)
         model.history = training.train(
             model.encoder.train(),
             model.decoder.train(),
             [[*row, model.tokens.eos] for row in rows],
-            plan,
-            checkpoint=keep,
+            plan.training,
+            checkpoint=plan.keep,
             teachers=teachers,
             progress=model.progress,
-            after_epoch=after_epoch,
+            after_epoch=plan.after_epoch,
         )
     model.encoder.eval()
     model.decoder.eval()
@@ -185,12 +231,20 @@ _RECURRENT = {
 
 KINDS: dict[str, Kind] = {
     **{
-        cell: Kind(_RECURRENT, _build_recurrent(cell), _fit_recurrent)
+        cell: Kind(
+            _RECURRENT,
+            _check_recurrent(cell),
+            _build_recurrent(cell),
+            _plan_recurrent,
+            _fit_recurrent,
+        )
         for cell in sentence_encoders.CELLS
     },
     "rotation": Kind(
         {"gamma": None, "snr": 100.0, "noise": 0.01, "beam": 32, "language_model": 4},
+        _check_rotation,
         _build_rotation,
+        _plan_rotation,
         _fit_rotation,
         shares=True,
     ),

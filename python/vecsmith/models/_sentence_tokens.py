@@ -62,8 +62,7 @@ class SentenceTokens:
         truncate: bool = False,
         unknown: str = "token",
     ) -> None:
-        if unknown not in ("token", "error"):
-            raise ValueError(f"expected unknown to be 'token' or 'error'; got {unknown!r}")
+        check_unknown(unknown)
         self.max_length, self.truncate, self.unknown = max_length, truncate, unknown
         self.tokenizer: Any = None
         self.kind = "given"
@@ -148,6 +147,7 @@ class SentenceTokens:
                 raise TypeError(
                     f"expected sentences to be strings; got {type(sentence).__name__} at {index}"
                 )
+            check_text(sentence, index)
         found = self.tokenizer.encode_batch(list(sentences), add_special_tokens=False)
         rows = []
         for index, one in enumerate(found):
@@ -197,6 +197,23 @@ class SentenceTokens:
         rows = self.strip(ids) if isinstance(ids, Tensor) else [list(row) for row in ids]
         # unk is a special token: it is kept, and seen.
         return self.tokenizer.decode_batch(rows, skip_special_tokens=False)
+
+
+def check_unknown(unknown: Any) -> None:
+    """Raises ValueError for what is no way to treat the unknown."""
+    if unknown not in ("token", "error"):
+        raise ValueError(f"expected unknown to be 'token' or 'error'; got {unknown!r}")
+
+
+def check_text(sentence: str, index: int) -> None:
+    """Raises ValueError for a surrogate that stands alone: no text in UTF-8 has one."""
+    try:
+        sentence.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"expected sentences to be text; got {sentence[error.start]!r} at {error.start} of "
+            f"sentence {index}"
+        ) from None
 
 
 def read_tokenizer(path: Path) -> Any:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
-import secrets
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,20 +12,11 @@ import torch
 from torch import Tensor
 
 from vecsmith import ops
-from vecsmith.io import atomic_folder, load_safetensors, read_folder, save_safetensors
+from vecsmith.models import _index_files
+from vecsmith.models._index_files import DTYPES, METRICS, NAMES
 
-FORMAT, VERSION = "vecsmith.CosineIndex", 1
-_DTYPES = {
-    "float32": torch.float32,
-    "float64": torch.float64,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_METRICS = ("cosine", "dot", "l2")
 _LONGEST = 1e18
 _CHECKED = 1 << 20  # numbers that are looked at together
-_VECTORS, _PACKED = "vectors.safetensors", "packed.safetensors"
 
 Vectors = Tensor | np.ndarray
 Ids = Tensor | np.ndarray | Sequence[int] | int
@@ -80,11 +68,11 @@ class CosineIndex:
         share: bool = False,
         num_threads: int | None = None,
     ) -> None:
-        if metric not in _METRICS:
-            names = ", ".join(repr(m) for m in _METRICS)
+        if metric not in METRICS:
+            names = ", ".join(repr(m) for m in METRICS)
             raise ValueError(f"CosineIndex: expected metric to be one of {names}; got {metric!r}")
-        if dtype is not None and dtype not in _NAMES:
-            raise TypeError(f"CosineIndex: expected dtype among {list(_NAMES)}; got {dtype}")
+        if dtype is not None and dtype not in NAMES:
+            raise TypeError(f"CosineIndex: expected dtype among {list(NAMES)}; got {dtype}")
         if dim is not None and (type(dim) is not int or dim < 1):
             raise ValueError(f"CosineIndex: expected dim to be an int >= 1; got {dim!r}")
         self.metric, self.num_threads = metric, num_threads
@@ -453,38 +441,7 @@ class CosineIndex:
             ValueError: an index that never had vectors.
             OSError: if the disk is full, or the folder cannot be written.
         """
-        if self._table is None:
-            raise ValueError("CosineIndex.save: expected an index that has had vectors; got none")
-        state: dict[str, Tensor] = {}
-        layout = None
-        if self._count:
-            packed = self._packed_rows()
-            if not packed.is_packed:
-                packed.pack()
-            state = packed.state()
-            layout = packed.layout if state else None
-        mark = secrets.token_hex(16)
-        config = {
-            "format": FORMAT,
-            "version": VERSION,
-            "metric": self.metric,
-            "dim": self._dim,
-            "dtype": _NAMES[self._table.dtype],
-            "num_ids": self._count,
-            "removed": self._removed_count,
-            "mark": mark,
-            "packed": layout,
-        }
-        tensors = {"vectors": self._table[: self._count]}
-        if self._removed is not None:
-            tensors["removed"] = self._removed[: self._count]
-        folder = Path(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_folder(folder, remove=(_PACKED,)) as staging:
-            save_safetensors(staging / _VECTORS, tensors, {"mark": mark})
-            if state:
-                save_safetensors(staging / _PACKED, state, {"mark": mark})
-            (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        _index_files.save(self, folder)
 
     @classmethod
     def load(
@@ -511,43 +468,7 @@ class CosineIndex:
             ValueError: if a file is damaged or truncated, of another kind or a later version, or
                 the files do not belong together.
         """
-        with read_folder(folder) as find:
-            config = _read_config(Path(folder), find("config.json"))
-            names = [_VECTORS, *([_PACKED] if config["packed"] else [])]
-            for name in names:
-                if not find(name).exists():
-                    raise FileNotFoundError(f"{folder} is not a whole index: it has no {name}")
-            loaded = [load_safetensors(find(name), mmap=mmap) for name in names]
-        for name, (_, metadata) in zip(names, loaded, strict=True):
-            if metadata.get("mark") != config["mark"]:
-                raise ValueError(f"{folder}: {name} does not belong to this config.json")
-        saved = loaded[0][0]
-        count, dtype = config["num_ids"], _DTYPES[config["dtype"]]
-        expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {
-            "vectors": (dtype, (count, config["dim"]))
-        }
-        if "removed" in saved or config["removed"]:
-            expected["removed"] = (torch.bool, (count,))
-        found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in saved.items()}
-        if found != expected:
-            raise ValueError(f"{folder}: {_VECTORS}: expected {expected}; got {found}")
-        index = cls(
-            metric=config["metric"], dim=config["dim"], dtype=dtype, num_threads=num_threads
-        )
-        index._table, index._count = saved["vectors"], count
-        index._removed = saved.get("removed")
-        if index._removed is not None:
-            index._removed_count = int(index._removed.sum())
-        if index._removed_count != config["removed"]:
-            raise ValueError(
-                f"{folder}: expected {config['removed']} removed ids; got {index._removed_count}"
-            )
-        if config["packed"] and count:
-            try:
-                index._packed_rows().adopt(loaded[1][0], config["packed"])
-            except ValueError as error:
-                raise ValueError(f"{folder}: {_PACKED}: damaged ({error})") from None
-        return index
+        return _index_files.load(cls, folder, mmap, num_threads)
 
 
 def _tensor(vectors: Any, name: str, what: str) -> Tensor:
@@ -565,9 +486,11 @@ def _tensor(vectors: Any, name: str, what: str) -> Tensor:
             f"CosineIndex.{what}: expected {name} to be a torch.Tensor or an array; "
             f"got {type(vectors).__name__}"
         )
-    if vectors.dtype not in _NAMES:
+    if vectors.layout != torch.strided:
+        raise TypeError(f"CosineIndex.{what}: expected {name} to be dense; got {vectors.layout}")
+    if vectors.dtype not in NAMES:
         raise TypeError(
-            f"CosineIndex.{what}: expected {name} of {', '.join(_DTYPES)}; got {vectors.dtype}"
+            f"CosineIndex.{what}: expected {name} of {', '.join(DTYPES)}; got {vectors.dtype}"
         )
     return vectors.detach()
 
@@ -586,29 +509,3 @@ def _refuse(vectors: Tensor, metric: str, ids: Tensor | None, what: str) -> None
             also = "" if metric == "cosine" else f" and of a length of at most {_LONGEST:g}"
             raise ValueError(f"{what}: expected vectors to be finite{also}; {name} is not")
         first += len(part)
-
-
-def _read_config(folder: Path, path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise FileNotFoundError(f"{folder} is not an index: it has no config.json")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        form, version = config["format"], int(config["version"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: not an index's config.json ({error!r})") from None
-    if form != FORMAT or not 1 <= version <= VERSION:
-        raise ValueError(
-            f"{path}: expected {FORMAT} of version <= {VERSION}; got {form!r} of version {version}"
-        )
-    kinds = {"metric": str, "dim": int, "dtype": str, "num_ids": int, "removed": int, "mark": str}
-    for name, kind in kinds.items():
-        value = config.get(name)
-        if type(value) is not kind or (kind is int and value < 0):
-            raise ValueError(f"{path}: damaged (expected {name} of {kind.__name__}; got {value!r})")
-    packed = config.get("packed")
-    if config["metric"] not in _METRICS or config["dtype"] not in _DTYPES or config["dim"] < 1:
-        raise ValueError(f"{path}: damaged ({config['metric']!r}, {config['dtype']!r})")
-    if packed is not None and not isinstance(packed, dict):
-        raise ValueError(f"{path}: damaged (expected packed to be an object; got {packed!r})")
-    config["packed"] = packed
-    return config

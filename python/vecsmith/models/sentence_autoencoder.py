@@ -21,7 +21,7 @@ from vecsmith.io._open import lines
 from vecsmith.models import _options as check
 from vecsmith.models import _sentence_files, _sentence_modules
 from vecsmith.models._sentence_meaning import SentenceMeaning, token_table
-from vecsmith.models._sentence_tokens import SentenceTokens
+from vecsmith.models._sentence_tokens import SentenceTokens, check_text
 
 _BATCH = 1024
 
@@ -31,7 +31,8 @@ class Reconstruction:
     """The outcome of :meth:`SentenceAutoencoder.evaluate`, always free running.
 
     Attributes:
-        token_accuracy: share of the tokens that came back at their place (0 to 1; no padding).
+        token_accuracy: share of the tokens that came back at their place (0 to 1; no padding; what
+            the tokenizer does not know cannot come back).
         exact_match: share of the sentences that came back as they were, to the last character.
         bleu: corpus BLEU-4 of the decoded sentences (0 to 1).
         cosine: mean cosine of the vectors of the decoded sentences and of the sentences.
@@ -150,6 +151,8 @@ class SentenceAutoencoder:
             self._set_meaning(SentenceMeaning.from_vectors(meaning, meaning_size, self.vector_size))
         elif meaning_size is not None:
             raise ValueError("expected meaning with meaning_size; got none")
+        size = self.vector_size - self.meaning_size
+        _sentence_modules.kind(encoder).check(size, self.max_length, self.options)
         self._token_embeddings = token_embeddings
         self.history: list[dict[str, float]] = []
         self.encoder: nn.Module | None = None
@@ -193,13 +196,16 @@ class SentenceAutoencoder:
 
         Returns: the model.
 
-        Raises: ValueError if there is no sentence, or one is too long and ``truncate`` is False.
+        Raises: ValueError if there is no sentence, or one is too long and ``truncate`` is False;
+            ValueError or TypeError for options that do not fit, before anything is changed.
         """
+        kind = _sentence_modules.kind(self.encoder_kind)
+        plan = kind.plan(self.seed, options)
         texts = read_sentences(sentences, corpus_file)
         self.tokens.train(texts, self.vocab_size)
         rows = self.tokens.numbers(texts)
         self._build()
-        _sentence_modules.kind(self.encoder_kind).fit(self, texts, rows, **options)
+        kind.fit(self, texts, rows, plan)
         return self
 
     def _build(self) -> None:
@@ -225,7 +231,7 @@ class SentenceAutoencoder:
         """
         if isinstance(sentences, str):
             return self.encode([sentences])[0]
-        sentences = list(sentences)  # they are read more than once
+        sentences = _listed(sentences)  # they are read more than once
         return self._encoded(sentences, self.tokens.numbers(sentences))
 
     @torch.no_grad()
@@ -290,7 +296,12 @@ class SentenceAutoencoder:
             raise ValueError(f"expected temperature > 0; got {temperature}")
         if isinstance(vectors, np.ndarray):
             vectors = np.ascontiguousarray(vectors)  # torch takes no strides below 0
-        vectors = torch.as_tensor(vectors).float()
+        try:
+            vectors = torch.as_tensor(vectors).float()
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(f"expected vectors to be numbers [B, D]; got {error}") from None
+        if vectors.layout != torch.strided:
+            raise TypeError(f"expected vectors to be dense; got {vectors.layout}")
         if vectors.dim() != 2 or vectors.shape[1] != self.vector_size:
             raise ValueError(f"expected vectors [B, {self.vector_size}]; got {list(vectors.shape)}")
         code = vectors[:, self.meaning_size :].to(self.device)
@@ -346,7 +357,7 @@ class SentenceAutoencoder:
 
         Raises: ValueError if there is no sentence.
         """
-        texts = list(sentences)
+        texts = _listed(sentences)
         if not texts:
             raise ValueError("expected sentences; got none")
         noise = check.finite("noise", noise, low=0.0)
@@ -361,8 +372,13 @@ class SentenceAutoencoder:
         decoded = self.tokens.decode(rows)
         # What is wrong may be more tokens when it is read again than it was when it was written.
         again = self._encoded(decoded, self.tokens.numbers(decoded, lenient=True))
+        # What the tokenizer did not know is lost, though "<unk>" came back.
+        expected = [
+            [None if token == self.tokens.unk else token for token in row]
+            for row in self.tokens.numbers(texts)
+        ]
         return Reconstruction(
-            measures.token_accuracy(self.tokens.numbers(texts), rows),
+            measures.token_accuracy(expected, rows),
             measures.exact_match(texts, decoded),
             measures.bleu(texts, decoded),
             float(nn.functional.cosine_similarity(again, vectors, dim=1).mean()),
@@ -410,6 +426,15 @@ class SentenceAutoencoder:
         )
 
 
+def _listed(sentences: Iterable[str]) -> list[str]:
+    try:
+        return list(sentences)
+    except TypeError:
+        raise TypeError(
+            f"expected sentences to be an iterable of strings; got {sentences!r}"
+        ) from None
+
+
 def read_sentences(sentences: Iterable[str] | None, corpus_file: Any) -> list[str]:
     """The sentences that were given, or those of a file: its lines that are not empty."""
     if (sentences is None) == (corpus_file is None):
@@ -429,6 +454,7 @@ def read_sentences(sentences: Iterable[str] | None, corpus_file: Any) -> list[st
                 raise TypeError(
                     f"expected sentences to be strings; got {type(sentence).__name__} at {index}"
                 )
+            check_text(sentence, index)
     else:
         found = []
         for number, line in enumerate(lines(corpus_file), 1):

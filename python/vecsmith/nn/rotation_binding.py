@@ -429,7 +429,9 @@ class RotationBinding(nn.Module):
                     gap = ranked.values[:, 0] - ranked.values[:, 1]
                     certain[:active] &= gap > _CERTAIN
             else:
-                chosen = torch.multinomial((flat / draw[0]).softmax(1), 1, generator=draw[1])
+                # From the largest downwards: a low temperature leads to -inf and never to inf.
+                scores = (flat - flat.amax(1, keepdim=True)) / max(draw[0], 1e-30)
+                chosen = torch.multinomial(scores.softmax(1), 1, generator=draw[1])
             from_, token = chosen // per, chosen % per
             if candidates is not None:
                 token = candidates.flatten(1).gather(1, chosen)

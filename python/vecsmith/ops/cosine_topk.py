@@ -207,6 +207,8 @@ def nearest_token_accuracy(
         raise ValueError(
             f"nearest_token_accuracy: expected targets of shape {list(shape)}; got {got}"
         )
+    if outputs.layout != torch.strided:
+        raise TypeError(f"nearest_token_accuracy: expected dense outputs; got {outputs.layout}")
     where = (targets != ignore_index).nonzero(as_tuple=True)
     matched = match_mask(
         outputs[where], embeddings, targets[where], backend=backend, num_threads=num_threads
@@ -219,7 +221,10 @@ def _check_tables(name: str, queries: object, vocabulary: object) -> None:
         raise TypeError(
             f"{name}: expected queries to be a torch.Tensor; got {type(queries).__name__}"
         )
-    if isinstance(vocabulary, Tensor) and vocabulary.dim() == 2:  # of any strides
+    if queries.layout != torch.strided:
+        raise TypeError(f"{name}: expected queries to be dense; got {queries.layout}")
+    strided = isinstance(vocabulary, Tensor) and vocabulary.layout == torch.strided
+    if isinstance(vocabulary, Tensor) and strided and vocabulary.dim() == 2:  # of any strides
         check.table(name, "vocabulary", registered.unit_stride(vocabulary))
     else:
         check.table(name, "vocabulary", vocabulary)
