@@ -22,7 +22,7 @@ export SKBUILD_CMAKE_DEFINE := VECSMITH_CUDA=$(VECSMITH_CUDA);VECSMITH_WERROR=$(
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-triton bench gpu lint types format docs build soak fuzz symbols wheel-check cuda-compile clean
+.PHONY: help demo test test-triton test-others bench gpu lint types format docs build soak fuzz symbols wheel-check cuda-compile clean
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -59,7 +59,9 @@ demo: $(STAMPS)/built ## word vectors from the docstrings on this machine: neigh
 
 # Triton reads TRITON_INTERPRET when it is imported, so its tests have a process of their own. With
 # ARGS both runs take them, and a run that selects nothing (pytest's status 5) is not a failure.
-test: test-triton ## every test that this machine can run
+test: test-triton test-others ## every test that this machine can run
+
+test-others: $(STAMPS)/built
 	$(BIN)/python -m pytest -m "not triton and not soak" $(ARGS)
 
 test-triton: $(STAMPS)/built
