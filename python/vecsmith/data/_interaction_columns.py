@@ -131,9 +131,17 @@ def encode(
         return np.empty(0, np.int64), empty
     found = coded.chunk(0).dictionary
     codes = np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
-    if is_text and compute().all(compute().match_substring_regex(found, _INTEGER)).as_py():
-        with contextlib.suppress(pa.ArrowInvalid):  # beyond int64: they stay strings
-            found = found.cast(pa.int64())
+    if is_text:
+        # Spaces around a field are none of the key's.
+        found = compute().utf8_trim(found, characters=" \t")
+        if not compute().all(compute().not_equal(found, "")).as_py():
+            row = int(np.flatnonzero(codes == compute().index(found, "").as_py())[0])
+            raise ValueError(f"expected a key of {what} in every row; got none in {where(row)}")
+        merged = found.dictionary_encode()
+        codes, found = merged.indices.to_numpy()[codes], merged.dictionary
+        if compute().all(compute().match_substring_regex(found, _INTEGER)).as_py():
+            with contextlib.suppress(pa.ArrowInvalid):  # beyond int64: they stay strings
+                found = found.cast(pa.int64())
     order = compute().array_sort_indices(found)
     rank = np.empty(len(order), np.int64)
     rank[order.to_numpy()] = np.arange(len(order))
@@ -302,7 +310,8 @@ def choose(
     there = f"it has {width} columns without names"
     if names is not None:
         there = f"its columns are {', '.join(map(repr, names))}"
-    roles = [role for role in ROLES if asked.get(role) is not False]
+    optional = ("rating", "timestamp")
+    roles = [role for role in ROLES if role not in optional or asked.get(role) is not False]
     chosen: dict[str, int] = {}
     for role in roles:
         ask = asked.get(role)
@@ -397,6 +406,8 @@ def parquet_columns(path: str, asked: dict[str, Any]) -> Columns:
             chosen = choose(names, len(names), asked, path)
             table = file.read(columns=[names[place] for place in chosen.values()])
             taken = {role: table.column(names[place]) for role, place in chosen.items()}
+        if not table.num_rows:
+            raise ValueError(f"{path}: expected interactions; got no rows")
     except (pa.ArrowException, OSError, KeyError) as error:
         raise ValueError(f"{path}: not a Parquet file that can be read ({error})") from None
     return _named(taken, path)

@@ -66,7 +66,8 @@ def _blocks(path: str, encoding: str) -> Iterator[bytes]:
     damage = _damage(path)
     utf8 = codecs.lookup(encoding).name == "utf-8"
     decoder = None if utf8 else codecs.getincrementaldecoder(encoding)()
-    rest, at_start = b"", True
+    rest: list[bytes] = []
+    at_start = True
     with open_binary(path) as file:
         while True:
             try:
@@ -88,14 +89,13 @@ def _blocks(path: str, encoding: str) -> Iterator[bytes]:
                     )
             end = data.rfind(b"\n") + 1
             if end:
-                yield rest + data[:end]
-                rest = data[end:]
-            else:
-                rest += data
+                yield b"".join([*rest, data[:end]])
+                rest = []
+            rest.append(data[end:])
             if done:
                 break
-    if rest:
-        yield rest
+    if any(rest):
+        yield b"".join(rest)
 
 
 def _damage(path: str) -> tuple[type[Exception], ...]:
@@ -160,7 +160,7 @@ def _is_number(field: str) -> bool:
         float(field)
     except ValueError:
         return False
-    return True
+    return any(map(str.isdigit, field))  # "nan" is a word
 
 
 def _guess_separator(path: str, lines: list[str]) -> str:
@@ -345,14 +345,14 @@ def _problem(layout: _Layout, line: str) -> str | None:
     for role, place in layout.chosen.items():
         field = fields[place]
         if role in ("user", "item"):
-            if not field:
-                return f"expected a {role}; got an empty field"
+            if not field.strip(" \t"):
+                return f"expected a key of the {role}; got an empty field"
             continue
         number = math.nan
         if _is_number(field):
             number = float(field)
-        if role == "rating" and not math.isfinite(number):
-            return f"expected a rating that is a finite number; got {field!r}"
+        if role == "rating" and not abs(number) <= float(np.finfo(np.float32).max):
+            return f"expected a rating that is a finite number of float32; got {field!r}"
         if role == "timestamp" and not math.isfinite(number) and not _is_date(field):
             return f"expected a timestamp that is a number or a date; got {field!r}"
     return None
@@ -440,7 +440,8 @@ def one_after_the_other(parts: list[Columns]) -> Columns:
         columns = [getattr(part, name) for part in parts]
         if all(column is None for column in columns):
             return None
-        kinds = {"none" if column is None else str(column.type) for column in columns}
+        kinds = ["none" if column is None else str(column.type) for column in columns]
+        kinds = list(dict.fromkeys(kinds))
         if len(kinds) > 1:
             raise ValueError(f"expected files with {name} of one type; got {', '.join(kinds)}")
         return pa.chunked_array(list(itertools.chain(*(column.chunks for column in columns))))

@@ -414,7 +414,8 @@ class Interactions:
 
         Args:
             at: a timestamp: a number, or a date (``datetime64``, ``datetime`` or "2015-01-31").
-            quantile: in its place: the least time that this share of the cells lies before or at.
+            quantile: in its place: the share of the cells that are to come before, rounded to whole
+                cells (half up); all of the same time go together, to the test.
 
         Raises: ValueError without timestamps, and unless just one of the two is given; TypeError
             for a time of another kind than the timestamps.
@@ -427,7 +428,7 @@ class Interactions:
         if quantile is not None:
             if not 0 < quantile < 1:
                 raise ValueError(f"expected quantile between 0 and 1; got {quantile}")
-            place = min(int(np.ceil(quantile * len(times))), len(times) - 1)
+            place = min(int(np.floor(quantile * len(times) + 0.5)), len(times) - 1)
             when = np.partition(times, place)[place] if len(times) else 0
         elif times.dtype.kind == "M":
             try:
@@ -438,6 +439,8 @@ class Interactions:
             when = at
         else:
             raise TypeError(f"expected at to be a number, as the timestamps are; got {at!r}")
+        if when != when:
+            raise ValueError(f"expected at to be a time; got {at}")
         return self._split(times >= when if len(times) else np.zeros(0, bool))
 
     def cross_validation(
