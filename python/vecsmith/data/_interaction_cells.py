@@ -25,7 +25,7 @@ def compressed(
     """The CSR matrix float32 [len(users), len(items)] of cells in any order, and their timestamps.
 
     Args:
-        rows, columns: int64 [n], valid.
+        rows, columns: integers [n], valid.
         ratings: float64 [n], finite.
         timestamps: [n].
         users, items: the keys, for errors.
@@ -35,27 +35,34 @@ def compressed(
     """
     if duplicates not in DUPLICATES:
         raise ValueError(f"expected duplicates in {DUPLICATES}; got {duplicates!r}")
-    places = rows * len(items) + columns
+    places = np.multiply(rows, len(items), dtype=np.int64)
+    places += columns
+    del rows, columns
     if len(places) and not (places[1:] > places[:-1]).all():
         # Stable: of equal cells the last stays the last.
         order = np.argsort(places, kind="stable")
         places, ratings = places[order], ratings[order]
         timestamps = None if timestamps is None else timestamps[order]
-    starts = np.flatnonzero(np.concatenate([[True], places[1:] != places[:-1]])[: len(places)])
-    if len(starts) < len(places):
-        if duplicates == "error":
-            first = int(np.flatnonzero(places[1:] == places[:-1])[0])
-            row, column = divmod(int(places[first]), len(items))
-            raise ValueError(
-                "expected each pair of user and item once; got user "
-                f"{users[row].item()!r} with item {items[column].item()!r} more than once "
-                f"({len(places) - len(starts)} rows too many): say what to make of them with "
-                "duplicates='sum', 'last', 'mean' or 'max'"
-            )
-        places, ratings, timestamps = _merged(places, starts, ratings, timestamps, duplicates)
+        del order
+        new = places[1:] != places[:-1]
+        if not new.all():
+            if duplicates == "error":
+                raise ValueError(_twice(places, new, users, items))
+            starts = np.flatnonzero(np.concatenate([[True], new]))
+            places, ratings, timestamps = _merged(places, starts, ratings, timestamps, duplicates)
     indptr = np.searchsorted(places, np.arange(len(users) + 1) * np.int64(len(items)))
-    columns = places % max(len(items), 1)
-    return csr(ratings, columns, indptr, (len(users), len(items))), timestamps
+    places %= max(len(items), 1)
+    return csr(ratings, places, indptr, (len(users), len(items))), timestamps
+
+
+def _twice(places: np.ndarray, new: np.ndarray, users: np.ndarray, items: np.ndarray) -> str:
+    first = int(np.flatnonzero(~new)[0])
+    row, column = divmod(int(places[first]), len(items))
+    return (
+        f"expected each pair of user and item once; got user {users[row].item()!r} with item "
+        f"{items[column].item()!r} more than once ({int((~new).sum())} rows too many): say what to "
+        "make of them with duplicates='sum', 'last', 'mean' or 'max'"
+    )
 
 
 def _merged(

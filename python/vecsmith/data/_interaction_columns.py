@@ -20,10 +20,10 @@ _INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
 @dataclass
 class Columns:
     """What was read: a row is one interaction. ``where`` names a row in an error, or raises a
-    better one."""
+    better one. Each column is let go as soon as its numbers are known: there may be many."""
 
-    users: pyarrow.ChunkedArray
-    items: pyarrow.ChunkedArray
+    users: Any
+    items: Any
     ratings: pyarrow.ChunkedArray | None
     timestamps: pyarrow.ChunkedArray | None
     where: Callable[[int], str]
@@ -93,7 +93,7 @@ def first_null(values: pyarrow.ChunkedArray) -> int:
 def encode(
     values: pyarrow.ChunkedArray, what: str, where: Callable[[int], str], is_text: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codes int64 [n] and keys [K], int64 or str, sorted, each different: row i has the key
+    """Codes int32 [n] and keys [K], int64 or str, sorted, each different: row i has the key
     ``keys[codes[i]]``.
 
     Raises: ValueError for a missing key, or one that cannot be kept; TypeError for other types.
@@ -128,7 +128,7 @@ def encode(
         coded = values.dictionary_encode().unify_dictionaries()
     if not coded.num_chunks or not len(coded):
         empty = np.empty(0, np.int64 if pa.types.is_integer(values.type) else "<U1")
-        return np.empty(0, np.int64), empty
+        return np.empty(0, np.int32), empty
     found = coded.chunk(0).dictionary
     codes = np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
     if is_text:
@@ -143,8 +143,8 @@ def encode(
             with contextlib.suppress(pa.ArrowInvalid):  # beyond int64: they stay strings
                 found = found.cast(pa.int64())
     order = compute().array_sort_indices(found)
-    rank = np.empty(len(order), np.int64)
-    rank[order.to_numpy()] = np.arange(len(order))
+    rank = np.empty(len(order), np.int32)
+    rank[order.to_numpy()] = np.arange(len(order), dtype=np.int32)
     return rank[codes], to_keys(found.take(order), what)
 
 

@@ -447,10 +447,11 @@ def one_after_the_other(parts: list[Columns]) -> Columns:
         return pa.chunked_array(list(itertools.chain(*(column.chunks for column in columns))))
 
     starts = np.cumsum([0, *(len(part.users) for part in parts)])
+    finders = [part.where for part in parts]
 
     def where(row: int) -> str:
         part = int(np.searchsorted(starts, row, "right")) - 1
-        return parts[part].where(row - int(starts[part]))
+        return finders[part](row - int(starts[part]))
 
     return Columns(
         *(joined(name) for name in ("users", "items", "ratings", "timestamps")),

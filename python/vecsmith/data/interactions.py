@@ -106,7 +106,7 @@ class Interactions:
 
         A file is Parquet if it begins as one, else text; text that is named .gz, .bz2, .xz or .zst
         is decompressed. Text is read in blocks; memory grows with the number of interactions (some
-        30 bytes each while reading) and with the keys, not with the text. The keys of a
+        80 bytes each while reading) and with the keys, not with the text. The keys of a
         column of text are integers where all of them are written as one writes integers (no
         ``007``) and fit int64, else strings. An empty field is a missing value; no word is.
 
@@ -164,7 +164,9 @@ class Interactions:
                     name, asked, sep=sep, header=header, skip_lines=skip_lines, encoding=encoding
                 )
             )
-        return cls._of_columns(_text.one_after_the_other(parts), duplicates)
+        whole = _text.one_after_the_other(parts)
+        parts.clear()
+        return cls._of_columns(whole, duplicates)
 
     @classmethod
     def from_arrays(
@@ -254,9 +256,12 @@ class Interactions:
     def _of_columns(cls, columns: _columns.Columns, duplicates: str) -> Interactions:
         where = columns.where
         rows, users = _columns.encode(columns.users, "users", where, columns.is_text)
+        columns.users = None
         places, items = _columns.encode(columns.items, "items", where, columns.is_text)
+        columns.items = None
         ratings = _columns.ratings_of(columns.ratings, len(rows), where)
         timestamps = _columns.timestamps_of(columns.timestamps, where)
+        columns.ratings = columns.timestamps = None
         matrix, timestamps = _cells.compressed(
             rows, places, ratings, timestamps, users, items, duplicates
         )
