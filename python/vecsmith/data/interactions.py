@@ -106,9 +106,10 @@ class Interactions:
 
         A file is Parquet if it begins as one, else text; text that is named .gz, .bz2, .xz or .zst
         is decompressed. Text is read in blocks; memory grows with the number of interactions (some
-        80 bytes each while reading) and with the keys, not with the text. The keys of a
-        column of text are integers where all of them are written as one writes integers (no
-        ``007``) and fit int64, else strings. An empty field is a missing value; no word is.
+        100 bytes each while reading) and with the keys, not with the text. The keys of a column of
+        text are integers where all of them are written as one writes integers (no ``007``) and fit
+        int64, else strings. Spaces around a field are no part of it; an empty field is a missing
+        value, and no word is.
 
         Args:
             path: the file, or a sequence of files, one after the other.
@@ -123,8 +124,9 @@ class Interactions:
             sep: what is between the columns of text: any string; " " is any run of spaces and
                 tabs. None guesses among ``::``, tab, comma, semicolon, bar and space. Between
                 commas or semicolons fields may stand in double quotes.
-            header: whether the first line of text names the columns. None guesses: it does if it
-                names both user and item, or has no number where the second line has one.
+            header: whether the first line of text names the columns. None guesses: it does if a
+                name is asked for, if it names both user and item, and if it has no number where the
+                second line has one.
             skip_lines: so many lines are skipped before anything else.
             encoding: of text; a byte order mark is skipped.
             duplicates: what to make of a pair of user and item that comes more than once: "error",
