@@ -25,8 +25,7 @@ BLOCK_BYTES = 1 << 22
 _LOOKED_AT = 20  # lines, for the separator
 _SEPARATORS = ("::", "\t", ",", ";", "|", " ")
 _INSIDE = "\x1f"  # the unit separator of ASCII, in place of separators longer than a byte
-_SPACES = re.compile(rb"[ \t]+")
-_EDGES = re.compile(rb"(?m)^[ \t]+|[ \t]+(?=\r?$)")
+_EDGES = re.compile(rb"(?m)^ | (?=\r?$)")
 
 
 @dataclass
@@ -239,8 +238,9 @@ def _one_byte(blocks: Iterator[bytes], separator: str, path: str) -> Iterator[by
     for block in blocks:
         if separator == " ":
             # Most files have one space between fields, and none at the edges.
-            if b"\t" in block or b"  " in block:
-                block = _SPACES.sub(b" ", block)
+            block = block.replace(b"\t", b" ")
+            while b"  " in block:
+                block = block.replace(b"  ", b" ")
             if block[:1] == b" " or b"\n " in block or b" \n" in block or b" \r" in block:
                 block = _EDGES.sub(b"", block)
             elif block[-1:] == b" ":
