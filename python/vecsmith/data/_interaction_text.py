@@ -1,0 +1,460 @@
+"""Text files of interactions: separated columns, and lists of items. Read in blocks of whole lines
+that Arrow parses; Python looks at single lines only to find the one that is wrong."""
+
+from __future__ import annotations
+
+import codecs
+import contextlib
+import csv
+import itertools
+import lzma
+import math
+import os
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import numpy as np
+
+from vecsmith.data._interaction_columns import Columns, choose, compute
+from vecsmith.io._open import is_compressed, open_binary
+
+BLOCK_BYTES = 1 << 22
+_LOOKED_AT = 20  # lines, for the separator
+_SEPARATORS = ("::", "\t", ",", ";", "|", " ")
+_INSIDE = "\x1f"  # the unit separator of ASCII, in place of separators longer than a byte
+_EDGES = re.compile(rb"(?m)^ | (?=\r?$)")
+
+
+@dataclass
+class _Layout:
+    """How the lines of a file are to be read."""
+
+    separator: str
+    names: list[str] | None
+    width: int
+    first: int  # the first line that is data, from 1
+    chosen: dict[str, int]
+
+    def split(self, line: str) -> list[str]:
+        return _split(line, self.separator)
+
+
+def _split(line: str, separator: str) -> list[str]:
+    line = line.rstrip("\r\n")
+    if separator == " ":
+        return line.split()
+    if _is_quoted(separator):
+        return next(csv.reader([line], delimiter=separator), [])
+    return line.split(separator)
+
+
+def _is_quoted(separator: str) -> bool:
+    """Fields between commas may stand in double quotes; elsewhere a quote is a letter (names of
+    artists begin with one)."""
+    return separator in (",", ";")
+
+
+# --- lines ----------------------------------------------------------------------------------------
+
+
+def _blocks(path: str, encoding: str) -> Iterator[bytes]:
+    """Whole lines as UTF-8, without a byte order mark. Raises ValueError for what is no text."""
+    damage = _damage(path)
+    utf8 = codecs.lookup(encoding).name == "utf-8"
+    decoder = None if utf8 else codecs.getincrementaldecoder(encoding)()
+    rest: list[bytes] = []
+    at_start = True
+    with open_binary(path) as file:
+        while True:
+            try:
+                data = file.read(BLOCK_BYTES)
+            except damage as error:
+                raise ValueError(f"{path}: damaged or truncated ({error})") from None
+            done = not data
+            if decoder is not None:
+                try:
+                    data = decoder.decode(data, done).encode()
+                except UnicodeError as error:
+                    raise ValueError(f"{path}: expected {encoding}; got {error}") from None
+            if at_start and data:
+                data, at_start = data.removeprefix(codecs.BOM_UTF8), False
+                if b"\0" in data[:4096]:
+                    raise ValueError(
+                        f"{path}: expected text, but it looks binary: it holds NUL (UTF-16 is read "
+                        "with encoding='utf-16', compressed files by the end of their names)"
+                    )
+            end = data.rfind(b"\n") + 1
+            if end:
+                yield b"".join([*rest, data[:end]])
+                rest = []
+            rest.append(data[end:])
+            if done:
+                break
+    if any(rest):
+        yield b"".join(rest)
+
+
+def _damage(path: str) -> tuple[type[Exception], ...]:
+    """What reading a damaged file of that kind raises."""
+    if not is_compressed(path):
+        return ()
+    errors: list[type[Exception]] = [EOFError, OSError, zlib.error, lzma.LZMAError]
+    with contextlib.suppress(ImportError):
+        import zstandard
+
+        errors.append(zstandard.ZstdError)
+    return tuple(errors)
+
+
+def _lines(path: str, encoding: str) -> Iterator[bytes]:
+    for block in _blocks(path, encoding):
+        yield from block.splitlines(keepends=True)
+
+
+def _skip(blocks: Iterator[bytes], lines: int) -> Iterator[bytes]:
+    """The blocks without the first lines."""
+    for block in blocks:
+        while lines and block:
+            _, newline, block = block.partition(b"\n")
+            lines -= 1
+            if not newline:
+                break
+        if block:
+            yield block
+
+
+class _Stream:
+    """Blocks of bytes as a file that is read from beginning to end."""
+
+    closed = False
+
+    def __init__(self, blocks: Iterator[bytes]) -> None:
+        self._blocks, self._block = blocks, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        while not len(self._block):
+            block = next(self._blocks, None)
+            if block is None:
+                return b""
+            self._block = memoryview(block)
+        size = len(self._block) if size < 0 else size
+        data, self._block = bytes(self._block[:size]), self._block[size:]
+        return data
+
+    def close(self) -> None:
+        self.closed = True
+
+
+# --- separated columns ----------------------------------------------------------------------------
+
+
+def _is_number(field: str) -> bool:
+    try:
+        float(field)
+    except ValueError:
+        return False
+    return any(map(str.isdigit, field))  # "nan" is a word
+
+
+def _guess_separator(path: str, lines: list[str]) -> str:
+    present = []
+    for separator in _SEPARATORS:
+        widths = {len(_split(line, separator)) for line in lines}
+        if widths == {1}:
+            continue
+        if len(widths) == 1:
+            return separator
+        present.append(separator)
+    if present:
+        return present[0]
+    raise ValueError(
+        f"{path}: expected at least two columns between {', '.join(map(repr, _SEPARATORS))}; "
+        f"got the line {lines[0][:60]!r}: say what is between them with sep="
+    )
+
+
+def _has_header(rows: list[list[str]], asked: dict[str, Any]) -> bool:
+    """True if names are asked for, if the first line names the user and the item, or if it has no
+    number where the second has one."""
+    if any(isinstance(ask, str) for ask in asked.values()):
+        return True
+    try:
+        choose(rows[0], len(rows[0]), {"rating": False, "timestamp": False}, "")
+    except ValueError:
+        pass
+    else:
+        return True
+    if any(map(_is_number, rows[0])) or len(rows) < 2:
+        return False
+    return any(map(_is_number, rows[1]))
+
+
+def _look(
+    path: str,
+    separator: str | None,
+    header: bool | None,
+    skip_lines: int,
+    encoding: str,
+    asked: dict[str, Any],
+) -> _Layout:
+    """What the first lines say."""
+    first, heads = skip_lines + 1, []
+    for number, line in enumerate(_lines(path, encoding), 1):
+        if number <= skip_lines:
+            continue
+        try:
+            text = line.decode().rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(_not_utf8(path, number, error)) from None
+        if not text.strip():
+            continue
+        if not heads:
+            first = number
+        heads.append(text)
+        if len(heads) == _LOOKED_AT:
+            break
+    if not heads:
+        raise ValueError(f"{path}: expected interactions; got an empty file")
+    if separator is None:
+        separator = _guess_separator(path, heads)
+    rows = [_split(line, separator) for line in heads]
+    named = _has_header(rows, asked) if header is None else header
+    names = [name.strip() for name in rows[0]] if named else None
+    if named and len(rows) < 2:
+        raise ValueError(f"{path}: expected interactions; got a header alone")
+    chosen = choose(names, len(rows[0]), asked, path)
+    return _Layout(separator, names, len(rows[0]), first + named, chosen)
+
+
+def _one_byte(blocks: Iterator[bytes], separator: str, path: str) -> Iterator[bytes]:
+    """The blocks with one byte between fields."""
+    inside = _INSIDE.encode()
+    for block in blocks:
+        if separator == " ":
+            # Most files have one space between fields, and none at the edges.
+            block = block.replace(b"\t", b" ")
+            while b"  " in block:
+                block = block.replace(b"  ", b" ")
+            if block[:1] == b" " or b"\n " in block or b" \n" in block or b" \r" in block:
+                block = _EDGES.sub(b"", block)
+            elif block[-1:] == b" ":
+                block = block[:-1]
+            yield block
+        else:
+            if inside in block:
+                raise ValueError(
+                    f"{path}: expected no control character 0x1f beside the separator {separator!r}"
+                )
+            yield block.replace(separator.encode(), inside)
+
+
+def text_columns(
+    path: str,
+    asked: dict[str, Any],
+    *,
+    sep: str | None,
+    header: bool | None,
+    skip_lines: int,
+    encoding: str,
+) -> Columns:
+    """The columns of a file of separated columns.
+
+    Raises: ValueError with the number of the first line that is wrong.
+    """
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+
+    layout = _look(path, sep, header, skip_lines, encoding, asked)
+    blocks = _skip(_blocks(path, encoding), layout.first - 1)
+    delimiter = layout.separator
+    if len(delimiter.encode()) > 1 or delimiter == " ":
+        blocks = _one_byte(blocks, delimiter, path)
+        delimiter = " " if delimiter == " " else _INSIDE
+    types: dict[str, Any] = {"user": pa.dictionary(pa.int32(), pa.string())}
+    types.update(item=types["user"], rating=pa.float64())
+    names = [str(place) for place in range(layout.width)]
+    chosen = {role: str(place) for role, place in layout.chosen.items()}
+    try:
+        table = arrow_csv.read_csv(
+            _Stream(blocks),
+            read_options=arrow_csv.ReadOptions(column_names=names, block_size=BLOCK_BYTES),
+            parse_options=arrow_csv.ParseOptions(
+                delimiter=delimiter, quote_char='"' if _is_quoted(delimiter) else False
+            ),
+            convert_options=arrow_csv.ConvertOptions(
+                column_types={chosen[role]: types[role] for role in chosen if role in types},
+                include_columns=list(chosen.values()),
+                null_values=[""],
+                strings_can_be_null=True,
+            ),
+        )
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowKeyError) as error:
+        _complain(path, layout, encoding, str(error))
+    taken = {role: table.column(name) for role, name in chosen.items()}
+    times = taken.get("timestamp")
+    if times is not None:
+        kind: Any = times.type
+        kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_date, pa.types.is_timestamp)
+        if not any(is_kind(kind) for is_kind in kinds):
+            _complain(path, layout, encoding, f"expected timestamps, numbers or dates; got {kind}")
+
+    def where(row: int) -> str:
+        _complain(path, layout, encoding, f"row {row} is malformed")
+
+    return Columns(
+        taken["user"], taken["item"], taken.get("rating"), times, where=where, is_text=True
+    )
+
+
+def _not_utf8(path: str, number: int, error: UnicodeDecodeError) -> str:
+    return f"{path}: line {number} is not UTF-8 ({error}): say what it is with encoding="
+
+
+def _complain(path: str, layout: _Layout, encoding: str, otherwise: str) -> NoReturn:
+    """Raise ValueError with the first line that is wrong."""
+    for number, line in enumerate(_lines(path, encoding), 1):
+        if number < layout.first or not line.rstrip(b"\r\n"):
+            continue
+        try:
+            text = line.decode()
+        except UnicodeDecodeError as error:
+            raise ValueError(_not_utf8(path, number, error)) from None
+        problem = _problem(layout, text)
+        if problem is not None:
+            raise ValueError(f"{path}: line {number}: {problem}")
+    raise ValueError(f"{path}: {otherwise}")
+
+
+def _problem(layout: _Layout, line: str) -> str | None:
+    """What is wrong with a line of data."""
+    fields = layout.split(line)
+    if not fields:
+        return None
+    if len(fields) != layout.width:
+        return (
+            f"expected {layout.width} columns between {layout.separator!r}, as in the first line; "
+            f"got {len(fields)}: {line.rstrip()[:80]!r}"
+            + (" (lists of items are read with format='lists')" if layout.separator == " " else "")
+        )
+    for role, place in layout.chosen.items():
+        field = fields[place]
+        if role in ("user", "item"):
+            if not field.strip(" \t"):
+                return f"expected a key of the {role}; got an empty field"
+            continue
+        number = math.nan
+        if _is_number(field):
+            number = float(field)
+        if role == "rating" and not abs(number) <= float(np.finfo(np.float32).max):
+            return f"expected a rating that is a finite number of float32; got {field!r}"
+        if role == "timestamp" and not math.isfinite(number) and not _is_date(field):
+            return f"expected a timestamp that is a number or a date; got {field!r}"
+    return None
+
+
+def _is_date(field: str) -> bool:
+    try:
+        return not np.isnat(np.datetime64(field.strip().removesuffix("Z")))
+    except ValueError:
+        return False
+
+
+# --- lists of items -------------------------------------------------------------------------------
+
+
+def list_columns(path: str, skip_lines: int, encoding: str) -> tuple[Any, np.ndarray, Any]:
+    """A file of lines ``user item item ...`` as (users [L], lengths int64 [L], items [n]): a line
+    without items is a user without any.
+
+    Raises: ValueError for an empty file or one that is not UTF-8.
+    """
+    import pyarrow as pa
+
+    users, items, lengths = [], [], []
+    number = skip_lines
+    for block in _skip(_blocks(path, encoding), skip_lines):
+        try:
+            lines = block.decode().split("\n")
+        except UnicodeDecodeError as error:
+            number += block[: error.start].count(b"\n") + 1
+            raise ValueError(_not_utf8(path, number, error)) from None
+        number += len(lines) - 1
+        stripped = compute().utf8_trim_whitespace(pa.array(lines, pa.large_string()))
+        stripped = stripped.filter(compute().not_equal(stripped, ""))
+        if not len(stripped):
+            continue
+        tokens: Any = compute().utf8_split_whitespace(stripped)
+        ends = tokens.offsets.to_numpy().astype(np.int64)
+        values = tokens.flatten()
+        is_user = np.zeros(len(values), bool)
+        is_user[ends[:-1] - ends[0]] = True
+        kind = pa.dictionary(pa.int32(), pa.large_string())
+        users.append(values.filter(pa.array(is_user)).cast(kind))
+        items.append(values.filter(pa.array(~is_user)).cast(kind))
+        lengths.append(np.diff(ends) - 1)
+    if not lengths:
+        raise ValueError(f"{path}: expected interactions; got an empty file")
+    return pa.chunked_array(users), np.concatenate(lengths), pa.chunked_array(items)
+
+
+def paths_of(path: Any) -> list[str]:
+    """One path or several, as str. Raises TypeError, ValueError, FileNotFoundError."""
+    several = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    if not several:
+        raise ValueError("expected a file; got an empty sequence")
+    paths = []
+    for one in several:
+        name = os.fspath(one)
+        if not isinstance(name, str):
+            raise TypeError(f"expected a path that is a str; got {name!r}")
+        if os.path.isdir(name):
+            raise IsADirectoryError(f"expected a file; got the folder {name}")
+        if not os.path.exists(name):
+            raise FileNotFoundError(f"expected a file; got {name!r}: it does not exist")
+        paths.append(name)
+    return paths
+
+
+def is_parquet(path: str) -> bool:
+    """By its first bytes, or its name where it is too short to have any."""
+    with open(path, "rb") as file:
+        head = file.read(4)
+    return head == b"PAR1" or (not head and path.lower().endswith((".parquet", ".pq")))
+
+
+def one_after_the_other(parts: list[Columns]) -> Columns:
+    """The columns of several files as those of one. Raises ValueError where some have a column that
+    others lack, or their types differ."""
+    import pyarrow as pa
+
+    if len(parts) == 1:
+        return parts[0]
+
+    def joined(name: str) -> Any:
+        columns = [getattr(part, name) for part in parts]
+        if all(column is None for column in columns):
+            return None
+        kinds = ["none" if column is None else str(column.type) for column in columns]
+        kinds = list(dict.fromkeys(kinds))
+        if len(kinds) > 1:
+            raise ValueError(f"expected files with {name} of one type; got {', '.join(kinds)}")
+        return pa.chunked_array(list(itertools.chain(*(column.chunks for column in columns))))
+
+    starts = np.cumsum([0, *(len(part.users) for part in parts)])
+    finders = [part.where for part in parts]
+
+    def where(row: int) -> str:
+        part = int(np.searchsorted(starts, row, "right")) - 1
+        return finders[part](row - int(starts[part]))
+
+    return Columns(
+        *(joined(name) for name in ("users", "items", "ratings", "timestamps")),
+        where=where,
+        is_text=parts[0].is_text,
+    )
