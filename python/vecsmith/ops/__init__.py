@@ -7,6 +7,7 @@ used here and why (``vecsmith info`` prints it).
 
 from __future__ import annotations
 
+from vecsmith.ops._cells import Cells
 from vecsmith.ops._packed_rows import PackedRows
 from vecsmith.ops._quantized import dequantize_rows, quantize_rows
 from vecsmith.ops._registry import (
@@ -19,6 +20,7 @@ from vecsmith.ops._registry import (
 )
 from vecsmith.ops._tables import empty_table
 from vecsmith.ops._update_rule import UpdateRule
+from vecsmith.ops.als_solve import als_solve
 from vecsmith.ops.cosine_topk import (
     TopK,
     cosine_topk,
@@ -39,10 +41,12 @@ from vecsmith.ops.skipgram import skipgram, skipgram_pairs
 __all__ = [
     "Backend",
     "BackendUnavailable",
+    "Cells",
     "Operator",
     "PackedRows",
     "TopK",
     "UpdateRule",
+    "als_solve",
     "choose",
     "cosine_topk",
     "dequantize_rows",

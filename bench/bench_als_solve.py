@@ -1,0 +1,227 @@
+"""The operator `als_solve`: iterations of alternating least squares, implicit feedback, against
+implicit, at equal loss.
+
+    python -m bench.bench_als_solve                          matrices made here
+    python -m bench.bench_als_solve --data NAME=FILE ...     yours: what Interactions.read reads
+
+An iteration is both half-steps, of all rows and all columns. The time of an iteration is that of
+several, after one that is not counted; peers tell theirs by a callback. Losses are compared at the
+end of as many iterations from other random starts.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import sparse
+
+from bench._runner import Check, Group, Ratio, finish, parser, run
+from vecsmith import ops
+from vecsmith.ops._cells import cells_of
+from vecsmith.reference.als_solve import als_loss
+
+ALPHA, REGULARIZATION = 10.0, 0.01
+ITERATIONS = 3
+# Cholesky against implicit's, by data and factors; conjugate gradients against its own.
+BARS = {
+    **{("gowalla", f): bar for f, bar in ((64, 8.0), (128, 15.0), (256, 40.0))},
+    **{("ml-1m", f): 6.0 for f in (64, 128, 256)},
+}
+CG_BAR = 2.5
+
+
+def have_implicit() -> bool:
+    return importlib.util.find_spec("implicit") is not None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Rows and columns, how many cells there are, and how many times as many the longest row has as
+    one of the middle."""
+
+    name: str
+    rows: int
+    columns: int
+    cells: int
+    skew: float
+
+    def matrix(self) -> sparse.csr_matrix:
+        draw = np.random.default_rng(0)
+        rows = np.exp(draw.normal(0, self.skew, self.rows))
+        columns = np.exp(draw.normal(0, self.skew, self.columns))
+        at = draw.choice(self.rows, self.cells, p=rows / rows.sum())
+        to = draw.choice(self.columns, self.cells, p=columns / columns.sum())
+        made = sparse.csr_matrix(
+            (np.ones(self.cells, np.float32), (at, to)), (self.rows, self.columns)
+        )
+        made.data[:] = draw.integers(1, 6, made.nnz)
+        return made
+
+
+# About as long as those of Gowalla and MovieLens-1M.
+SHAPES = (
+    Shape("sparse", 29_858, 40_981, 750_000, 0.9),
+    Shape("dense", 6_040, 3_706, 1_200_000, 1.1),
+)
+
+
+class Problem:
+    """A matrix, and what each program needs."""
+
+    def __init__(self, matrix: sparse.csr_matrix, factors: int, threads: int) -> None:
+        self.matrix, self.factors, self.threads = matrix, factors, threads
+        self.cells = cells_of("bench", matrix)
+        self.transposed = self.cells.transposed()
+        self.loss: dict[str, float] = {}
+
+    def start(self) -> tuple[torch.Tensor, torch.Tensor]:
+        generator = torch.Generator().manual_seed(1)
+        return tuple(
+            (torch.rand(n, self.factors, generator=generator) - 0.5) / self.factors
+            for n in self.matrix.shape
+        )
+
+    def ours(self, method: str) -> float:
+        """Seconds of an iteration."""
+        users, items = self.start()
+        options = {"regularization": REGULARIZATION, "alpha": ALPHA, "method": method}
+        for iteration in range(ITERATIONS + 1):
+            if iteration == 1:
+                started = time.perf_counter()
+            ops.als_solve(self.cells, items, out=users, num_threads=self.threads, **options)
+            ops.als_solve(self.transposed, users, out=items, num_threads=self.threads, **options)
+        seconds = (time.perf_counter() - started) / ITERATIONS
+        self.loss[f"vecsmith {method}"] = self.measure(users, items)
+        return seconds
+
+    def implicit(self, use_cg: bool) -> float:
+        import implicit
+        import threadpoolctl
+
+        times: list[float] = []
+        with threadpoolctl.threadpool_limits(1, "blas"):  # as its users are told to
+            model = implicit.als.AlternatingLeastSquares(
+                factors=self.factors,
+                regularization=REGULARIZATION,
+                alpha=ALPHA,
+                use_cg=use_cg,
+                use_gpu=False,
+                iterations=ITERATIONS + 1,
+                num_threads=self.threads,
+                random_state=1,
+            )
+            model.fit(
+                self.matrix,
+                show_progress=False,
+                callback=lambda *_: times.append(time.perf_counter()),
+            )
+        found = (torch.from_numpy(np.array(f)) for f in (model.user_factors, model.item_factors))
+        self.loss["implicit " + ("cg" if use_cg else "cholesky")] = self.measure(*found)
+        return (times[-1] - times[0]) / ITERATIONS
+
+    def measure(self, users: torch.Tensor, items: torch.Tensor) -> float:
+        cells = self.cells
+        options = {"regularization": REGULARIZATION, "alpha": ALPHA}
+        parts = (cells.indptr, cells.indices, cells.values)
+        loss = als_loss(*parts, users, items, **options)
+        return float(loss + REGULARIZATION * items.double().square().sum())
+
+    def check(self) -> list[Check]:
+        """Our loss is at most a thousandth above each peer's of the same kind."""
+        checks = []
+        for method, use_cg in (("cholesky", False), ("cg", True)):
+            self.ours(method)
+            ours = self.loss[f"vecsmith {method}"]
+            checks.append(Check(f"{method}: loss {ours:.6g}", bool(np.isfinite(ours))))
+            if have_implicit():
+                self.implicit(use_cg)
+                theirs = self.loss[f"implicit {method}"]
+                what = f"{method}: loss {ours:.6g}, implicit's {theirs:.6g}"
+                checks[-1] = Check(what, ours <= 1.001 * theirs)
+        return checks
+
+
+def group(name: str, matrix: Callable[[], sparse.csr_matrix], factors: int, threads: int) -> Group:
+    problem = Problem(matrix(), factors, threads)
+    entries: dict[str, Callable[[], float]] = {
+        f"vecsmith {method}": functools.partial(problem.ours, method)
+        for method in ("cholesky", "cg")
+    }
+    ratios = []
+    if have_implicit():
+        for method, use_cg in (("cholesky", False), ("cg", True)):
+            entries[f"implicit {method}"] = functools.partial(problem.implicit, use_cg)
+            bar = CG_BAR if use_cg else BARS.get((name, factors))
+            what = f"{name} f={factors}: implicit / vecsmith, {method}"
+            ratios.append(Ratio(what, f"vecsmith {method}", f"implicit {method}", bar))
+    rows, columns = problem.matrix.shape
+    return Group(
+        name=f"als_solve_{name}_f{factors}",
+        title=f"An iteration of ALS, {name}: {rows:,} x {columns:,}, {problem.matrix.nnz:,} cells, "
+        f"{factors} factors, {threads} threads",
+        unit="s",
+        higher_is_better=False,
+        entries=entries,
+        check=problem.check,
+        ratios=ratios,
+        settings={"factors": factors, "alpha": ALPHA, "threads": threads},
+    )
+
+
+def read(path: Path) -> sparse.csr_matrix:
+    from vecsmith.data import Interactions
+
+    lists = "lists" if path.name.startswith(("train", "valid", "test")) else None
+    return Interactions.read(path, format=lists).matrix
+
+
+# --- pytest-benchmark -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "way", ["vecsmith cholesky", "vecsmith cg", "implicit cholesky", "implicit cg"]
+)
+@pytest.mark.parametrize("factors", [64, 128])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+def test_als_solve(benchmark, shape: Shape, factors: int, way: str) -> None:
+    if way.startswith("implicit"):
+        pytest.importorskip("implicit")
+    problem = Problem(shape.matrix(), factors, torch.get_num_threads())
+    benchmark.group = f"{shape.name} f={factors}"
+    program, method = way.split()
+    call = (problem.ours, method) if program == "vecsmith" else (problem.implicit, method == "cg")
+    benchmark.pedantic(*call[:1], call[1:], rounds=1)
+
+
+# --- all of them ----------------------------------------------------------------------------------
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser(__doc__, rounds=3, corpus=False)
+    options.add_argument("--data", nargs="+", default=[], metavar="NAME=FILE", help="your matrices")
+    options.add_argument("--factors", nargs="+", type=int, default=[64, 128, 256], help=" ")
+    given = options.parse_args(arguments)
+    torch.set_num_threads(given.threads)
+    data: dict[str, Callable[[], sparse.csr_matrix]] = {s.name: s.matrix for s in SHAPES}
+    if given.data:
+        named = (one.partition("=") for one in given.data)
+        data = {name: functools.partial(read, Path(file)) for name, _, file in named}
+    records = [
+        run(group(name, matrix, factors, given.threads), given.rounds)
+        for name, matrix in data.items()
+        for factors in given.factors
+    ]
+    return finish(records, given)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""The observed cells of a matrix as compressed rows, checked once: what ``als_solve`` reads."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from scipy import sparse
+
+# csrc/cpu/als_solve_driver.h
+TYPES = {
+    torch.float32: 0,
+    torch.float64: 1,
+    torch.int8: 2,
+    torch.int16: 3,
+    torch.int32: 4,
+    torch.int64: 5,
+    torch.uint8: 6,
+}
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Cells (row, column, value): those of row u are begin = indptr[u] .. indptr[u + 1] - 1, with
+    columns indices[begin:end] and values[begin:end]. No cell comes twice.
+
+    indptr: int32 or int64 [rows + 1]; indices: int32 or int64 [cells]; values: [cells] of a dtype
+    in ``TYPES``; shape: (rows, columns).
+    """
+
+    indptr: Tensor
+    indices: Tensor
+    values: Tensor
+    shape: tuple[int, int]
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def to(self, device: torch.device) -> Cells:
+        """The cells on a device."""
+        parts = (self.indptr.to(device), self.indices.to(device), self.values.to(device))
+        return Cells(*parts, self.shape)
+
+    def transposed(self) -> Cells:
+        """The cells as compressed columns, in memory of their own, sorted."""
+        from scipy import sparse
+
+        matrix = sparse.csr_matrix(
+            tuple(t.cpu().numpy() for t in (self.values, self.indices, self.indptr)),
+            shape=self.shape,
+            copy=False,
+        )
+        return cells_of("Cells.transposed", matrix.T.tocsr()).to(self.values.device)
+
+
+def cells_of(op: str, matrix: Any) -> Cells:
+    """The cells of a scipy.sparse matrix or array, or a torch.sparse tensor, without a copy where
+    it is CSR and canonical (sorted columns, none twice). Cells that come twice are added up; those
+    that are stored as 0 are cells.
+
+    Raises:
+        TypeError: another kind of matrix, or values that are no real numbers.
+        ValueError: rows, columns or values that cannot be; a value that is not finite.
+    """
+    if isinstance(matrix, Cells):
+        return matrix
+    if isinstance(matrix, Tensor):
+        if matrix.layout == torch.sparse_coo:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Sparse CSR tensor support", UserWarning)
+                matrix = matrix.coalesce().to_sparse_csr()
+        if matrix.layout != torch.sparse_csr:
+            raise TypeError(
+                f"{op}: expected a scipy.sparse matrix or a torch.sparse_csr tensor; "
+                f"got a tensor of {matrix.layout}"
+            )
+        if matrix.dim() != 2:
+            raise ValueError(f"{op}: expected a matrix; got shape {list(matrix.shape)}")
+        indptr, indices = matrix.crow_indices(), matrix.col_indices()
+        values = matrix.values().detach()
+        if not indptr.is_cuda and not _canonical(op, indptr, indices, values, matrix.shape):
+            from scipy import sparse
+
+            parts = (values.numpy(), indices.numpy(), indptr.numpy())
+            return cells_of(op, sparse.csr_matrix(parts, shape=tuple(matrix.shape)))
+        return _checked(op, indptr, indices, values, (matrix.shape[0], matrix.shape[1]))
+    from scipy import sparse
+
+    if not sparse.issparse(matrix):
+        raise TypeError(
+            f"{op}: expected a scipy.sparse matrix or a torch.sparse_csr tensor; "
+            f"got {type(matrix).__name__}"
+        )
+    if matrix.ndim != 2:
+        raise ValueError(f"{op}: expected a matrix; got shape {list(matrix.shape)}")
+    found: Any = matrix.tocsr()
+    if found.dtype.kind not in "fiub":
+        raise TypeError(f"{op}: expected values to be real numbers; got {found.dtype}")
+    _check_structure(op, _tensor(found.indptr), _tensor(found.indices), found.shape)
+    if not found.has_canonical_format:
+        found = _summed(found)
+    indptr, indices, values = (_tensor(part) for part in (found.indptr, found.indices, found.data))
+    return _checked(op, indptr, indices, values, (int(found.shape[0]), int(found.shape[1])))
+
+
+def _summed(matrix: Any) -> sparse.csr_matrix:
+    """A copy with sorted columns, in which no cell comes twice."""
+    matrix = matrix.copy()
+    if matrix.dtype.kind == "b":
+        matrix = matrix.astype(np.int8)
+    matrix.sum_duplicates()
+    return matrix
+
+
+def _tensor(array: np.ndarray) -> Tensor:
+    """An array as a tensor, over the same memory where torch has its dtype."""
+    if array.dtype == np.bool_:
+        array = array.view(np.uint8)
+    elif array.dtype.kind == "u" and array.dtype.itemsize > 1:
+        array = array.astype(np.float64 if array.dtype.itemsize > 2 else np.int32)
+    elif array.dtype == np.longdouble:
+        array = array.astype(np.float64)
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
+    with warnings.catch_warnings():
+        # It is read alone: memory that is mapped read-only will do.
+        warnings.filterwarnings("ignore", message=".*not writable", category=UserWarning)
+        return torch.from_numpy(array)
+
+
+def _check_structure(op: str, indptr: Tensor, indices: Tensor, shape: Any) -> None:
+    rows, columns = (int(n) for n in shape)
+    if len(indptr) != rows + 1:
+        raise ValueError(f"{op}: expected indptr of rows + 1 = {rows + 1}; got {len(indptr)}")
+    if int(indptr[0]) != 0 or int(indptr[-1]) != len(indices) or bool((indptr.diff() < 0).any()):
+        raise ValueError(
+            f"{op}: expected indptr to rise from 0 to the number of cells, {len(indices)}"
+        )
+    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= columns):
+        wrong = indices[(indices < 0) | (indices >= columns)]
+        raise ValueError(f"{op}: expected columns in 0..{columns - 1}; got {int(wrong[0])}")
+
+
+def _canonical(op: str, indptr: Tensor, indices: Tensor, values: Tensor, shape: Any) -> bool:
+    """Whether the columns of each row rise."""
+    if values.dim() != 1:
+        raise ValueError(f"{op}: expected a number in each cell; got {list(values.shape[1:])}")
+    _check_structure(op, indptr, indices, shape)
+    if len(indices) < 2:
+        return True
+    rises = indices.diff() > 0
+    starts = indptr[1:-1]
+    starts = starts[(starts > 0) & (starts < len(indices))].long()
+    rises[starts - 1] = True
+    return bool(rises.all())
+
+
+def _checked(
+    op: str, indptr: Tensor, indices: Tensor, values: Tensor, shape: tuple[int, int]
+) -> Cells:
+    if values.is_complex():
+        raise TypeError(f"{op}: expected values to be real numbers; got {values.dtype}")
+    if values.dtype == torch.bool:
+        values = values.view(torch.uint8)
+    elif values.dtype not in TYPES:
+        values = values.float()
+    if values.is_floating_point() and not bool(values.isfinite().all()):
+        at = int((~values.isfinite()).nonzero()[0])
+        row = int(torch.searchsorted(indptr, torch.tensor(at, dtype=indptr.dtype), right=True)) - 1
+        raise ValueError(
+            f"{op}: expected values to be finite; got {float(values[at])} in row {row}, column "
+            f"{int(indices[at])}"
+        )
+    return Cells(indptr.contiguous(), indices.contiguous(), values.contiguous(), shape)
