@@ -12,10 +12,9 @@ namespace py = pybind11;
 namespace vecsmith {
 namespace {
 
-// ops/_als_solve.py makes these. Addresses of begins, indices, values and weights (0: none), whether
-// begins and indices are int64, the type of the values, the number of rows.
-using MatrixTuple =
-    std::tuple<uint64_t, uint64_t, uint64_t, uint64_t, bool, bool, int, int64_t>;
+// ops/_als_solve.py makes these. Addresses of begins, indices, values and weights (0: none),
+// whether begins and indices are int64, the type of the values, the number of rows.
+using MatrixTuple = std::tuple<uint64_t, uint64_t, uint64_t, uint64_t, bool, bool, int, int64_t>;
 // Address, stride, dim.
 using TableTuple = std::tuple<uint64_t, int64_t, int64_t>;
 

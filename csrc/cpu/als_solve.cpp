@@ -1,11 +1,10 @@
-#include "cpu/als_solve_driver.h"
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <numeric>
 #include <vector>
 
+#include "cpu/als_solve_driver.h"
 #include "cpu/arena.h"
 #include "cpu/parallel.h"
 
@@ -16,6 +15,7 @@ namespace {
 constexpr int64_t kShared = 1 << 15;
 
 struct Kernels {
+  decltype(&base::als_weigh) weigh = VECSMITH_PICK_KERNEL(als_weigh);
   decltype(&base::als_small) small = VECSMITH_PICK_KERNEL(als_small);
   decltype(&base::als_exact) exact = VECSMITH_PICK_KERNEL(als_exact);
   decltype(&base::als_share) share = VECSMITH_PICK_KERNEL(als_share);
@@ -121,13 +121,20 @@ class HalfStep {
   }
   void read_values(int64_t at, int64_t count, float* to) const {
     switch (matrix_.type) {
-      case kAlsFloat: return read<float>(matrix_.values, at, count, to);
-      case kAlsDouble: return read<double>(matrix_.values, at, count, to);
-      case kAlsInt8: return read<int8_t>(matrix_.values, at, count, to);
-      case kAlsInt16: return read<int16_t>(matrix_.values, at, count, to);
-      case kAlsInt32: return read<int32_t>(matrix_.values, at, count, to);
-      case kAlsInt64: return read<int64_t>(matrix_.values, at, count, to);
-      case kAlsUint8: return read<uint8_t>(matrix_.values, at, count, to);
+      case kAlsFloat:
+        return read<float>(matrix_.values, at, count, to);
+      case kAlsDouble:
+        return read<double>(matrix_.values, at, count, to);
+      case kAlsInt8:
+        return read<int8_t>(matrix_.values, at, count, to);
+      case kAlsInt16:
+        return read<int16_t>(matrix_.values, at, count, to);
+      case kAlsInt32:
+        return read<int32_t>(matrix_.values, at, count, to);
+      case kAlsInt64:
+        return read<int64_t>(matrix_.values, at, count, to);
+      case kAlsUint8:
+        return read<uint8_t>(matrix_.values, at, count, to);
     }
   }
   int64_t index(int64_t at) const {
@@ -150,51 +157,34 @@ class HalfStep {
     row.ridge = static_cast<float>(ridge);
     if (job_.spectrum) {
       for (int64_t k = 0; k < job_.table.dim; ++k)
-        columns[static_cast<size_t>(k)] = static_cast<float>(1 / std::sqrt(job_.spectrum[k] + ridge));
+        columns[static_cast<size_t>(k)] =
+            static_cast<float>(1 / std::sqrt(job_.spectrum[k] + ridge));
       row.columns = columns.data();
       row.ridge = 1;
     }
-    // Values where the scale will be, weights and targets as they come.
     read_values(from, count, scale);
-    for (int64_t j = 0; j < count; ++j) {
-      float w, b;
-      if (job_.implicit) {
-        const float c = job_.alpha * scale[j];
-        w = std::abs(c) - 1;
-        b = c > 0 ? c : 0;
-      } else {
-        w = matrix_.weights ? matrix_.weights[from + j] : 1;
-        b = w * scale[j];
-      }
-      weight[j] = w;
-      target[j] = b;
-      row.positive += w > 0;
-      row.negative += w < 0;
-    }
+    const AlsSigns signs = kernels_.weigh(job_.implicit, job_.alpha,
+                                          matrix_.weights ? matrix_.weights + from : nullptr, count,
+                                          scale, target, weight);
+    row.positive = signs.positive;
+    row.negative = signs.negative;
     row.zero = count - row.positive - row.negative;
-    if (row.positive == count || row.negative == count || row.zero == count) {
+    if (row.positive == count || row.negative == count || row.zero == count)
       for (int64_t j = 0; j < count; ++j) ids[j] = index(from + j);
-    } else {
+    else
       place(row, from, count, ids, weight, target, scale);
-    }
-    for (int64_t j = 0; j < count; ++j) {
-      scale[j] = weight[j] == 0 ? 1 : std::sqrt(std::abs(weight[j]));
-      target[j] /= scale[j];
-    }
     return row;
   }
   // Cells of positive, negative and no weight, one behind the other.
-  void place(const AlsRow& row, int64_t from, int64_t count, int64_t* ids, float* weight,
-             float* target, float* spare) const {
+  void place(const AlsRow& row, int64_t from, int64_t count, int64_t* ids, const float* weight,
+             float* target, float* scale) const {
     int64_t at[3] = {0, row.positive, row.positive + row.negative};
-    std::vector<float> given(weight, weight + count);
-    std::copy(target, target + count, spare);
+    const std::vector<float> targets(target, target + count), scales(scale, scale + count);
     for (int64_t j = 0; j < count; ++j) {
-      const float w = given[static_cast<size_t>(j)];
-      const int64_t to = at[w > 0 ? 0 : w < 0 ? 1 : 2]++;
+      const int64_t to = at[weight[j] > 0 ? 0 : weight[j] < 0 ? 1 : 2]++;
       ids[to] = index(from + j);
-      weight[to] = w;
-      target[to] = spare[j];
+      target[to] = targets[static_cast<size_t>(j)];
+      scale[to] = scales[static_cast<size_t>(j)];
     }
   }
 
@@ -286,8 +276,8 @@ class HalfStep {
       row.out[k] = static_cast<float>(x[k] * (row.columns ? row.columns[k] : 1.0f));
   }
 
-  static bool solve(const std::vector<double>& matrix, const std::vector<double>& right, double ridge,
-                    std::vector<double>& factor, std::vector<double>& x) {
+  static bool solve(const std::vector<double>& matrix, const std::vector<double>& right,
+                    double ridge, std::vector<double>& factor, std::vector<double>& x) {
     const size_t n = right.size();
     factor = matrix;
     x = right;

@@ -6,9 +6,9 @@
 //   (r I + sum_j w_j p_j p_j^T) t = sum_j b_j p_j
 //
 // (what is known of cells that are not there, Y^T Y with implicit feedback, was made r I before, by
-// another choice of the factors' basis). With P the rows sqrt|w_j| p_j and c_j = b_j / sqrt|w_j| that
-// is (r I + P^T S P) t = P^T c, S the signs: f numbers are looked for. Where all signs are the same
-// and n < f the n numbers u of
+// another choice of the factors' basis). With P the rows sqrt|w_j| p_j and c_j = b_j / sqrt|w_j|
+// that is (r I + P^T S P) t = P^T c, S the signs: f numbers are looked for. Where all signs are the
+// same and n < f the n numbers u of
 //
 //   (r I + s P P^T) u = c,   t = P^T u
 //
@@ -24,7 +24,7 @@ namespace vecsmith {
 // Vectors of all levels fit whole into rows of so many floats.
 constexpr int64_t kAlsPad = 16;
 // Rows of at most so many cells are solved many at a time, one in each lane of a vector.
-constexpr int64_t kAlsSmall = 32;
+constexpr int64_t kAlsSmall = 96;
 constexpr int kAlsMostLanes = 16;
 // Rows of cells that are multiplied at once where there is a system of f numbers: 256 KB of them.
 constexpr int64_t kAlsBlockFloats = 65536;
@@ -32,7 +32,9 @@ constexpr int64_t kAlsBlockFloats = 65536;
 inline int64_t als_padded(int64_t n) { return (n + kAlsPad - 1) / kAlsPad * kAlsPad; }
 // Leading dimension of a system of n numbers, and of a panel of factors: two vectors of the widest
 // level.
-inline int64_t als_leading(int64_t n) { return (n + 2 * kAlsPad - 1) / (2 * kAlsPad) * 2 * kAlsPad; }
+inline int64_t als_leading(int64_t n) {
+  return (n + 2 * kAlsPad - 1) / (2 * kAlsPad) * 2 * kAlsPad;
+}
 inline int64_t als_block_rows(int64_t dim) {
   const int64_t rows = kAlsBlockFloats / als_leading(dim) / 16 * 16;
   return rows < 32 ? 32 : rows;
@@ -47,12 +49,13 @@ struct AlsTable {
 struct AlsRow {
   // First `positive` cells with w > 0, then `negative` ones, then `zero` ones.
   const int64_t* ids;
-  const float* scale;  // sqrt|w|; 1 where w = 0
+  const float* scale;   // sqrt|w|; 1 where w = 0
   const float* target;  // b / sqrt|w|; b where w = 0
   int64_t positive, negative, zero;
   float ridge;
-  const float* columns;  // [dim] what each column of the factors, and t, is multiplied with; or null
-  float* out;            // [dim]; conjugate gradients and blocks begin with what is there
+  const float*
+      columns;  // [dim] what each column of the factors, and t, is multiplied with; or null
+  float* out;   // [dim]; conjugate gradients and blocks begin with what is there
 
   int64_t cells() const { return positive + negative; }
   bool one_sign() const { return positive == 0 || negative == 0; }
@@ -93,7 +96,16 @@ inline int64_t als_blocks_scratch(int64_t dim, int64_t block, int64_t most) {
          als_padded(most) + als_leading(dim);
 }
 
+// How many of a row's weights are above 0, and below.
+struct AlsSigns {
+  int64_t positive, negative;
+};
+
 VECSMITH_DECLARE_KERNEL(
+    // What cells are in AlsRow, in their order: scale has their values before; weights as in
+    // AlsJob.
+    AlsSigns als_weigh(bool implicit, float alpha, const float* weights, int64_t count,
+                       float* scale, float* target, float* weight);
     // Rows that a call of als_small takes at most.
     int als_lanes();
     // Small rows (als_is_small), each into its out. Returns which of them failed, as bits: their
@@ -109,8 +121,8 @@ VECSMITH_DECLARE_KERNEL(
     bool als_finish(const AlsTable& table, const AlsRow& row, float* system, float* right);
     // `steps` steps of conjugate gradients from what is in out.
     void als_conjugate(const AlsTable& table, const AlsRow& row, int64_t steps, float* scratch);
-    // `sweeps` times over all blocks of `block` numbers of out, each solved exactly while the others
-    // stand (iALS++). False: a block failed.
+    // `sweeps` times over all blocks of `block` numbers of out, each solved exactly while the
+    // others stand (iALS++). False: a block failed.
     bool als_blocks(const AlsTable& table, const AlsRow& row, int64_t block, int64_t sweeps,
                     float* scratch);
     // Rows first .. last - 1 (multiples of 8) of the upper half of Y^T Y, in sums of double

@@ -2,7 +2,8 @@
 //
 // Three kinds of rows, by their number of cells n against the number of factors f:
 //
-//   few cells    n x n systems, one in each lane of a vector: their matrices are dot products of the
+//   few cells    n x n systems, one in each lane of a vector: their matrices are dot products of
+//   the
 //                gathered factors in tiles of 4 x 4, and Cholesky's factorization takes no more
 //                instructions for all lanes than it would for one
 //   n < f        one n x n system of the same dot products
@@ -30,24 +31,31 @@ constexpr int kVectors = 2;
 constexpr int kVectors = 1;
 #endif
 constexpr int kColumns = kVectors * kLanes;
-constexpr int kPrefetched = 6;
+constexpr int64_t kPrefetched = 48;  // cache lines of factors that are asked for ahead
 
 float inverse_root(float x) { return 1.0f / __builtin_sqrtf(x); }
 
 // --- factors of cells
+
+VECSMITH_INLINE void ask(const AlsTable& table, int64_t id) {
+  const float* next = table.factors + id * table.stride;
+  for (int64_t i = 0; i < table.dim; i += 16) __builtin_prefetch(next + i, 0, 2);
+}
+VECSMITH_INLINE int64_t ahead(const AlsTable& table) {
+  const int64_t rows = kPrefetched * 16 / als_padded(table.dim);
+  return rows < 2 ? 2 : rows;
+}
 
 // Cells from .. from + count - 1 as rows of a panel; columns beyond dim are zero.
 void gather(const AlsTable& table, const AlsRow& row, int64_t from, int64_t count, float* panel,
             int64_t stride) {
   const int64_t whole = table.dim / kLanes * kLanes;
   const int rest = static_cast<int>(table.dim - whole);
-  const int64_t cells = row.cells() + row.zero;
+  const int64_t cells = row.cells() + row.zero, distance = ahead(table);
+  for (int64_t j = from == 0 ? 0 : distance; from == 0 && j < distance && j < cells; ++j)
+    ask(table, row.ids[j]);
   for (int64_t j = 0; j < count; ++j) {
-    const int64_t ahead = from + j + kPrefetched;
-    if (ahead < cells) {
-      const float* next = table.factors + row.ids[ahead] * table.stride;
-      for (int64_t i = 0; i < table.dim; i += 16) __builtin_prefetch(next + i);
-    }
+    if (from + j + distance < cells) ask(table, row.ids[from + j + distance]);
     const float* p = table.factors + row.ids[from + j] * table.stride;
     float* to = panel + j * stride;
     const vfloat scale = splat(row.scale[from + j]);
@@ -55,7 +63,8 @@ void gather(const AlsTable& table, const AlsRow& row, int64_t from, int64_t coun
       for (int64_t i = 0; i < whole; i += kLanes)
         store(to + i, load(p + i) * load(row.columns + i) * scale);
       if (rest)
-        store(to + whole, load_tail(p + whole, rest) * load_tail(row.columns + whole, rest) * scale);
+        store(to + whole,
+              load_tail(p + whole, rest) * load_tail(row.columns + whole, rest) * scale);
     } else {
       for (int64_t i = 0; i < whole; i += kLanes) store(to + i, load(p + i) * scale);
       if (rest) store(to + whole, load_tail(p + whole, rest) * scale);
@@ -214,7 +223,8 @@ uint32_t factor_lanes(float* matrix, int64_t blocks, float* inverse) {
 #pragma GCC unroll 4
     for (int r = 0; r < 4; ++r)
 #pragma GCC unroll 4
-      for (int c = 0; c <= r; ++c) store(matrix + (below(4 * j + r) + 4 * j + c) * kLanes, own[r][c]);
+      for (int c = 0; c <= r; ++c)
+        store(matrix + (below(4 * j + r) + 4 * j + c) * kLanes, own[r][c]);
     for (int64_t i = j + 1; i < blocks; ++i) {
       vfloat s[4][4] = {};
       eliminate(matrix, i, j, s);
@@ -229,7 +239,8 @@ uint32_t factor_lanes(float* matrix, int64_t blocks, float* inverse) {
 #pragma GCC unroll 4
       for (int r = 0; r < 4; ++r)
 #pragma GCC unroll 4
-        for (int c = 0; c < 4; ++c) store(matrix + (below(4 * i + r) + 4 * j + c) * kLanes, s[r][c]);
+        for (int c = 0; c < 4; ++c)
+          store(matrix + (below(4 * i + r) + 4 * j + c) * kLanes, s[r][c]);
     }
   }
   uint32_t bits = 0;
@@ -256,19 +267,19 @@ void solve_lanes(const float* matrix, int64_t n, const float* inverse, float* c)
 // --- one system
 
 // s[r][v] += or -= the sum over k of a[k][i + r] a[k][j + v]: kSign 1 or -1.
-template <int kSign>
+template <int kSign, int V>
 VECSMITH_INLINE void multiply(const float* a, int64_t stride, int64_t count, int64_t i, int64_t j,
-                              vfloat (*s)[kVectors]) {
+                              vfloat (*s)[V]) {
   const float *left = a + i, *right = a + j;
   for (int64_t k = 0; k < count; ++k, left += stride, right += stride) {
-    vfloat y[kVectors];
+    vfloat y[V];
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) y[v] = in_register(load(right + v * kLanes));
+    for (int v = 0; v < V; ++v) y[v] = in_register(load(right + v * kLanes));
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
       const vfloat x = splat(left[r]);
 #pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) {
+      for (int v = 0; v < V; ++v) {
         if constexpr (kSign > 0)
           s[r][v] += x * y[v];
         else
@@ -278,17 +289,31 @@ VECSMITH_INLINE void multiply(const float* a, int64_t stride, int64_t count, int
   }
 }
 
-VECSMITH_INLINE void load_tile(const float* matrix, int64_t stride, vfloat (*s)[kVectors]) {
+template <int V>
+VECSMITH_INLINE void load_tile(const float* matrix, int64_t stride, vfloat (*s)[V]) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) s[r][v] = load(matrix + r * stride + v * kLanes);
+    for (int v = 0; v < V; ++v) s[r][v] = load(matrix + r * stride + v * kLanes);
 }
-VECSMITH_INLINE void store_tile(float* matrix, int64_t stride, vfloat (*s)[kVectors]) {
+template <int V>
+VECSMITH_INLINE void store_tile(float* matrix, int64_t stride, vfloat (*s)[V]) {
 #pragma GCC unroll 8
   for (int r = 0; r < kRows; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) store(matrix + r * stride + v * kLanes, s[r][v]);
+    for (int v = 0; v < V; ++v) store(matrix + r * stride + v * kLanes, s[r][v]);
+}
+
+// body(Number<V>, column): the tiles of rows i .. i + kRows - 1 from the diagonal on, of V vectors.
+// The first is a narrow one where a wide one would be half below the diagonal.
+template <class Body>
+VECSMITH_INLINE void each_tile(int64_t i, int64_t columns, const Body& body) {
+  int64_t j = i / kColumns * kColumns;
+  if (kVectors > 1 && i - j >= kLanes) {
+    body(Number<1>{}, j + kLanes);
+    j += kColumns;
+  }
+  for (; j < columns; j += kColumns) body(Number<kVectors>{}, j);
 }
 
 // Rows first .. last - 1 of the upper half of matrix += or -= A^T A.
@@ -296,12 +321,12 @@ template <int kSign>
 void add_products(const float* a, int64_t stride, int64_t count, int64_t first, int64_t last,
                   int64_t columns, float* matrix, int64_t lead) {
   for (int64_t i = first; i < last; i += kRows)
-    for (int64_t j = i / kColumns * kColumns; j < columns; j += kColumns) {
-      vfloat s[kRows][kVectors];
+    each_tile(i, columns, [&](auto vectors, int64_t j) VECSMITH_LAMBDA {
+      vfloat s[kRows][vectors.value];
       load_tile(matrix + i * lead + j, lead, s);
       multiply<kSign>(a, stride, count, i, j, s);
       store_tile(matrix + i * lead + j, lead, s);
-    }
+    });
 }
 
 // U^T U = matrix [n][lead], n a multiple of kRows, in place, in the upper half; inverse: of U's
@@ -311,15 +336,14 @@ bool factor(float* matrix, int64_t n, int64_t lead, float* inverse) {
     float before[kRows];
     for (int r = 0; r < kRows; ++r) before[r] = matrix[(i + r) * lead + i + r];
     // What is on the diagonal first: it says what the others of these rows are divided by.
-    const int64_t diagonal = i / kColumns * kColumns;
     float* own = matrix + i * lead + i;
-    for (int64_t j = diagonal; j < i + kRows; j += kColumns) {
-      vfloat s[kRows][kVectors];
+    each_tile(i, i + kRows, [&](auto vectors, int64_t j) VECSMITH_LAMBDA {
+      vfloat s[kRows][vectors.value];
       float* tile = matrix + i * lead + j;
       load_tile(tile, lead, s);
       multiply<-1>(matrix, lead, i, i, j, s);
       store_tile(tile, lead, s);
-    }
+    });
     float u[kRows][kRows], inv[kRows];
     for (int r = 0; r < kRows; ++r)
       for (int c = r; c < kRows; ++c) u[r][c] = own[r * lead + c];
@@ -331,8 +355,9 @@ bool factor(float* matrix, int64_t n, int64_t lead, float* inverse) {
         for (int c = k; c < kRows; ++c) u[k][c] -= u[r][k] * u[r][c];
       inverse[i + r] = inv[r];
     }
-    for (int64_t j = diagonal; j < lead; j += kColumns) {
-      vfloat s[kRows][kVectors];
+    each_tile(i, lead, [&](auto vectors, int64_t j) VECSMITH_LAMBDA {
+      constexpr int V = vectors.value;
+      vfloat s[kRows][V];
       float* tile = matrix + i * lead + j;
       load_tile(tile, lead, s);
       if (j >= i + kRows) multiply<-1>(matrix, lead, i, i, j, s);
@@ -341,12 +366,12 @@ bool factor(float* matrix, int64_t n, int64_t lead, float* inverse) {
 #pragma GCC unroll 8
         for (int k = 0; k < r; ++k)
 #pragma GCC unroll 2
-          for (int v = 0; v < kVectors; ++v) s[r][v] -= u[k][r] * s[k][v];
+          for (int v = 0; v < V; ++v) s[r][v] -= u[k][r] * s[k][v];
 #pragma GCC unroll 2
-        for (int v = 0; v < kVectors; ++v) s[r][v] *= inv[r];
+        for (int v = 0; v < V; ++v) s[r][v] *= inv[r];
       }
       store_tile(tile, lead, s);
-    }
+    });
   }
   return true;
 }
@@ -403,7 +428,8 @@ bool solve_dual(const AlsTable& table, const AlsRow& row, const float* target, c
       for (int r = 0; r < 4; ++r)
         for (int c = 0; c < 4; ++c) matrix[(i + r) * lead + j + c] = sign * found[4 * r + c];
     }
-  for (int64_t i = 0; i < rows; ++i) matrix[i * lead + i] = i < n ? matrix[i * lead + i] + row.ridge : 1;
+  for (int64_t i = 0; i < rows; ++i)
+    matrix[i * lead + i] = i < n ? matrix[i * lead + i] + row.ridge : 1;
   memset(right, 0, static_cast<size_t>(lead) * 4);
   for (int64_t i = 0; i < n; ++i)
     right[i] = target[i] - (q ? sign * dot(panel + i * stride, t, steps) : 0.0f);
@@ -450,7 +476,8 @@ bool solve_row(const AlsTable& table, const AlsRow& row, const float* target, co
   if (als_is_dual(row, table.dim)) return solve_dual(table, row, target, q, t, scratch);
   const int64_t lead = als_leading(table.dim);
   float* system = scratch;
-  float* right = system + als_system_floats(table.dim);  // and the inverse of the diagonal behind it
+  float* right =
+      system + als_system_floats(table.dim);  // and the inverse of the diagonal behind it
   memset(right, 0, static_cast<size_t>(lead) * 4);
   if (q) memcpy(right, q, static_cast<size_t>(table.dim) * 4);
   share(table, row, target, 0, tile_rows(table.dim), system, right, right + 2 * lead);
@@ -462,6 +489,36 @@ bool solve_row(const AlsTable& table, const AlsRow& row, const float* target, co
 }  // namespace
 
 int als_lanes() { return kLanes; }
+
+AlsSigns als_weigh(bool implicit, float alpha, const float* weights, int64_t count, float* scale,
+                   float* target, float* weight) {
+  AlsSigns signs{0, 0};
+  if (implicit) {
+    for (int64_t j = 0; j < count; ++j) {
+      const float c = alpha * scale[j];
+      weight[j] = __builtin_fabsf(c) - 1;
+      target[j] = c > 0 ? c : 0;
+    }
+  } else {
+    for (int64_t j = 0; j < count; ++j) {
+      weight[j] = weights ? weights[j] : 1;
+      target[j] = weight[j] * scale[j];
+    }
+  }
+  for (int64_t from = 0; from < count; from += 1 << 20) {
+    const int64_t end = count - from < 1 << 20 ? count : from + (1 << 20);
+    int32_t positive = 0, negative = 0;  // vectors of them are as wide as those of floats
+    for (int64_t j = from; j < end; ++j) {
+      positive += weight[j] > 0;
+      negative += weight[j] < 0;
+      scale[j] = weight[j] == 0 ? 1 : __builtin_sqrtf(__builtin_fabsf(weight[j]));
+      target[j] /= scale[j];
+    }
+    signs.positive += positive;
+    signs.negative += negative;
+  }
+  return signs;
+}
 
 uint32_t als_small(const AlsTable& table, const AlsRow* rows, int count, float* scratch) {
   const int64_t stride = als_padded(table.dim), steps = stride / kLanes;
@@ -483,6 +540,8 @@ uint32_t als_small(const AlsTable& table, const AlsRow* rows, int count, float* 
     const AlsRow& row = rows[lane];
     const int64_t own = row.cells();
     float* panel = panels + lane * n * stride;
+    if (lane + 1 < count)
+      for (int64_t j = 0; j < rows[lane + 1].cells(); ++j) ask(table, rows[lane + 1].ids[j]);
     gather(table, row, 0, own, panel, stride);
     memset(panel + own * stride, 0, static_cast<size_t>((n - own) * stride) * 4);
     const float sign = row.negative ? -1.0f : 1.0f;
@@ -588,8 +647,7 @@ struct Products {
           else
             for (int r = 0; r < four; ++r) u[r] = dot(rows + (j + r) * lead, v, steps);
         }
-        for (int r = 0; r < four; ++r)
-          u[r] = factor * (sign * u[r] + (a ? a[from + j + r] : 0.0f));
+        for (int r = 0; r < four; ++r) u[r] = factor * (sign * u[r] + (a ? a[from + j + r] : 0.0f));
         combine(rows + j * lead, lead, four, u, 1, steps, out);
       }
     });
@@ -613,7 +671,8 @@ void als_conjugate(const AlsTable& table, const AlsRow& row, int64_t steps, floa
   const Products products{table, row, panel, kept ? most : als_block_rows(table.dim), kept};
   const int64_t vectors = lead / kLanes;
   memset(t, 0, static_cast<size_t>(lead) * 4);
-  for (int64_t i = 0; i < table.dim; ++i) t[i] = row.columns ? row.out[i] / row.columns[i] : row.out[i];
+  for (int64_t i = 0; i < table.dim; ++i)
+    t[i] = row.columns ? row.out[i] / row.columns[i] : row.out[i];
   // r = P^T c + q - (r I + P^T S P) t
   for (int64_t i = 0; i < lead; ++i) r[i] = 0;
   add_weightless(table, row, r, ap, lead);
@@ -677,8 +736,7 @@ bool als_blocks(const AlsTable& table, const AlsRow& row, int64_t block, int64_t
       AlsRow own;
       const int64_t count = part(from, &columns, &own);
       for (int64_t i = 0; i < count; ++i)
-        v[i] = q[from + i] -
-               row.ridge * (own.columns ? own.out[i] / own.columns[i] : own.out[i]);
+        v[i] = q[from + i] - row.ridge * (own.columns ? own.out[i] / own.columns[i] : own.out[i]);
       if (!solve_row(columns, own, left, v, fine, rest)) return false;
       Products{columns, own, panel, als_block_rows(width), false}.take(fine, left);
       for (int64_t i = 0; i < count; ++i)

@@ -17,7 +17,7 @@ enum AlsValue : int32_t {
 
 // The cells, as compressed rows. Indices are in range.
 struct AlsMatrix {
-  const void *begins, *indices;  // [rows + 1], [cells]
+  const void *begins, *indices;    // [rows + 1], [cells]
   bool wide_begins, wide_indices;  // int64, not int32
   const void* values;              // [cells]
   AlsValue type;
@@ -29,8 +29,8 @@ enum AlsMethod : int32_t { kAlsExact = 0, kAlsConjugate = 1, kAlsBlocks = 2 };
 
 struct AlsJob {
   AlsTable table;
-  // Implicit feedback: c = alpha value is a confidence, w = |c| - 1, b = c where c > 0, else 0. Else
-  // w is a cell's weight (1 where there are none) and b = w value.
+  // Implicit feedback: c = alpha value is a confidence, w = |c| - 1, b = c where c > 0, else 0.
+  // Else w is a cell's weight (1 where there are none) and b = w value.
   bool implicit;
   float alpha;
   AlsMethod method;

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vecsmith.ops import _torch_als_solve
 from vecsmith.ops._cells import TYPES
+from vecsmith.ops._pages import empty_pages
 from vecsmith.ops._registry import Backend, Operator, choose, native, register
 from vecsmith.reference import als_solve as reference
 
@@ -62,6 +63,12 @@ def _multiply(rows: Tensor, matrix: Tensor) -> None:
     """rows [m, f] = rows @ matrix, in place."""
     for part in rows.split(_AT_ONCE):
         part.copy_(part @ matrix)
+
+
+def _product(rows: Tensor, matrix: Tensor) -> Tensor:
+    """rows @ matrix, on huge pages: its rows will be read in no order."""
+    out = empty_pages(len(rows), matrix.shape[1], dtype=rows.dtype)
+    return torch.mm(rows, matrix, out=out)
 
 
 def gram_matrix(factors: Tensor, num_threads: int) -> Tensor:
@@ -117,7 +124,7 @@ def _native(
                 eye = torch.eye(f, dtype=torch.float64)
                 inverse = torch.linalg.solve_triangular(lower, eye, upper=False).float()
                 forth, back, ridge = lower.float(), inverse, 1.0
-                basis = factors @ inverse.T
+                basis = _product(factors, inverse.T)
             else:
                 # Y^T Y = V S V^T: with Z = Y V every row has its own (S + ridge I) of the diagonal.
                 spectrum, vectors = torch.linalg.eigh(gram)
@@ -125,7 +132,7 @@ def _native(
                 spectrum.clamp_(min=least)
                 forth = vectors.float()
                 back = forth.T
-                basis = factors @ forth
+                basis = _product(factors, forth)
         if method == "cholesky":
             forth = None
         if forth is not None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from vecsmith.ops import _als_solve as registered
 from vecsmith.ops import _checks as check
 from vecsmith.ops._cells import Cells, cells_of
+from vecsmith.ops._pages import empty_pages
 
 # Rows of fewer cells than this many times the steps of conjugate gradients (and one) cost less when
 # they are solved exactly: n^2 f / 2 products against 2 n f for each product with the matrix.
@@ -122,7 +123,7 @@ def als_solve(
         exact_below = _CHEAPER * (steps + 1) if method == "cg" else 0
     check.integer(name, "exact_below", exact_below, low=0)
     if out is None:
-        out = torch.zeros(rows, f, dtype=factors.dtype, device=factors.device)
+        out = empty_pages(rows, f, dtype=factors.dtype, device=factors.device).zero_()
     else:
         check.table(name, "out", out, like=factors, rows=rows)
         check.distinct(name, out=out, factors=factors)
