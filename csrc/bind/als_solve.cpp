@@ -62,6 +62,14 @@ void bind_als_solve(py::module_& m) {
     py::gil_scoped_release release;
     return als_solve_rows(matrix, job, threads);
   });
+  m.def("als_change_basis", [](const TableTuple& table, int64_t count, uint64_t matrix, int shape,
+                               uint64_t out, int64_t out_stride, int threads) {
+    const AlsTable rows = table_of(table);
+    if (shape < kAlsFull || shape > kAlsLower) throw py::value_error("als_solve: unknown shape");
+    py::gil_scoped_release release;
+    als_change_basis(rows, count, pointer<const float>(matrix), static_cast<AlsShape>(shape),
+                     pointer<float>(out), out_stride, threads);
+  });
   m.def("als_gram", [](const TableTuple& table, int64_t count, uint64_t gram, int threads) {
     const AlsTable factors = table_of(table);
     py::gil_scoped_release release;

@@ -342,4 +342,27 @@ void als_gram_matrix(const AlsTable& table, int64_t count, double* gram, int thr
     for (int64_t j = 0; j < i; ++j) gram[i * table.dim + j] = gram[j * table.dim + i];
 }
 
+void als_change_basis(const AlsTable& rows, int64_t count, const float* matrix, AlsShape shape,
+                      float* out, int64_t out_stride, int threads) {
+  const auto kernel = VECSMITH_PICK_KERNEL(als_multiply);
+  const int64_t lead = als_leading(rows.dim), at_once = 16 * kAlsTileRows;
+  Arena arena(static_cast<size_t>((rows.dim + threads * kAlsTileRows) * lead) * sizeof(float));
+  float* const padded = arena.take<float>(static_cast<size_t>(rows.dim * lead));
+  float* const scratch = arena.take<float>(static_cast<size_t>(threads * kAlsTileRows * lead));
+  for (int64_t i = 0; i < rows.dim; ++i) {
+    std::copy(matrix + i * rows.dim, matrix + (i + 1) * rows.dim, padded + i * lead);
+    std::fill(padded + i * lead + rows.dim, padded + (i + 1) * lead, 0.0f);
+  }
+  std::atomic<int64_t> next{0};
+  parallel(threads, [&](int worker, int) {
+    for (;;) {
+      const int64_t from = next.fetch_add(at_once);
+      if (from >= count) break;
+      const AlsTable part{rows.factors + from * rows.stride, rows.stride, rows.dim};
+      kernel(part, std::min(at_once, count - from), padded, shape, out + from * out_stride,
+             out_stride, scratch + worker * kAlsTileRows * lead);
+    }
+  });
+}
+
 }  // namespace vecsmith

@@ -96,6 +96,10 @@ inline int64_t als_blocks_scratch(int64_t dim, int64_t block, int64_t most) {
          als_padded(most) + als_leading(dim);
 }
 
+// Where a square matrix has numbers that are not zero.
+enum AlsShape : int32_t { kAlsFull = 0, kAlsUpper = 1, kAlsLower = 2 };
+constexpr int64_t kAlsTileRows = 8;
+
 // How many of a row's weights are above 0, and below.
 struct AlsSigns {
   int64_t positive, negative;
@@ -128,6 +132,10 @@ VECSMITH_DECLARE_KERNEL(
     // Rows first .. last - 1 (multiples of 8) of the upper half of Y^T Y, in sums of double
     // precision of sums of 256 rows: gram [dim][dim].
     void als_gram(const AlsTable& table, int64_t count, int64_t first, int64_t last, double* gram,
-                  float* scratch))
+                  float* scratch);
+    // out = rows times matrix [dim][als_leading(dim)], which has zeros behind its columns; out may
+    // be the rows. scratch: kAlsTileRows rows of als_leading(dim).
+    void als_multiply(const AlsTable& rows, int64_t count, const float* matrix, AlsShape shape,
+                      float* out, int64_t out_stride, float* scratch))
 
 }  // namespace vecsmith

@@ -774,5 +774,43 @@ void als_gram(const AlsTable& table, int64_t count, int64_t first, int64_t last,
   }
 }
 
+void als_multiply(const AlsTable& rows, int64_t count, const float* matrix, AlsShape shape,
+                  float* out, int64_t out_stride, float* scratch) {
+  const int64_t dim = rows.dim, lead = als_leading(dim);
+  for (int64_t from = 0; from < count; from += kRows) {
+    const int64_t some = count - from < kRows ? count - from : kRows;
+    // Missing rows repeat the last one, and are not written.
+    for (int64_t r = 0; r < kRows; ++r)
+      memcpy(scratch + r * lead, rows.factors + (from + (r < some ? r : some - 1)) * rows.stride,
+             static_cast<size_t>(dim) * 4);
+    for (int64_t j = 0; j < dim; j += kColumns) {
+      const int64_t first = shape == kAlsLower ? j : 0;
+      const int64_t last = shape == kAlsUpper && j + kColumns < dim ? j + kColumns : dim;
+      vfloat s[kRows][kVectors] = {};
+      for (int64_t k = first; k < last; ++k) {
+        vfloat y[kVectors];
+#pragma GCC unroll 2
+        for (int v = 0; v < kVectors; ++v)
+          y[v] = in_register(load(matrix + k * lead + j + v * kLanes));
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+          const vfloat x = splat(scratch[r * lead + k]);
+#pragma GCC unroll 2
+          for (int v = 0; v < kVectors; ++v) s[r][v] += x * y[v];
+        }
+      }
+      for (int64_t r = 0; r < some; ++r)
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t at = j + v * kLanes;
+          float* to = out + (from + r) * out_stride + at;
+          if (at + kLanes <= dim)
+            store(to, s[r][v]);
+          else if (at < dim)
+            store_tail(to, s[r][v], static_cast<int>(dim - at));
+        }
+    }
+  }
+}
+
 }  // namespace VECSMITH_LEVEL
 }  // namespace vecsmith

@@ -51,4 +51,8 @@ int64_t als_solve_rows(const AlsMatrix& matrix, const AlsJob& job, int threads);
 // Y^T Y of count rows: gram [dim][dim], both halves.
 void als_gram_matrix(const AlsTable& table, int64_t count, double* gram, int threads);
 
+// out = rows times matrix [dim][dim]; out [count][out_stride] may be the rows.
+void als_change_basis(const AlsTable& rows, int64_t count, const float* matrix, AlsShape shape,
+                      float* out, int64_t out_stride, int threads);
+
 }  // namespace vecsmith

@@ -3,9 +3,6 @@ arguments have been checked by :mod:`vecsmith.ops.als_solve`."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -37,38 +34,25 @@ OPERATOR = register(
     )
 )
 
-# Rows that are taken from one basis to another at once: 2 MB of 128 floats.
-_AT_ONCE = 1 << 12
+# csrc/cpu/als_solve.h: where a matrix has numbers that are not zero.
+_FULL, _UPPER, _LOWER = range(3)
 
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None or tensor.numel() == 0 else tensor.data_ptr()
 
 
-@contextlib.contextmanager
-def _torch_threads(count: int) -> Iterator[None]:
-    """For torch's own products: num_threads holds for them, too."""
-    before = torch.get_num_threads()
-    if count == before:
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+def _table(rows: Tensor) -> tuple[int, int, int]:
+    return _address(rows), rows.stride(0), rows.shape[1]
 
 
-def _multiply(rows: Tensor, matrix: Tensor) -> None:
-    """rows [m, f] = rows @ matrix, in place."""
-    for part in rows.split(_AT_ONCE):
-        part.copy_(part @ matrix)
-
-
-def _product(rows: Tensor, matrix: Tensor) -> Tensor:
-    """rows @ matrix, on huge pages: its rows will be read in no order."""
-    out = empty_pages(len(rows), matrix.shape[1], dtype=rows.dtype)
-    return torch.mm(rows, matrix, out=out)
+def _multiply(rows: Tensor, matrix: Tensor, shape: int, out: Tensor, num_threads: int) -> None:
+    """out = rows @ matrix; it may be the rows."""
+    matrix = matrix.float().contiguous()
+    native().als_change_basis(
+        *(_table(rows), len(rows), matrix.data_ptr(), shape),
+        *(_address(out), out.stride(0), num_threads),
+    )
 
 
 def gram_matrix(factors: Tensor, num_threads: int) -> Tensor:
@@ -113,47 +97,44 @@ def _native(
 ) -> int:
     """Returns how many rows were solved again in double precision."""
     f = factors.shape[1]
-    forth = back = spectrum = None
+    forth = back = spectrum = None  # to the basis of the systems, and to that of the factors
     basis, ridge = factors, regularization
-    with _torch_threads(num_threads):
-        if implicit:
-            gram = gram_matrix(factors, num_threads)
-            if regularizations is None:
-                # A = L (I + Z^T (C - 1) Z) L^T with Z = Y L^-T: x = L^-T t.
-                lower = cholesky(gram, regularization)
-                eye = torch.eye(f, dtype=torch.float64)
-                inverse = torch.linalg.solve_triangular(lower, eye, upper=False).float()
-                forth, back, ridge = lower.float(), inverse, 1.0
-                basis = _product(factors, inverse.T)
-            else:
-                # Y^T Y = V S V^T: with Z = Y V every row has its own (S + ridge I) of the diagonal.
-                spectrum, vectors = torch.linalg.eigh(gram)
-                least = 1e-12 * float(spectrum[-1].clamp_min(1e-30))
-                spectrum.clamp_(min=least)
-                forth = vectors.float()
-                back = forth.T
-                basis = _product(factors, forth)
-        if method == "cholesky":
-            forth = None
-        if forth is not None:
-            _multiply(out, forth)
-        rescued = native().als_solve(
-            (
-                *(_address(t) for t in (indptr, indices, values, weights)),
-                indptr.dtype == torch.int64,
-                indices.dtype == torch.int64,
-                TYPES[values.dtype],
-                len(out),
-            ),
-            (_address(basis), basis.stride(0), f),
-            (implicit, alpha, METHODS.index(method), steps, block_size, exact_below),
-            (ridge, _address(regularizations), _address(spectrum)),
-            _address(out),
-            out.stride(0),
-            num_threads,
-        )
-        if back is not None:
-            _multiply(out, back)
+    if implicit:
+        gram = gram_matrix(factors, num_threads)
+        # On huge pages: its rows will be read in no order.
+        basis = empty_pages(len(factors), f, dtype=factors.dtype)
+        if regularizations is None:
+            # A = L (I + Z^T (C - 1) Z) L^T with Z = Y L^-T: x = L^-T t.
+            lower = cholesky(gram, regularization)
+            eye = torch.eye(f, dtype=torch.float64)
+            inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
+            _multiply(factors, inverse.T, _UPPER, basis, num_threads)
+            forth, back, ridge = (lower, _LOWER), (inverse, _LOWER), 1.0
+        else:
+            # Y^T Y = V S V^T: with Z = Y V every row has its own (S + ridge I) of the diagonal.
+            spectrum, vectors = torch.linalg.eigh(gram)
+            spectrum.clamp_(min=1e-12 * float(spectrum[-1].clamp_min(1e-30)))
+            _multiply(factors, vectors, _FULL, basis, num_threads)
+            forth, back = (vectors, _FULL), (vectors.T, _FULL)
+    if forth is not None and method != "cholesky":
+        _multiply(out, *forth, out, num_threads)
+    rescued = native().als_solve(
+        (
+            *(_address(t) for t in (indptr, indices, values, weights)),
+            indptr.dtype == torch.int64,
+            indices.dtype == torch.int64,
+            TYPES[values.dtype],
+            len(out),
+        ),
+        _table(basis),
+        (implicit, alpha, METHODS.index(method), steps, block_size, exact_below),
+        (ridge, _address(regularizations), _address(spectrum)),
+        _address(out),
+        out.stride(0),
+        num_threads,
+    )
+    if back is not None:
+        _multiply(out, *back, out, num_threads)
     return rescued
 
 

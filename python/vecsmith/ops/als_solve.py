@@ -15,8 +15,9 @@ from vecsmith.ops._cells import Cells, cells_of
 from vecsmith.ops._pages import empty_pages
 
 # Rows of fewer cells than this many times the steps of conjugate gradients (and one) cost less when
-# they are solved exactly: n^2 f / 2 products against 2 n f for each product with the matrix.
-_CHEAPER = 4
+# they are solved exactly: n^2 f / 2 products, many rows at a time, against 2 n f for each product
+# with the matrix.
+_CHEAPER = 8
 
 
 def als_solve(
