@@ -15,7 +15,7 @@ import functools
 import importlib.util
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,9 @@ BARS = {
     **{("ml-1m", f): 6.0 for f in (64, 128, 256)},
 }
 CG_BAR = 2.5
+# The time until our loss is that of as many of its iterations with conjugate gradients.
+TO_LOSS_ITERATIONS = 15
+TO_LOSS_BARS = {("gowalla", 128): 2.5, ("ml-1m", 128): 2.0}
 
 
 def have_implicit() -> bool:
@@ -84,26 +87,51 @@ class Problem:
         self.loss: dict[str, float] = {}
 
     def start(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """As implicit begins."""
         generator = torch.Generator().manual_seed(1)
-        return tuple(
-            (torch.rand(n, self.factors, generator=generator) - 0.5) / self.factors
-            for n in self.matrix.shape
+        users, items = (
+            torch.rand(n, self.factors, generator=generator) / 100 for n in self.matrix.shape
         )
+        return users, items
+
+    def iterate(self, method: str, iterations: int) -> Iterator[float]:
+        """The seconds of each iteration; self.found is where it led."""
+        users, items = self.start()
+        options = {"regularization": REGULARIZATION, "alpha": ALPHA, "method": method}
+        for _ in range(iterations):
+            started = time.perf_counter()
+            ops.als_solve(self.cells, items, out=users, num_threads=self.threads, **options)
+            ops.als_solve(self.transposed, users, out=items, num_threads=self.threads, **options)
+            seconds = time.perf_counter() - started
+            self.found = users, items
+            yield seconds
 
     def ours(self, method: str) -> float:
         """Seconds of an iteration."""
-        users, items = self.start()
-        options = {"regularization": REGULARIZATION, "alpha": ALPHA, "method": method}
-        for iteration in range(ITERATIONS + 1):
-            if iteration == 1:
-                started = time.perf_counter()
-            ops.als_solve(self.cells, items, out=users, num_threads=self.threads, **options)
-            ops.als_solve(self.transposed, users, out=items, num_threads=self.threads, **options)
-        seconds = (time.perf_counter() - started) / ITERATIONS
-        self.loss[f"vecsmith {method}"] = self.measure(users, items)
-        return seconds
+        seconds = list(self.iterate(method, ITERATIONS + 1))
+        self.loss[f"vecsmith {method}"] = self.measure(*self.found)
+        return sum(seconds[1:]) / ITERATIONS
 
-    def implicit(self, use_cg: bool) -> float:
+    @functools.cached_property
+    def loss_to_reach(self) -> float:
+        self.implicit(True, TO_LOSS_ITERATIONS)
+        return self.loss["implicit cg"]
+
+    @functools.cached_property
+    def iterations_to_loss(self) -> dict[str, int]:
+        counts = {}
+        for method in ("cholesky", "cg"):
+            for count, _ in enumerate(self.iterate(method, 3 * TO_LOSS_ITERATIONS), 1):
+                if self.measure(*self.found) <= self.loss_to_reach:
+                    counts[method] = count
+                    break
+        return counts
+
+    def to_loss(self, method: str) -> float:
+        return sum(self.iterate(method, self.iterations_to_loss[method]))
+
+    def implicit(self, use_cg: bool, iterations: int = ITERATIONS + 1) -> float:
+        """Seconds of an iteration, without the first one."""
         import implicit
         import threadpoolctl
 
@@ -115,7 +143,7 @@ class Problem:
                 alpha=ALPHA,
                 use_cg=use_cg,
                 use_gpu=False,
-                iterations=ITERATIONS + 1,
+                iterations=iterations,
                 num_threads=self.threads,
                 random_state=1,
             )
@@ -126,7 +154,7 @@ class Problem:
             )
         found = (torch.from_numpy(np.array(f)) for f in (model.user_factors, model.item_factors))
         self.loss["implicit " + ("cg" if use_cg else "cholesky")] = self.measure(*found)
-        return (times[-1] - times[0]) / ITERATIONS
+        return (times[-1] - times[0]) / (iterations - 1)
 
     def measure(self, users: torch.Tensor, items: torch.Tensor) -> float:
         cells = self.cells
@@ -177,6 +205,46 @@ def group(name: str, matrix: Callable[[], sparse.csr_matrix], factors: int, thre
     )
 
 
+def to_loss_group(
+    name: str, matrix: Callable[[], sparse.csr_matrix], factors: int, threads: int
+) -> Group:
+    """The time to the loss that implicit's default reaches."""
+    problem = Problem(matrix(), factors, threads)
+    counts = problem.iterations_to_loss
+    peer = f"implicit cg, {TO_LOSS_ITERATIONS} iterations"
+
+    def theirs() -> float:
+        return problem.implicit(True, TO_LOSS_ITERATIONS) * TO_LOSS_ITERATIONS
+
+    def check() -> list[Check]:
+        reached = problem.loss_to_reach
+        return [
+            Check(
+                f"{method} reaches {reached:.6g} in {counts.get(method)} iterations",
+                method in counts,
+            )
+            for method in ("cholesky", "cg")
+        ]
+
+    entries = {
+        f"vecsmith {method}": functools.partial(problem.to_loss, method) for method in counts
+    }
+    best = min(counts, key=problem.to_loss, default="cholesky")
+    what = f"{name} f={factors}: implicit cg / vecsmith {best}, to equal loss"
+    bar = TO_LOSS_BARS.get((name, factors))
+    return Group(
+        name=f"als_solve_{name}_f{factors}_to_loss",
+        title=f"To the loss of {TO_LOSS_ITERATIONS} iterations of implicit's conjugate gradients, "
+        f"{name}, {factors} factors, {threads} threads",
+        unit="s",
+        higher_is_better=False,
+        entries={**entries, peer: theirs},
+        check=check,
+        ratios=[Ratio(what, f"vecsmith {best}", peer, bar)],
+        settings={"factors": factors, "alpha": ALPHA, "threads": threads, "iterations": counts},
+    )
+
+
 def read(path: Path) -> sparse.csr_matrix:
     from vecsmith.data import Interactions
 
@@ -208,6 +276,8 @@ def test_als_solve(benchmark, shape: Shape, factors: int, way: str) -> None:
 def main(arguments: list[str] | None = None) -> int:
     options = parser(__doc__, rounds=3, corpus=False)
     options.add_argument("--data", nargs="+", default=[], metavar="NAME=FILE", help="your matrices")
+    kinds = ["iteration", "to-loss"]
+    options.add_argument("--groups", nargs="+", choices=kinds, default=kinds, help=" ")
     options.add_argument("--factors", nargs="+", type=int, default=[64, 128, 256], help=" ")
     given = options.parse_args(arguments)
     torch.set_num_threads(given.threads)
@@ -215,10 +285,16 @@ def main(arguments: list[str] | None = None) -> int:
     if given.data:
         named = (one.partition("=") for one in given.data)
         data = {name: functools.partial(read, Path(file)) for name, _, file in named}
+    groups = {"iteration": group, "to-loss": to_loss_group}
+    if not have_implicit():
+        print("peer implicit is missing: pip install implicit", file=sys.stderr)
+        del groups["to-loss"]
     records = [
-        run(group(name, matrix, factors, given.threads), given.rounds)
+        run(groups[kind](name, matrix, factors, given.threads), given.rounds)
         for name, matrix in data.items()
         for factors in given.factors
+        for kind in given.groups
+        if kind in groups
     ]
     return finish(records, given)
 
