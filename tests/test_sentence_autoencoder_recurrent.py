@@ -165,7 +165,7 @@ def test_an_interrupted_fit_goes_on(tmp_path):
     [
         ({"gamma": 0.5}, TypeError, "options of encoder='rnn'"),
         ({"decay": 2.0}, ValueError, "decay in"),
-        ({"decoder": "bilstm"}, ValueError, "cell among"),
+        ({"decoder": "bilstm"}, ValueError, "decoder among"),
         ({"hidden_size": 3}, ValueError, "hidden_size"),
         ({"embedding_size": 0}, ValueError, "embedding_size >= 1"),
     ],
