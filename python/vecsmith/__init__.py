@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from vecsmith import reference as reference
     from vecsmith.models.cosine_index import CosineIndex
     from vecsmith.models.keyed_vectors import KeyedVectors
+    from vecsmith.models.pca import PCA
     from vecsmith.models.sentence_autoencoder import SentenceAutoencoder
+    from vecsmith.models.truncated_svd import TruncatedSVD
     from vecsmith.models.word2vec import Word2Vec
     from vecsmith.nn.accelerate import accelerate
 
@@ -31,7 +33,9 @@ _MODULES = ("data", "eval", "io", "kernels", "models", "nn", "ops", "optim", "re
 _CLASSES = {
     "CosineIndex": "vecsmith.models.cosine_index",
     "KeyedVectors": "vecsmith.models.keyed_vectors",
+    "PCA": "vecsmith.models.pca",
     "SentenceAutoencoder": "vecsmith.models.sentence_autoencoder",
+    "TruncatedSVD": "vecsmith.models.truncated_svd",
     "Word2Vec": "vecsmith.models.word2vec",
     "accelerate": "vecsmith.nn.accelerate",
 }
@@ -39,7 +43,9 @@ _CLASSES = {
 __all__ = [
     "CosineIndex",
     "KeyedVectors",
+    "PCA",
     "SentenceAutoencoder",
+    "TruncatedSVD",
     "Word2Vec",
     "__version__",
     "accelerate",
