@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vecsmith import reference as reference
     from vecsmith.models.cosine_index import CosineIndex
     from vecsmith.models.keyed_vectors import KeyedVectors
+    from vecsmith.models.nmf import NMF
     from vecsmith.models.pca import PCA
     from vecsmith.models.sentence_autoencoder import SentenceAutoencoder
     from vecsmith.models.truncated_svd import TruncatedSVD
@@ -33,6 +34,7 @@ _MODULES = ("data", "eval", "io", "kernels", "models", "nn", "ops", "optim", "re
 _CLASSES = {
     "CosineIndex": "vecsmith.models.cosine_index",
     "KeyedVectors": "vecsmith.models.keyed_vectors",
+    "NMF": "vecsmith.models.nmf",
     "PCA": "vecsmith.models.pca",
     "SentenceAutoencoder": "vecsmith.models.sentence_autoencoder",
     "TruncatedSVD": "vecsmith.models.truncated_svd",
@@ -43,6 +45,7 @@ _CLASSES = {
 __all__ = [
     "CosineIndex",
     "KeyedVectors",
+    "NMF",
     "PCA",
     "SentenceAutoencoder",
     "TruncatedSVD",

@@ -77,6 +77,16 @@ class Matrix:
             self._ways = [dense, dense.T]
         self.dtype: torch.dtype = torch.from_numpy(np.empty(0, data.dtype)).dtype
 
+    @property
+    def rows(self) -> Rows:
+        """X by rows, where it is sparse."""
+        return self._way(0)
+
+    @property
+    def dense(self) -> Tensor:
+        """X, where it is dense; not to be written into."""
+        return self._ways[0]
+
     def less(self, offset: np.ndarray) -> Matrix:
         """The same X with another c; what was made of X is shared."""
         other = copy.copy(self)
@@ -111,9 +121,8 @@ class Matrix:
         m, n = self.shape
         if not self.sparse:
             return self._data.mean(axis=0, dtype=np.float64).astype(self._data.dtype)
-        rows = self._way(0).csr
-        sums = np.bincount(rows.indices, rows.data, minlength=n)
-        return (sums / m).astype(rows.data.dtype)
+        sums = np.bincount(self.rows.columns, self.rows.values.numpy(), minlength=n)
+        return (sums / m).astype(self._data.dtype)
 
     def squared_norm(self) -> float:
         """|X - 1 c^T|_F^2, summed in float64."""
@@ -127,12 +136,11 @@ class Matrix:
                 squares += float(np.vdot(part, part))
             return squares
         # Each (x - c)^2 of what is stored, and c^2 of what is not: nothing cancels.
-        rows = self._way(0).csr
-        stored = rows.data.astype(np.float64)
+        columns, stored = self.rows.columns, self.rows.values.double().numpy()
         if self._offset is None:
             return float(stored @ stored)
-        stored -= offset[rows.indices]
-        absent = m - np.bincount(rows.indices, minlength=n)
+        stored = stored - offset[columns]
+        absent = m - np.bincount(columns, minlength=n)
         return float(stored @ stored + absent @ offset**2)
 
     def gram(self) -> Tensor:
@@ -169,17 +177,39 @@ class Rows:
 
     def __init__(self, csr: Any) -> None:
         self.shape: tuple[int, int] = tuple(csr.shape)
-        self.csr = csr
         self.values = torch.from_numpy(csr.data)
+        self._indptr, self._indices = torch.from_numpy(csr.indptr), torch.from_numpy(csr.indices)
+        self.tensor = self._tensor()
+
+    def _tensor(self) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch calls its CSR layout beta
-            self.tensor = torch.sparse_csr_tensor(
-                torch.from_numpy(csr.indptr),
-                torch.from_numpy(csr.indices),
-                self.values,
-                csr.shape,
-                check_invariants=False,
+            return torch.sparse_csr_tensor(
+                self._indptr, self._indices, self.values, self.shape, check_invariants=False
             )
+
+    def with_values(self, values: Tensor) -> Rows:
+        """Other values in the same cells."""
+        other = copy.copy(self)
+        other.values = values
+        other.tensor = other._tensor()
+        return other
+
+    @property
+    def columns(self) -> np.ndarray:
+        """The column of each stored cell, [nnz]."""
+        return self._indices.numpy()
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(indptr, indices, values), the first two int64."""
+        return self._indptr.long(), self._indices.long(), self.values
+
+    def scipy(self) -> Any:
+        """The same as a scipy CSR matrix."""
+        import scipy.sparse
+
+        parts = (self.values.numpy(), self._indices.numpy(), self._indptr.numpy())
+        return scipy.sparse.csr_matrix(parts, shape=self.shape)
 
     @classmethod
     def of(cls, csr: Any) -> Rows:
@@ -195,7 +225,18 @@ class Rows:
 
 def csr_product(rows: Rows, right: Tensor) -> Tensor:
     """[m, b] = rows [m, n] times ``right`` [n, b], row-major, both of one float dtype; over
-    ``torch.get_num_threads()``."""
-    if torch.backends.mkl.is_available():
+    ``torch.get_num_threads()``.
+
+    A few columns at a time, so that the rows of ``right`` that a row of the matrix gathers stay in
+    the cache: 128 bytes of each.
+    """
+    if not torch.backends.mkl.is_available():
+        return torch.from_numpy(np.ascontiguousarray(rows.scipy() @ right.numpy()))
+    step, width = 128 // right.element_size(), right.shape[1]
+    if width <= step:
         return rows.tensor @ right.contiguous()
-    return torch.from_numpy(np.ascontiguousarray(rows.csr @ right.numpy()))
+    product = right.new_empty(rows.shape[0], width)
+    for begin in range(0, width, step):
+        part = slice(begin, min(begin + step, width))
+        product[:, part] = rows.tensor @ right[:, part].contiguous()
+    return product
