@@ -121,7 +121,12 @@ class Matrix:
         m, n = self.shape
         if not self.sparse:
             return self._data.mean(axis=0, dtype=np.float64).astype(self._data.dtype)
-        sums = np.bincount(self.rows.columns, self.rows.values.numpy(), minlength=n)
+        # By the columns of the transpose, whose cells lie together.
+        indptr, _, values = (part.numpy() for part in self._way(1).parts())
+        filled = np.flatnonzero(np.diff(indptr))
+        sums = np.zeros(n)
+        if len(filled):
+            sums[filled] = np.add.reduceat(values, indptr[filled], dtype=np.float64)
         return (sums / m).astype(self._data.dtype)
 
     def squared_norm(self) -> float:
@@ -136,12 +141,12 @@ class Matrix:
                 squares += float(np.vdot(part, part))
             return squares
         # Each (x - c)^2 of what is stored, and c^2 of what is not: nothing cancels.
-        columns, stored = self.rows.columns, self.rows.values.double().numpy()
+        indptr, _, values = (part.numpy() for part in self._way(1).parts())
         if self._offset is None:
-            return float(stored @ stored)
-        stored = stored - offset[columns]
-        absent = m - np.bincount(columns, minlength=n)
-        return float(stored @ stored + absent @ offset**2)
+            return float(np.einsum("i,i->", values, values, dtype=np.float64))
+        counts = np.diff(indptr)
+        off = values - np.repeat(offset, counts)
+        return float(off @ off + (m - counts) @ offset**2)
 
     def gram(self) -> Tensor:
         """The product of X - 1 c^T with its transpose over the longer side, float64
@@ -195,14 +200,9 @@ class Rows:
         other.tensor = other._tensor()
         return other
 
-    @property
-    def columns(self) -> np.ndarray:
-        """The column of each stored cell, [nnz]."""
-        return self._indices.numpy()
-
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(indptr, indices, values), the first two int64."""
-        return self._indptr.long(), self._indices.long(), self.values
+        """(indptr, indices, values)."""
+        return self._indptr, self._indices, self.values
 
     def scipy(self) -> Any:
         """The same as a scipy CSR matrix."""

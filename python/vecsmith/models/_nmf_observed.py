@@ -41,6 +41,7 @@ class Panels(NamedTuple):
     @classmethod
     def of(cls, indptr: Tensor, indices: Tensor, values: Tensor, k: int) -> list[Panels]:
         """All rows that have cells."""
+        indptr, indices = indptr.long(), indices.long()
         begins, lengths = indptr[:-1], indptr.diff()
         order = torch.argsort(lengths, stable=True)
         order = order[lengths[order] > 0]
