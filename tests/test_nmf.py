@@ -54,7 +54,7 @@ def objective(X, W, H, there=1.0, kl=False, alpha_W=0.0, alpha_H=0.0, l1_ratio=0
 @pytest.mark.filterwarnings("ignore:.*check_array_api_input")
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_it_is_an_estimator():
-    check_estimator(vecsmith.NMF())
+    check_estimator(vecsmith.NMF(3))
 
 
 FORMS = {

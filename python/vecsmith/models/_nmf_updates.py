@@ -54,7 +54,7 @@ def hals_sweep(factor: Tensor, numerator: Tensor, gram: Tensor, l1: float) -> fl
     """
     components = len(factor)
     diagonal = gram.diagonal().tolist()
-    moved = torch.zeros(components, dtype=factor.dtype)
+    before = factor.clone()
     for begin in range(0, components, _BLOCK):
         end = min(begin + _BLOCK, components)
         slope = torch.addmm(numerator[begin:end], gram[begin:end], factor, alpha=-1)
@@ -67,9 +67,9 @@ def hals_sweep(factor: Tensor, numerator: Tensor, gram: Tensor, l1: float) -> fl
             change = torch.add(row, slope[r - begin], alpha=1 / diagonal[r]).clamp_min_(0)
             change -= row
             row += change
-            torch.linalg.vector_norm(change, 1, out=moved[r])
             if r + 1 < end:
                 slope[r - begin + 1 :].addr_(gram[r + 1 : end, r], change, alpha=-1)
+    moved = torch.linalg.vector_norm(before.sub_(factor), 1, dim=1)
     return float(moved.double() @ gram.diagonal().double())
 
 
