@@ -274,3 +274,16 @@ def test_wrong_matrices_are_refused():
             model.fit(bad)
     with pytest.raises(ValueError, match="5 features"):
         vecsmith.TruncatedSVD().fit(np.eye(5)).transform(np.eye(4))
+
+
+def test_products_where_torch_has_no_mkl(monkeypatch):
+    X = random_sparse(80, 60, 0.2)
+    right = torch.randn(60, 37, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = torch.from_numpy(X.toarray()) @ right
+    for available in (True, False):
+        monkeypatch.setattr(torch.backends.mkl, "is_available", lambda known=available: known)
+        matrix = Matrix(X)
+        torch.testing.assert_close(matrix.times(right), expected)
+        torch.testing.assert_close(matrix.times(right.T.contiguous().T), expected)
+        back = matrix.transposed_times(expected)
+        torch.testing.assert_close(back, torch.from_numpy(X.toarray()).T @ expected)

@@ -109,6 +109,7 @@ def krylov_triplets(
     inner = torch.zeros(width, width, dtype=torch.float64)  # B
     start = torch.from_numpy(random.standard_normal((m, block))).to(matrix.dtype)
     following = transposed_times(start)
+    neighbor = start  # the last block of U; of the first there is none
     scale = 0.0  # about the greatest singular value: what rounding is measured by
     for j in range(depth):
         past, now = slice(0, j * block), slice(j * block, (j + 1) * block)
@@ -128,13 +129,13 @@ def krylov_triplets(
         known = torch.zeros(j * block, block, dtype=matrix.dtype)
         if j:
             known[-block:] = triangle.T
-            product.addmm_(left_basis[:, -block:], triangle.T, alpha=-1)
-        columns, triangle = _orthonormal(product, known, left_basis, scale, random)
-        left[:, now] = columns
+            product.addmm_(neighbor, triangle.T, alpha=-1)
+        neighbor, triangle = _orthonormal(product, known, left_basis, scale, random)
+        left[:, now] = neighbor
         inner[past, now], inner[now, now] = known.double(), triangle.double()
         scale = max(scale, float(torch.linalg.vector_norm(inner[:, now], dim=0).max()))
         if j + 1 < depth:
-            following = transposed_times(columns)
+            following = transposed_times(neighbor)
     turn_left, values, turn_right = torch.linalg.svd(inner)
     found = left @ turn_left[:, :rank].to(matrix.dtype)
     axes = right @ turn_right[:rank].T.to(matrix.dtype)
