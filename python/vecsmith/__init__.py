@@ -2,9 +2,10 @@
 
 Word vectors from a text file: :class:`vecsmith.Word2Vec`, :class:`vecsmith.KeyedVectors`, or the
 command ``vecsmith word2vec``. Sentence vectors that can be turned back into their sentence:
-:class:`vecsmith.SentenceAutoencoder`. Embedding tables: :mod:`vecsmith.nn` and
-:mod:`vecsmith.optim`; :func:`vecsmith.accelerate` swaps them into an existing model. The operators
-under them: :mod:`vecsmith.ops`.
+:class:`vecsmith.SentenceAutoencoder`. Matrices of low rank: :class:`vecsmith.TruncatedSVD`,
+:class:`vecsmith.PCA`, :class:`vecsmith.NMF`, :class:`vecsmith.LSA`. Embedding tables:
+:mod:`vecsmith.nn` and :mod:`vecsmith.optim`; :func:`vecsmith.accelerate` swaps them into an
+existing model. The operators under them: :mod:`vecsmith.ops`.
 """
 
 from __future__ import annotations
@@ -19,19 +20,40 @@ except PackageNotFoundError:  # running from a source tree that was never instal
     __version__ = "0+unknown"
 
 if TYPE_CHECKING:
-    from vecsmith import data, eval, io, models, nn, ops, optim
+    from vecsmith import data, eval, io, low_rank, models, nn, ops, optim
     from vecsmith import reference as reference
     from vecsmith.models.cosine_index import CosineIndex
     from vecsmith.models.keyed_vectors import KeyedVectors
+    from vecsmith.models.linear_autoencoder import LinearAutoencoder
+    from vecsmith.models.lsa import LSA
+    from vecsmith.models.nmf import NMF
+    from vecsmith.models.pca import PCA
     from vecsmith.models.sentence_autoencoder import SentenceAutoencoder
+    from vecsmith.models.truncated_svd import TruncatedSVD
     from vecsmith.models.word2vec import Word2Vec
     from vecsmith.nn.accelerate import accelerate
 
-_MODULES = ("data", "eval", "io", "kernels", "models", "nn", "ops", "optim", "reference")
+_MODULES = (
+    "data",
+    "eval",
+    "io",
+    "kernels",
+    "low_rank",
+    "models",
+    "nn",
+    "ops",
+    "optim",
+    "reference",
+)
 _CLASSES = {
     "CosineIndex": "vecsmith.models.cosine_index",
     "KeyedVectors": "vecsmith.models.keyed_vectors",
+    "LSA": "vecsmith.models.lsa",
+    "LinearAutoencoder": "vecsmith.models.linear_autoencoder",
+    "NMF": "vecsmith.models.nmf",
+    "PCA": "vecsmith.models.pca",
     "SentenceAutoencoder": "vecsmith.models.sentence_autoencoder",
+    "TruncatedSVD": "vecsmith.models.truncated_svd",
     "Word2Vec": "vecsmith.models.word2vec",
     "accelerate": "vecsmith.nn.accelerate",
 }
@@ -39,13 +61,19 @@ _CLASSES = {
 __all__ = [
     "CosineIndex",
     "KeyedVectors",
+    "LSA",
+    "LinearAutoencoder",
+    "NMF",
+    "PCA",
     "SentenceAutoencoder",
+    "TruncatedSVD",
     "Word2Vec",
     "__version__",
     "accelerate",
     "data",
     "eval",
     "io",
+    "low_rank",
     "models",
     "nn",
     "ops",

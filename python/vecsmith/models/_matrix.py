@@ -1,0 +1,242 @@
+"""A matrix as low-rank factorizations see it: something that vectors are multiplied with."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_CHUNK = 1 << 22  # numbers of a dense matrix that are centered together
+
+
+def as_array(data: Any) -> Any:
+    """What scikit-learn's checks take: of a torch tensor the NumPy array or scipy matrix (shared
+    where dtype and device allow), of anything else itself."""
+    if not isinstance(data, Tensor):
+        return data
+    data = data.detach().cpu()
+    if data.dtype in (torch.bfloat16, torch.float16):
+        data = data.float()
+    if data.layout == torch.strided:
+        return data.numpy()
+    import scipy.sparse
+
+    if data.dim() != 2:
+        raise ValueError(f"expected a matrix; got a sparse tensor of {data.dim()} dimensions")
+    data = data.coalesce() if data.layout == torch.sparse_coo else data
+    if data.layout not in (torch.sparse_csr, torch.sparse_csc):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls its CSR layout beta
+            data = data.to_sparse_csr()
+    if data.layout == torch.sparse_csc:
+        parts = (data.values(), data.row_indices(), data.ccol_indices())
+        kind: Any = scipy.sparse.csc_matrix
+    else:
+        parts = (data.values(), data.col_indices(), data.crow_indices())
+        kind = scipy.sparse.csr_matrix
+    return kind(tuple(part.numpy() for part in parts), shape=tuple(data.shape))
+
+
+def as_given(result: np.ndarray, data: Any) -> Any:
+    """The answer, of the kind of the question: a tensor on the same device for a tensor."""
+    return torch.from_numpy(result).to(data.device) if isinstance(data, Tensor) else result
+
+
+class Matrix:
+    """X - 1 c^T for a matrix X [m, n] and a row c [n] that is taken off every row, never written
+    out.
+
+    Args:
+        data: an array, or a scipy CSR or CSC matrix; float32 or float64, finite.
+        offset: c, of any float dtype, or None for zeros.
+
+    Attributes:
+        shape: (m, n).
+        dtype: of the products.
+        sparse: whether X is.
+    """
+
+    def __init__(self, data: Any, offset: np.ndarray | None = None) -> None:
+        self.shape: tuple[int, int] = tuple(data.shape)
+        self.sparse = not isinstance(data, np.ndarray)
+        if self.sparse and not data.has_canonical_format:
+            data = data.copy()
+            data.sum_duplicates()  # squares of pieces do not add up to those of cells
+        self._data = data
+        self._offset = None if offset is None else torch.from_numpy(offset.astype(data.dtype))
+        # [the matrix, its transpose], as they are multiplied with
+        self._ways: list[Any] = [None, None]
+        if not self.sparse:
+            if not data.flags.writeable or min(data.strides, default=0) < 0:
+                data = data.copy()  # torch has neither
+            dense = torch.from_numpy(data)
+            self._ways = [dense, dense.T]
+        self.dtype: torch.dtype = torch.from_numpy(np.empty(0, data.dtype)).dtype
+
+    @property
+    def rows(self) -> Rows:
+        """X by rows, where it is sparse."""
+        return self._way(0)
+
+    @property
+    def dense(self) -> Tensor:
+        """X, where it is dense; not to be written into."""
+        return self._ways[0]
+
+    def less(self, offset: np.ndarray) -> Matrix:
+        """The same X with another c; what was made of X is shared."""
+        other = copy.copy(self)
+        other._offset = torch.from_numpy(offset.astype(self._data.dtype))
+        return other
+
+    def times(self, right: Tensor) -> Tensor:
+        """(X - 1 c^T) right: [m, b] from [n, b]."""
+        product = self._product(0, right)
+        return product if self._offset is None else product.sub_(self._offset @ right)
+
+    def transposed_times(self, left: Tensor) -> Tensor:
+        """(X - 1 c^T)^T left: [n, b] from [m, b]."""
+        product = self._product(1, left)
+        if self._offset is not None:
+            product.addr_(self._offset, left.sum(0), alpha=-1)
+        return product
+
+    def _product(self, way: int, right: Tensor) -> Tensor:
+        if self.sparse:
+            return csr_product(self._way(way), right)
+        return self._ways[way] @ right
+
+    def _way(self, way: int) -> Rows:
+        """The sparse matrix (0) or its transpose (1), by rows."""
+        if self._ways[way] is None:
+            self._ways[way] = Rows.of((self._data if way == 0 else self._data.T).tocsr())
+        return self._ways[way]
+
+    def column_means(self) -> np.ndarray:
+        """Of X itself, [n] in its dtype, summed in float64."""
+        m, n = self.shape
+        if not self.sparse:
+            return self._data.mean(axis=0, dtype=np.float64).astype(self._data.dtype)
+        # By the columns of the transpose, whose cells lie together.
+        indptr, _, values = (part.numpy() for part in self._way(1).parts())
+        filled = np.flatnonzero(np.diff(indptr))
+        sums = np.zeros(n)
+        if len(filled):
+            sums[filled] = np.add.reduceat(values, indptr[filled], dtype=np.float64)
+        return (sums / m).astype(self._data.dtype)
+
+    def squared_norm(self) -> float:
+        """|X - 1 c^T|_F^2, summed in float64."""
+        m, n = self.shape
+        offset = np.zeros(n) if self._offset is None else self._offset.double().numpy()
+        if not self.sparse:
+            squares, step = 0.0, max(1, _CHUNK // max(n, 1))
+            for begin in range(0, m, step):
+                part = self._data[begin : begin + step].astype(np.float64)
+                part -= offset
+                squares += float(np.vdot(part, part))
+            return squares
+        # Each (x - c)^2 of what is stored, and c^2 of what is not: nothing cancels.
+        indptr, _, values = (part.numpy() for part in self._way(1).parts())
+        if self._offset is None:
+            return float(np.einsum("i,i->", values, values, dtype=np.float64))
+        counts = np.diff(indptr)
+        off = values - np.repeat(offset, counts)
+        return float(off @ off + (m - counts) @ offset**2)
+
+    def gram(self) -> Tensor:
+        """The product of X - 1 c^T with its transpose over the longer side, float64
+        [min(m, n), min(m, n)], from blocks of at most some megabytes."""
+        m, n = self.shape
+        side = min(m, n)
+        gram = torch.zeros(side, side, dtype=torch.float64)
+        if not self.sparse:
+            dense = self._ways[0] if n <= m else self._ways[1]  # [longer, shorter]
+            step = max(1, _CHUNK // max(side, 1))
+            for begin in range(0, dense.shape[0], step):
+                part = dense[begin : begin + step].double()
+                if self._offset is not None:
+                    offset = self._offset.double()
+                    part = part - (offset if n <= m else offset[begin : begin + step, None])
+                gram.addmm_(part.T, part)
+            return gram
+        step = max(1, _CHUNK // max(m, n))
+        for begin in range(0, side, step):
+            end = min(begin + step, side)
+            unit = torch.zeros(side, end - begin, dtype=self.dtype)
+            unit[torch.arange(begin, end), torch.arange(end - begin)] = 1
+            if n <= m:
+                gram[:, begin:end] = self.transposed_times(self.times(unit))
+            else:
+                gram[:, begin:end] = self.times(self.transposed_times(unit))
+        return (gram + gram.T) / 2
+
+
+class Rows:
+    """A CSR matrix [m, n] as torch takes it: ``indptr`` [m + 1], ``indices`` and ``values`` [nnz],
+    ``tensor`` the three as one sparse tensor. Shares memory with what it was made from."""
+
+    def __init__(self, csr: Any) -> None:
+        self.shape: tuple[int, int] = tuple(csr.shape)
+        self.values = torch.from_numpy(csr.data)
+        self._indptr, self._indices = torch.from_numpy(csr.indptr), torch.from_numpy(csr.indices)
+        self.tensor = self._tensor()
+
+    def _tensor(self) -> Tensor:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch calls its CSR layout beta
+            return torch.sparse_csr_tensor(
+                self._indptr, self._indices, self.values, self.shape, check_invariants=False
+            )
+
+    def with_values(self, values: Tensor) -> Rows:
+        """Other values in the same cells."""
+        other = copy.copy(self)
+        other.values = values
+        other.tensor = other._tensor()
+        return other
+
+    def parts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(indptr, indices, values)."""
+        return self._indptr, self._indices, self.values
+
+    def scipy(self) -> Any:
+        """The same as a scipy CSR matrix."""
+        import scipy.sparse
+
+        parts = (self.values.numpy(), self._indices.numpy(), self._indptr.numpy())
+        return scipy.sparse.csr_matrix(parts, shape=self.shape)
+
+    @classmethod
+    def of(cls, csr: Any) -> Rows:
+        """From a scipy CSR matrix, whatever its flags: torch has no read-only tensors."""
+        import scipy.sparse
+
+        parts = (csr.data, csr.indices, csr.indptr)
+        if not all(part.flags.writeable for part in parts):
+            parts = tuple(part if part.flags.writeable else part.copy() for part in parts)
+            csr = scipy.sparse.csr_matrix(parts, shape=csr.shape)
+        return cls(csr)
+
+
+def csr_product(rows: Rows, right: Tensor) -> Tensor:
+    """[m, b] = rows [m, n] times ``right`` [n, b], row-major, both of one float dtype; over
+    ``torch.get_num_threads()``.
+
+    A few columns at a time, so that the rows of ``right`` that a row of the matrix gathers stay in
+    the cache: 128 bytes of each.
+    """
+    if not torch.backends.mkl.is_available():
+        return torch.from_numpy(np.ascontiguousarray(rows.scipy() @ right.numpy()))
+    step, width = 128 // right.element_size(), right.shape[1]
+    if width <= step:
+        return rows.tensor @ right.contiguous()
+    product = right.new_empty(rows.shape[0], width)
+    for begin in range(0, width, step):
+        part = slice(begin, min(begin + step, width))
+        product[:, part] = rows.tensor @ right[:, part].contiguous()
+    return product
