@@ -21,24 +21,30 @@ except PackageNotFoundError:  # running from a source tree that was never instal
 if TYPE_CHECKING:
     from vecsmith import data, eval, io, models, nn, ops, optim
     from vecsmith import reference as reference
+    from vecsmith.models.bpr import BPR
     from vecsmith.models.cosine_index import CosineIndex
     from vecsmith.models.keyed_vectors import KeyedVectors
+    from vecsmith.models.matrix_factorization_sgd import MatrixFactorizationSGD
     from vecsmith.models.sentence_autoencoder import SentenceAutoencoder
     from vecsmith.models.word2vec import Word2Vec
     from vecsmith.nn.accelerate import accelerate
 
 _MODULES = ("data", "eval", "io", "kernels", "models", "nn", "ops", "optim", "reference")
 _CLASSES = {
+    "BPR": "vecsmith.models.bpr",
     "CosineIndex": "vecsmith.models.cosine_index",
     "KeyedVectors": "vecsmith.models.keyed_vectors",
+    "MatrixFactorizationSGD": "vecsmith.models.matrix_factorization_sgd",
     "SentenceAutoencoder": "vecsmith.models.sentence_autoencoder",
     "Word2Vec": "vecsmith.models.word2vec",
     "accelerate": "vecsmith.nn.accelerate",
 }
 
 __all__ = [
+    "BPR",
     "CosineIndex",
     "KeyedVectors",
+    "MatrixFactorizationSGD",
     "SentenceAutoencoder",
     "Word2Vec",
     "__version__",
