@@ -64,10 +64,9 @@ VECSMITH_INLINE int draw_pairs(const FactorJob& job, int64_t first, int64_t last
 }
 
 VECSMITH_INLINE void fetch_row(const float* row, int64_t dim) {
-  const char* const begin = reinterpret_cast<const char*>(row);
-  const char* const end = reinterpret_cast<const char*>(row + dim);
-  for (const char* p = begin; p < end; p += 64) __builtin_prefetch(p, 1, 3);
-  __builtin_prefetch(end - 1, 1, 3);
+  const uintptr_t end = reinterpret_cast<uintptr_t>(row + dim);
+  for (uintptr_t p = reinterpret_cast<uintptr_t>(row) & ~uintptr_t{63}; p < end; p += 64)
+    __builtin_prefetch(reinterpret_cast<const void*>(p), 1, 3);
 }
 
 VECSMITH_INLINE void fetch(const FactorJob& job, const Pair& pair) {
