@@ -22,10 +22,12 @@ except PackageNotFoundError:  # running from a source tree that was never instal
 if TYPE_CHECKING:
     from vecsmith import data, eval, io, low_rank, models, nn, ops, optim
     from vecsmith import reference as reference
+    from vecsmith.models.bpr import BPR
     from vecsmith.models.cosine_index import CosineIndex
     from vecsmith.models.keyed_vectors import KeyedVectors
     from vecsmith.models.linear_autoencoder import LinearAutoencoder
     from vecsmith.models.lsa import LSA
+    from vecsmith.models.matrix_factorization_sgd import MatrixFactorizationSGD
     from vecsmith.models.nmf import NMF
     from vecsmith.models.pca import PCA
     from vecsmith.models.sentence_autoencoder import SentenceAutoencoder
@@ -46,10 +48,12 @@ _MODULES = (
     "reference",
 )
 _CLASSES = {
+    "BPR": "vecsmith.models.bpr",
     "CosineIndex": "vecsmith.models.cosine_index",
     "KeyedVectors": "vecsmith.models.keyed_vectors",
     "LSA": "vecsmith.models.lsa",
     "LinearAutoencoder": "vecsmith.models.linear_autoencoder",
+    "MatrixFactorizationSGD": "vecsmith.models.matrix_factorization_sgd",
     "NMF": "vecsmith.models.nmf",
     "PCA": "vecsmith.models.pca",
     "SentenceAutoencoder": "vecsmith.models.sentence_autoencoder",
@@ -59,10 +63,12 @@ _CLASSES = {
 }
 
 __all__ = [
+    "BPR",
     "CosineIndex",
     "KeyedVectors",
     "LSA",
     "LinearAutoencoder",
+    "MatrixFactorizationSGD",
     "NMF",
     "PCA",
     "SentenceAutoencoder",

@@ -35,6 +35,7 @@ from vecsmith.ops.embedding_bag import (
     embedding_bag_update,
     embedding_bags,
 )
+from vecsmith.ops.factor_sgd import FactorBlocks, factor_blocks, factor_sgd, factor_sgd_bpr
 from vecsmith.ops.rnn import rnn
 from vecsmith.ops.skipgram import skipgram, skipgram_pairs
 
@@ -42,6 +43,7 @@ __all__ = [
     "Backend",
     "BackendUnavailable",
     "Cells",
+    "FactorBlocks",
     "Operator",
     "PackedRows",
     "TopK",
@@ -57,6 +59,9 @@ __all__ = [
     "embedding_bags",
     "empty_table",
     "explain",
+    "factor_blocks",
+    "factor_sgd",
+    "factor_sgd_bpr",
     "linear_topk",
     "match_mask",
     "nearest_token_accuracy",
