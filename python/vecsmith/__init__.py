@@ -21,7 +21,9 @@ except PackageNotFoundError:  # running from a source tree that was never instal
 if TYPE_CHECKING:
     from vecsmith import data, eval, io, models, nn, ops, optim
     from vecsmith import reference as reference
+    from vecsmith.models.als import ALS
     from vecsmith.models.cosine_index import CosineIndex
+    from vecsmith.models.explicit_als import ExplicitALS
     from vecsmith.models.keyed_vectors import KeyedVectors
     from vecsmith.models.sentence_autoencoder import SentenceAutoencoder
     from vecsmith.models.word2vec import Word2Vec
@@ -29,7 +31,9 @@ if TYPE_CHECKING:
 
 _MODULES = ("data", "eval", "io", "kernels", "models", "nn", "ops", "optim", "reference")
 _CLASSES = {
+    "ALS": "vecsmith.models.als",
     "CosineIndex": "vecsmith.models.cosine_index",
+    "ExplicitALS": "vecsmith.models.explicit_als",
     "KeyedVectors": "vecsmith.models.keyed_vectors",
     "SentenceAutoencoder": "vecsmith.models.sentence_autoencoder",
     "Word2Vec": "vecsmith.models.word2vec",
@@ -37,7 +41,9 @@ _CLASSES = {
 }
 
 __all__ = [
+    "ALS",
     "CosineIndex",
+    "ExplicitALS",
     "KeyedVectors",
     "SentenceAutoencoder",
     "Word2Vec",
