@@ -27,8 +27,11 @@ class FactorTable:
     """
 
     def __init__(self, table: Tensor, width: int | None = None) -> None:
-        given = isinstance(table, nn.Parameter)
-        self.parameter = table if given else nn.Parameter(table.detach())
+        if not isinstance(table, nn.Parameter):
+            # NumPy's arrays of no rows have strides of 0.
+            table = table.detach() if len(table) else table.new_empty(table.shape)
+            table = nn.Parameter(table)
+        self.parameter = table
         self.width = table.shape[1] if width is None else width
         # weakref.ref of the arrays that were handed out, by the name of their part
         self._lent: dict[str, weakref.ref[np.ndarray]] = {}

@@ -459,12 +459,9 @@ class ExplicitALS(FoldInModel):
 def _clip(value: Any) -> bool | tuple[float, float]:
     if isinstance(value, (bool, np.bool_)):
         return bool(value)
-    try:
-        least, greatest = (check.finite("clip", bound) for bound in value)
-    except TypeError:
-        raise TypeError(
-            f"expected clip to be True, False or (least, greatest); got {value!r}"
-        ) from None
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"expected clip to be True, False or (least, greatest); got {value!r}")
+    least, greatest = (check.finite("clip", bound) for bound in value)
     if least > greatest:
         raise ValueError(f"expected clip (least, greatest); got {value!r}")
     return least, greatest
