@@ -206,6 +206,17 @@ def test_a_user_who_came_after_the_interactions(model):
 # --- changed factors ------------------------------------------------------------------------------
 
 
+def test_users_of_zeros_and_equal_items_go_by_number(model):
+    model.item_factors = np.repeat(model.item_factors[:5], 4, axis=0)
+    model.user_factors[[2, 25]] = 0
+    scores = model.user_factors @ model.item_factors.T
+    check_lists(model.recommend(np.arange(USERS), MATRIX, N=9), scores, LIKED, 9)
+    left_out = LIKED.copy()
+    left_out[:, 3] = True
+    found = model.recommend([2, 25, 0], MATRIX[[2, 25, 0]], N=18, filter_items=[3])
+    check_lists(found, scores, left_out, 18, [2, 25, 0])
+
+
 def changed_by_view(model):
     row = model.item_factors[3]
     model.recommend(0, MATRIX[0])
@@ -277,11 +288,16 @@ def test_items_are_packed_once(model, monkeypatch):
         model.recommend(0, MATRIX[0])
         model.similar_items(2)
     assert len(packs) == 2
-    model.item_factors.sum()  # let go at once: looked at once more
+    model.item_factors.sum()  # let go at once: packed once more
     gc.collect()
     for _ in range(3):
         model.recommend(0, MATRIX[0])
     assert len(packs) == 3
+    held = model.item_factors
+    for _ in range(3):
+        model.recommend(0, MATRIX[0])
+    assert len(packs) == 6
+    assert held is model.item_factors
 
 
 # --- similar --------------------------------------------------------------------------------------

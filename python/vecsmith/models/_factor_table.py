@@ -16,6 +16,76 @@ from vecsmith import ops
 _AT_ONCE = 1 << 21  # numbers that are made doubles together
 
 
+class OrderedRows:
+    """A table [n, columns] for searches by product, packed in another order: rows far from the mean
+    first. No other row can have the greatest products, so that what it takes to be among the best
+    is known early, and most rows are dropped at first sight. The sorted copy is what is packed."""
+
+    def __init__(self, table: Tensor) -> None:
+        mean = torch.zeros(table.shape[1], dtype=torch.float64, device=table.device)
+        parts = table.split(max(1, _AT_ONCE // max(table.shape[1], 1)))
+        for part in parts:
+            mean += part.double().sum(0)
+        mean = mean / max(len(table), 1)
+        far = torch.cat([(part.double() - mean).square().sum(1) for part in parts])
+        self.order = far.argsort(descending=True, stable=True)
+        self._ranks = torch.empty_like(self.order)
+        self._ranks[self.order] = torch.arange(len(table), device=table.device)
+        self._table = table
+        self._packed = ops.PackedRows(table[self.order], metric="dot")
+
+    def search(
+        self,
+        queries: Tensor,
+        k: int,
+        *,
+        banned: Tensor | None,
+        exclude: ops.Cells | None,
+        num_threads: int | None,
+    ) -> ops.TopK:
+        """As :meth:`vecsmith.ops.PackedRows.search`, by the rows of the table."""
+        self._packed.num_threads = num_threads
+        found = self._packed.search(
+            queries,
+            k,
+            banned=None if banned is None else banned[self.order],
+            exclude=None if exclude is None else self._renumbered(exclude),
+        )
+        indices = torch.where(found.indices >= 0, self.order[found.indices.clamp_min(0)], -1)
+        zeros = (queries == 0).all(1).nonzero()[:, 0]
+        if len(zeros):
+            # All rows are as good: the first ones are asked for, not the first in this order.
+            own = None if exclude is None else cells_of_rows(exclude, zeros)
+            some = (queries[zeros, :1], self._table[:, :1], k)
+            masks = {"banned": banned, "exclude": own}
+            indices[zeros] = ops.cosine_topk(*some, metric="dot", **masks).indices
+        return ops.TopK(found.values, indices)
+
+    def _renumbered(self, cells: ops.Cells) -> ops.Cells:
+        """With the columns that are rows of the table at their place in this order."""
+        from scipy import sparse
+
+        columns = self._ranks[cells.indices.long()].to(torch.int32).cpu().numpy()
+        # sort_indices sorts in place.
+        parts = (np.empty(len(columns), np.int8), columns, cells.indptr.cpu().numpy())
+        matrix = sparse.csr_matrix(parts, shape=cells.shape, copy=False)
+        matrix.has_sorted_indices = False
+        matrix.sort_indices()
+        indices = torch.from_numpy(matrix.indices).to(cells.indices.device)
+        return ops.Cells(cells.indptr, indices, cells.values, cells.shape)
+
+
+def cells_of_rows(cells: ops.Cells, rows: Tensor) -> ops.Cells:
+    """The cells of these rows, in their order."""
+    starts = cells.indptr.long()
+    lengths = starts.diff()[rows]
+    indptr = torch.cat([lengths.new_zeros(1), lengths.cumsum(0)])
+    at = torch.arange(int(indptr[-1]), device=rows.device)
+    at = at + torch.repeat_interleave(starts[rows] - indptr[:-1], lengths)
+    shape = (len(rows), cells.shape[1])
+    return ops.Cells(indptr, cells.indices[at], cells.values[at], shape)
+
+
 class FactorTable:
     """A table [n, columns], of whose columns the first ``width`` are factors; the others belong to
     the row, too (a bias).
@@ -35,7 +105,8 @@ class FactorTable:
         self.width = table.shape[1] if width is None else width
         # weakref.ref of the arrays that were handed out, by the name of their part
         self._lent: dict[str, weakref.ref[np.ndarray]] = {}
-        self._packed: dict[str, ops.PackedRows] = {}
+        self._near: ops.PackedRows | None = None
+        self._ordered: tuple[int, OrderedRows] | None = None
         self._gram: tuple[int, Tensor] | None = None
         self._lock = threading.RLock()
 
@@ -80,20 +151,27 @@ class FactorTable:
     def _forget(self) -> None:
         """Lets go of what may have changed without a trace."""
         if self._lent:
-            self._packed.clear()
-            self._gram = None
+            self._near = self._ordered = self._gram = None
             self._lent = {part: held for part, held in self._lent.items() if held() is not None}
 
-    def packed(self, metric: str, num_threads: int | None = None) -> ops.PackedRows:
-        """For searches by "dot" (all columns) or by "cosine" (the factors)."""
+    def near(self, num_threads: int | None = None) -> ops.PackedRows:
+        """For searches by the cosine of the factors."""
         with self._lock:
             self._forget()
-            if metric not in self._packed:
-                rows = self.tensor if metric == "dot" else self.factors
-                self._packed[metric] = ops.PackedRows(rows, metric=metric)
-            packed = self._packed[metric]
-            packed.num_threads = num_threads
-            return packed
+            if self._near is None:
+                self._near = ops.PackedRows(self.factors)
+            self._near.num_threads = num_threads
+            return self._near
+
+    def ordered(self) -> OrderedRows:
+        """For searches by the product with all columns."""
+        with self._lock:
+            self._forget()
+            version = _version(self.parameter)
+            if self._ordered is None or self._ordered[0] != version:
+                self._ordered = None  # not two of them at a time
+                self._ordered = version, OrderedRows(self.tensor)
+            return self._ordered[1]
 
     def gram(self) -> Tensor:
         """Y^T Y of all columns, float64."""

@@ -3,6 +3,8 @@ words of implicit."""
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -193,9 +195,8 @@ class FactorModel:
         N = N if only is None else min(N, len(only))
         ids, scores = self._no_items(len(rows), N)
         k = min(N, len(table))
-        searched = self._searched(table, "dot", only) if k else None
-        only = None if only is None else only.cpu()
-        for first in range(0, 0 if searched is None else len(rows), _AT_ONCE):
+        search = self._search_of(table, only) if k else None
+        for first in range(0, 0 if search is None else len(rows), _AT_ONCE):
             batch = slice(first, min(first + _AT_ONCE, len(rows)))
             own = None if cells is None else _rows_of(cells, batch)
             if recalculate_user:
@@ -208,10 +209,10 @@ class FactorModel:
             exclude = None
             if filter_already_liked_items:
                 assert own is not None
-                exclude = own if only is None else _columns_of(own, only.numpy())
+                exclude = own if only is None else _columns_of(own, only.cpu().numpy())
                 exclude = exclude.to(self._device)
-            assert searched is not None
-            values, indices = searched.search(queries, k, banned=banned, exclude=exclude)
+            assert search is not None
+            values, indices = search(queries, k, banned=banned, exclude=exclude)
             values = values if offsets is None else values + offsets[:, None]
             _write(ids[batch], scores[batch], indices, values, only)
         if kind is not None:
@@ -277,11 +278,12 @@ class FactorModel:
         kind = kind if kind.kind == "i" else np.dtype(np.int64)
         return torch.from_numpy(np.unique(rows)).to(self._device), kind
 
-    def _searched(self, table: FactorTable, metric: str, only: Tensor | None) -> ops.PackedRows:
+    def _search_of(self, table: FactorTable, only: Tensor | None) -> Callable[..., ops.TopK]:
+        """What finds the greatest products among the items, or some of them."""
+        threads = self._threads()
         if only is None:
-            return table.packed(metric, self._threads())
-        rows = table.tensor if metric == "dot" else table.factors
-        return ops.PackedRows(rows[only], metric=metric, num_threads=self._threads())
+            return functools.partial(table.ordered().search, num_threads=threads)
+        return ops.PackedRows(table.tensor[only], metric="dot", num_threads=threads).search
 
     def _banned(self, name: str, ids: Any, count: int) -> Tensor | None:
         if ids is None or not len(ids):
@@ -355,9 +357,12 @@ class FactorModel:
         ids, scores = self._no_items(len(rows), N)
         k = min(N, len(table))
         if k and len(rows):
-            searched = self._searched(table, "cosine", only)
-            values, indices = searched.search(queries, k, banned=banned)
-            _write(ids, scores, indices, values, None if only is None else only.cpu())
+            threads = self._threads()
+            near = table.near(threads)
+            if only is not None:
+                near = ops.PackedRows(table.factors[only], num_threads=threads)
+            values, indices = near.search(queries, k, banned=banned)
+            _write(ids, scores, indices, values, only)
         if kind is not None:
             ids = ids.astype(kind)
         return (ids[0], scores[0]) if single else (ids, scores)
@@ -393,6 +398,7 @@ def _write(
     ids: np.ndarray, scores: np.ndarray, indices: Tensor, values: Tensor, only: Tensor | None
 ) -> None:
     """What was found [n, k] into the first k places."""
+    only = None if only is None else only.cpu()
     indices, values = indices.cpu(), values.cpu()
     found = indices >= 0
     if only is not None:
