@@ -22,8 +22,10 @@ except PackageNotFoundError:  # running from a source tree that was never instal
 if TYPE_CHECKING:
     from vecsmith import data, eval, io, low_rank, models, nn, ops, optim
     from vecsmith import reference as reference
+    from vecsmith.models.als import ALS
     from vecsmith.models.bpr import BPR
     from vecsmith.models.cosine_index import CosineIndex
+    from vecsmith.models.explicit_als import ExplicitALS
     from vecsmith.models.keyed_vectors import KeyedVectors
     from vecsmith.models.linear_autoencoder import LinearAutoencoder
     from vecsmith.models.lsa import LSA
@@ -48,8 +50,10 @@ _MODULES = (
     "reference",
 )
 _CLASSES = {
+    "ALS": "vecsmith.models.als",
     "BPR": "vecsmith.models.bpr",
     "CosineIndex": "vecsmith.models.cosine_index",
+    "ExplicitALS": "vecsmith.models.explicit_als",
     "KeyedVectors": "vecsmith.models.keyed_vectors",
     "LSA": "vecsmith.models.lsa",
     "LinearAutoencoder": "vecsmith.models.linear_autoencoder",
@@ -63,8 +67,10 @@ _CLASSES = {
 }
 
 __all__ = [
+    "ALS",
     "BPR",
     "CosineIndex",
+    "ExplicitALS",
     "KeyedVectors",
     "LSA",
     "LinearAutoencoder",

@@ -1,4 +1,5 @@
-"""The command ``vecsmith``: word2vec, sentence, neighbors, evaluate, plot, info.
+"""The command ``vecsmith``: word2vec, sentence, als, recommend, similar, neighbors, evaluate, plot,
+info.
 
 ``main`` is the entry point. Whatever goes wrong is one line on standard error and exit code 2 (a
 traceback with ``--debug``); Ctrl-C and SIGTERM end with 130.
@@ -20,7 +21,7 @@ import typer
 from vecsmith.cli import _loads  # noqa: F401
 
 # isort: split
-from vecsmith.cli import _info, _sentence, _vectors, _word2vec
+from vecsmith.cli import _als, _info, _recommend, _sentence, _vectors, _word2vec
 from vecsmith.models._checkpoint import TrainingInterrupted, interrupt_on_terminate
 
 FAILED, INTERRUPTED = 2, 130
@@ -35,13 +36,18 @@ app = typer.Typer(
     help=(
         "Train word vectors fast, and use them.\n\n"
         "Start with **vecsmith word2vec corpus.txt -o vectors/**, then ask "
-        "**vecsmith neighbors vectors/ king**. Each command explains itself with **--help**."
+        "**vecsmith neighbors vectors/ king**; or with **vecsmith als ratings.csv -o model/**, "
+        "then **vecsmith recommend model/ --user 42**. Each command explains itself with "
+        "**--help**."
     ),
 )
 
 
 for _function in (
     _word2vec.word2vec,
+    _als.als,
+    _recommend.recommend,
+    _recommend.similar,
     _vectors.neighbors,
     _vectors.evaluate,
     _vectors.plot,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from vecsmith.ops import _checks as check
 from vecsmith.ops import _cosine_topk as registered
+from vecsmith.ops._cells import Cells
 from vecsmith.ops._registry import BackendUnavailable, native
 from vecsmith.ops.cosine_topk import TopK, _check_tables, cosine_topk, exclusions
 
@@ -295,7 +296,7 @@ class PackedRows:
         k: int = 1,
         *,
         banned: Tensor | None = None,
-        exclude: Tensor | Sequence[Sequence[int]] | None = None,
+        exclude: Tensor | Sequence[Sequence[int]] | Cells | None = None,
     ) -> TopK:
         """As :func:`cosine_topk`, without gradients. Rows that are not packed yet are packed now.
 

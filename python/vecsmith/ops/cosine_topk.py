@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from vecsmith.ops import _checks as check
 from vecsmith.ops import _cosine_topk as registered
+from vecsmith.ops._cells import Cells
 
 if TYPE_CHECKING:
     from vecsmith.ops._packed_rows import PackedRows
@@ -39,7 +40,7 @@ def cosine_topk(
     *,
     metric: str = "cosine",
     banned: Tensor | None = None,
-    exclude: Tensor | Sequence[Sequence[int]] | None = None,
+    exclude: Tensor | Sequence[Sequence[int]] | Cells | None = None,
     backend: str | None = None,
     num_threads: int | None = None,
 ) -> TopK:
@@ -64,8 +65,9 @@ def cosine_topk(
         k: 1..V.
         metric: "cosine", "dot" or "l2".
         banned: bool [V], rows that nobody may have; they may hold anything.
-        exclude: rows that single queries may not have: int64 [..., E] with -1 for none, or a
-            sequence of sequences of rows, one for each of the queries.
+        exclude: rows that single queries may not have: int64 [..., E] with -1 for none; a sequence
+            of sequences of rows, one for each of the queries; or :class:`Cells` [queries, V], whose
+            values do not matter.
         backend: "native", "triton" or "reference" to force one.
         num_threads: default ``torch.get_num_threads()``.
 
@@ -254,6 +256,17 @@ def exclusions(
     if exclude is None:
         return None, None
     count = queries.numel() // max(queries.shape[-1], 1)
+    if isinstance(exclude, Cells):
+        if exclude.shape != (count, rows):
+            raise ValueError(
+                f"{name}: expected exclude of shape [{count}, {rows}], queries and rows; "
+                f"got {list(exclude.shape)}"
+            )
+        if exclude.indices.device != queries.device:
+            raise ValueError(
+                f"{name}: expected exclude on {queries.device}; got it on {exclude.indices.device}"
+            )
+        return (exclude.indptr.long(), exclude.indices.long()) if len(exclude) else (None, None)
     if not isinstance(exclude, Tensor):
         if not isinstance(exclude, Sequence) or isinstance(exclude, str):
             raise TypeError(

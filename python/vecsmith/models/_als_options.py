@@ -1,0 +1,122 @@
+"""Options, start and stop that the models of alternating least squares have in common."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vecsmith.models import _options as check
+from vecsmith.models._als_training import ALSCheckpoint
+from vecsmith.models._checkpoint import Checkpoint
+
+METHODS = ("cholesky", "cg", "block")
+# What a model is loaded with may be other than what it was saved with: the machine is.
+MACHINE_OPTIONS = {
+    *("num_threads", "device", "checkpoint", "checkpoint_every", "resume", "progress"),
+}
+
+
+def dtype(value: Any) -> np.dtype:
+    """float32 or float64; torch's are taken, too."""
+    if isinstance(value, torch.dtype):
+        value = str(value).removeprefix("torch.")
+    try:
+        found = np.dtype(value)
+    except TypeError:
+        raise TypeError(f"expected dtype to be float32 or float64; got {value!r}") from None
+    if found not in (np.float32, np.float64):
+        raise TypeError(f"expected dtype to be float32 or float64; got {found}")
+    return found
+
+
+def method(value: Any) -> Any:
+    """The name of a method, or None."""
+    if value is not None and value not in METHODS:
+        names = ", ".join(repr(name) for name in METHODS)
+        raise ValueError(f"expected method to be one of {names}; got {value!r}")
+    return value
+
+
+def generator(random_state: Any) -> np.random.Generator:
+    """As implicit makes one of a seed, a Generator, or a RandomState."""
+    if isinstance(random_state, np.random.RandomState):
+        return np.random.default_rng(random_state.randint(2**31))
+    try:
+        return np.random.default_rng(random_state)
+    except (TypeError, ValueError) as error:
+        raise type(error)(
+            "expected random_state to be None, an int >= 0, a numpy Generator or RandomState; "
+            f"got {random_state!r}"
+        ) from None
+
+
+def saved_random_state(random_state: Any) -> int | None:
+    """A seed, if it is one: the state of a generator is not saved."""
+    return int(random_state) if isinstance(random_state, (int, np.integer)) else None
+
+
+def is_seed(random_state: Any) -> bool:
+    """Whether it is a seed or None: what asking does not change."""
+    return not isinstance(random_state, (np.random.Generator, np.random.RandomState))
+
+
+def refuse_overflow(name: str, table: Tensor) -> None:
+    """Raises ValueError for factors that are not finite after training."""
+    if not bool(table.isfinite().all()):
+        raise ValueError(
+            f"expected finite factors; got nan or inf in those of the {name}: values are too "
+            f"large, or the regularization too small, for {str(table.dtype).removeprefix('torch.')}"
+        )
+
+
+def checkpoint(
+    folder: str | os.PathLike[str] | Checkpoint | None, every: Any, resume: Any, kind: np.dtype
+) -> Checkpoint | None:
+    """The checkpoint in a folder, or None, of a model of this dtype. Nothing is read or written."""
+    every = check.finite("checkpoint_every", every, low=0.0)
+    if folder is not None and kind != np.float32:
+        raise ValueError(f"expected dtype float32 with a checkpoint; got {kind}")
+    if folder is None or isinstance(folder, Checkpoint):
+        return folder
+    return ALSCheckpoint(folder, every, bool(resume))
+
+
+def load_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``load``. Raises TypeError for others."""
+    unknown = sorted(set(options) - MACHINE_OPTIONS)
+    if unknown:
+        raise TypeError(f"expected options among {sorted(MACHINE_OPTIONS)}; got {unknown}")
+    return options
+
+
+def drawn(rows: int, columns: int, kind: np.dtype, random: np.random.Generator) -> Tensor:
+    """[rows, columns], as implicit draws the first factors: evenly in 0 .. 0.01."""
+    values = random.random((rows, columns), dtype=kind.type)
+    values *= 0.01
+    return torch.from_numpy(values)
+
+
+def visible(show_progress: Any, progress: bool | None) -> bool:
+    """Whether there is a progress bar."""
+    return bool(show_progress) and (sys.stderr.isatty() if progress is None else bool(progress))
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads for torch, too; 0: as many as it has."""
+    before = torch.get_num_threads()
+    if count in (0, before):
+        yield
+        return
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

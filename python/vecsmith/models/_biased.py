@@ -1,0 +1,75 @@
+"""Ratings with a mean and biases, r_ui ~ m + b_u + b_i + <x_u, y_i>, in two tables of rows
+[x_u, b_u] and [y_i, b_i]: the partner of a bias is 1."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from vecsmith import ops
+from vecsmith.models._cell_scores import cell_scores
+from vecsmith.models._factor_table import FactorTable
+
+Bounds = tuple[float, float] | None
+
+
+def partner(table: FactorTable) -> Tensor:
+    """What a row of the other side is multiplied with: [y_i, 1], or the factors as they are."""
+    if table.tensor.shape[1] == table.width:
+        return table.tensor
+    made = table.tensor.clone()
+    made[:, table.width] = 1
+    return made
+
+
+def bias(table: FactorTable) -> Tensor | None:
+    """[n], or None where there is none."""
+    return table.tensor[:, table.width] if table.tensor.shape[1] > table.width else None
+
+
+def residuals(cells: ops.Cells, mean: float, other: FactorTable) -> ops.Cells:
+    """The cells with r_ui - m - b_i, which are left for the product of a row with its partners."""
+    biases = bias(other)
+    if biases is None:
+        return cells
+    values = cells.values.to(biases.dtype) - mean - biases[cells.indices.long()]
+    return ops.Cells(cells.indptr, cells.indices, values, cells.shape)
+
+
+def pair_scores(
+    users: FactorTable, items: FactorTable, mean: float, rows: Tensor, columns: Tensor
+) -> Tensor:
+    """What is predicted for user ``rows[n]`` and item ``columns[n]``, float64 [n]."""
+    x, y = users.factors.index_select(0, rows), items.factors.index_select(0, columns)
+    return torch.linalg.vecdot(x, y).double() + _offsets(users, items, mean, rows, columns)
+
+
+def _offsets(
+    users: FactorTable, items: FactorTable, mean: float, rows: Tensor, columns: Tensor
+) -> Tensor | float:
+    of_users, of_items = bias(users), bias(items)
+    if of_users is None or of_items is None:
+        return mean
+    return of_users[rows].double() + of_items[columns].double() + mean
+
+
+def squared_errors(
+    cells: ops.Cells, users: FactorTable, items: FactorTable, mean: float, bounds: Bounds
+) -> tuple[float, float]:
+    """sum (r_ui - prediction)^2 over the cells, and the same with predictions within bounds."""
+    raw = clipped = 0.0
+    for part, rows, found in cell_scores(cells, users.factors, items.factors):
+        columns = cells.indices[part].long()
+        predicted = found.double() + _offsets(users, items, mean, rows, columns)
+        values = cells.values[part].double()
+        raw += float((values - predicted).square().sum())
+        if bounds is not None:
+            clipped += float((values - predicted.clamp(*bounds)).square().sum())
+    return raw, raw if bounds is None else clipped
+
+
+def root_mean(total: float, count: int) -> float:
+    """Of a sum of so many squares."""
+    return math.sqrt(total / count)

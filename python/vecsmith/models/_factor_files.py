@@ -1,0 +1,149 @@
+"""The folder that a factorization is saved to: config.json, model.safetensors (the factors), and
+interactions.safetensors, users.txt, items.txt where the model knows its cells and keys."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vecsmith.data import Interactions
+from vecsmith.data._interaction_files import ITEMS, USERS, read_parts, write_parts
+from vecsmith.io import load_safetensors, read_folder, save_safetensors
+from vecsmith.io._checks import refuse_nonfinite
+from vecsmith.models._checkpoint import Checkpoint, FolderInUseError
+from vecsmith.models._model_folder import read_config, write_folder
+
+VERSION = 1
+# The models whose folders these are, by the format that their config.json names.
+CLASSES = {
+    "vecsmith.ALS": ("vecsmith.models.als", "ALS"),
+    "vecsmith.ExplicitALS": ("vecsmith.models.explicit_als", "ExplicitALS"),
+}
+
+
+def save(
+    folder: str | os.PathLike[str],
+    form: str,
+    tables: dict[str, Tensor],
+    parameters: dict[str, Any],
+    state: dict[str, Any],
+    interactions: Interactions | None,
+) -> None:
+    """Write a model's folder.
+
+    tables: "users" and "items"; parameters: what the constructor gets; state: what else belongs to
+    it. Both are JSON.
+
+    Raises: ValueError for a table that is not finite; OSError.
+    """
+    for name, table in tables.items():
+        refuse_nonfinite(table, None, name)
+    config: dict[str, Any] = {"format": form, "version": VERSION}
+    config |= {"users": len(tables["users"]), "items": len(tables["items"])}
+    config |= {"parameters": parameters, "state": state}
+    with write_folder(folder, remove=(USERS, ITEMS, "interactions.safetensors")) as staging:
+        save_safetensors(staging / "model.safetensors", tables)
+        if interactions is not None:
+            config["interactions"] = write_parts(
+                staging, interactions.matrix, interactions.users, interactions.items, None
+            )
+        (staging / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def remove_checkpoint(checkpoint: Checkpoint | None) -> None:
+    """What it held is saved."""
+    if checkpoint is not None and checkpoint.owned:
+        with contextlib.suppress(FolderInUseError, OSError), checkpoint.hold():
+            checkpoint.remove()
+
+
+def load(
+    folder: str | os.PathLike[str], form: str
+) -> tuple[dict[str, Any], dict[str, Tensor], Interactions | None]:
+    """(config.json, the tables, memory-mapped, the interactions or None) of a model's folder.
+
+    Raises: FileNotFoundError for a missing file; ValueError for a damaged one.
+    """
+    with read_folder(folder) as find:
+        names = ("config.json", "model.safetensors")
+        config = read_config(find, folder, names, form, VERSION)
+        path = find("config.json")
+        tables, _ = load_safetensors(find("model.safetensors"))
+        known, interactions = config.get("interactions"), None
+        if known is not None:
+            if not isinstance(known, dict):
+                raise ValueError(f"{path}: damaged (interactions)")
+            interactions = Interactions(*read_parts(find, known))
+    try:
+        counts = {name: int(config[name]) for name in ("users", "items")}
+        parts = config["parameters"], config["state"]
+        if not all(isinstance(part, dict) for part in parts):
+            raise TypeError(f"parameters and state are {parts!r:.60}")
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged ({error!r})") from None
+    found = {name: tuple(table.shape) for name, table in tables.items()}
+    widths = {shape[-1] for shape in found.values() if len(shape) == 2}
+    if len(widths) != 1 or found != {name: (rows, *widths) for name, rows in counts.items()}:
+        raise ValueError(f"{folder}: expected tables of {counts} rows and one width; got {found}")
+    for name, table in tables.items():
+        if table.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"{folder}: expected {name} of float32 or float64; got {table.dtype}")
+        refuse_nonfinite(table, None, f"{folder}: {name}")
+    if interactions is not None and interactions.shape != (counts["users"], counts["items"]):
+        raise ValueError(
+            f"{folder}: expected interactions of {counts}; got shape {list(interactions.shape)}"
+        )
+    return config, tables, interactions
+
+
+def constructed(
+    model_class: Any,
+    folder: str | os.PathLike[str],
+    config: dict[str, Any],
+    tables: dict[str, Tensor],
+    options: dict[str, Any],
+) -> tuple[Any, dict[str, Any]]:
+    """(a model with the parameters of config.json, its state).
+
+    Raises: ValueError where they are no parameters of it, or not those of the tables; as the
+        constructor for ``options``.
+    """
+    path = f"{folder}: config.json"
+    try:
+        model_class(**config["parameters"])
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: damaged ({error})") from None
+    model = model_class(**config["parameters"], **options)
+    columns = model.factors + int(getattr(model, "biases", False))
+    for name, table in tables.items():
+        if table.dtype != model._torch_dtype() or table.shape[1] != columns:
+            raise ValueError(
+                f"{folder}: expected {name} of {columns} columns, {model._torch_dtype()}; "
+                f"got {list(table.shape)}, {table.dtype}"
+            )
+    return model, config["state"]
+
+
+def load_any(folder: str | os.PathLike[str], **options: Any) -> Any:
+    """The model in a folder, by its own class's ``load``.
+
+    Raises: as that; ValueError where the folder holds a model of another kind.
+    """
+    with read_folder(folder) as find:
+        path = find("config.json")
+        if not path.exists():
+            raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
+        try:
+            form = json.loads(path.read_text(encoding="utf-8"))["format"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not a model's config.json ({error!r})") from None
+    if not isinstance(form, str) or form not in CLASSES:
+        raise ValueError(f"{path}: expected a model of {', '.join(CLASSES)}; got {form!r}")
+    module, name = CLASSES[form]
+    return getattr(importlib.import_module(module), name).load(folder, **options)

@@ -1,0 +1,488 @@
+"""ExplicitALS: matrix factorization for ratings, with biases, by alternating least squares."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vecsmith import ops
+from vecsmith.data import Interactions
+from vecsmith.models import _als_options as options_of
+from vecsmith.models import _factor_files as files
+from vecsmith.models import _options as check
+from vecsmith.models._als_training import Measures, Plan, Training, cells_identity
+from vecsmith.models._biased import (
+    Bounds,
+    bias,
+    pair_scores,
+    partner,
+    residuals,
+    root_mean,
+    squared_errors,
+)
+from vecsmith.models._cell_scores import squared_norms
+from vecsmith.models._checkpoint import checksum
+from vecsmith.models._factor_table import FactorTable
+from vecsmith.models._fold_in import FoldInModel
+from vecsmith.models._nonnegative import nonnegative_solve
+from vecsmith.models._recommend import given_cells, row_numbers
+
+FORMAT = "vecsmith.ExplicitALS"
+_SAVED = (
+    *("factors", "regularization", "iterations", "biases", "weighted_regularization"),
+    *("nonnegative", "method", "cg_steps", "block_size", "calculate_training_loss", "tolerance"),
+    *("patience",),
+)
+# A row by itself begins at 0, and has to come all the way.
+_SWEEPS, _SWEEPS_ALONE = 10, 200
+_AT_ONCE = 1 << 16  # pairs that are predicted together
+
+
+class ExplicitALS(FoldInModel):
+    """Factors and biases of users and items from ratings (the Netflix problem), by alternating
+    least squares:
+
+        r_ui ~ m + b_u + b_i + <x_u, y_i>
+
+        model = ExplicitALS(factors=50, regularization=0.05).fit(train, validation=test)
+        model.predict([0, 1], [10, 20])
+
+    It minimizes, over the observed cells (Zhou et al. 2008, doi:10.1007/978-3-540-68880-8_32, whose
+    "weighted lambda" l n_u is the default; biases as in Koren, Bell and Volinsky 2009,
+    doi:10.1109/MC.2009.263)
+
+        sum_ui (r_ui - m - b_u - b_i - <x_u, y_i>)^2
+            + l sum_u n_u (|x_u|^2 + b_u^2) + l sum_i n_i (|y_i|^2 + b_i^2)
+
+    m is the mean of the ratings. A user's bias is one more number of the user, whose partner in
+    each item is 1: both are solved together, in one system (as cmfrec does, Cortes 2018,
+    arXiv:1809.00366). Each iteration solves for all users, then for all items.
+
+    Args:
+        factors: f, numbers per user and item.
+        regularization: l >= 0.
+        biases: False: r_ui ~ <x_u, y_i>, without a mean and biases.
+        weighted_regularization: False: l for each row, however many cells it has.
+        nonnegative: factors are at least 0 (biases need not be): parts that are added up. Found by
+            coordinate descent, without ``method``.
+        iterations: how many at most.
+        method: "cholesky" (exact), "cg" or "block", as of :class:`vecsmith.ALS`; None: exact.
+        cg_steps, block_size: of these methods.
+        clip: True: predictions are kept within the ratings that were seen; or (least, greatest).
+        calculate_training_loss: measure loss and RMSE after each iteration (``history_``).
+        tolerance: stop when the loss falls by less than this part of itself; 0: never.
+        patience: with a validation set: iterations without a better RMSE there after which training
+            stops.
+        dtype: float32, or float64 (by plain torch, slower).
+        num_threads: 0: as many as torch has.
+        random_state: of the first factors: a seed, a numpy Generator or RandomState, or None.
+        device, checkpoint, checkpoint_every, resume, progress: as of :class:`vecsmith.ALS`.
+
+    Attributes:
+        user_factors, item_factors: arrays [users, f] and [items, f], over the memory of the
+            parameters (on a GPU: read-only copies), None before ``fit``.
+        user_biases, item_biases: [users] and [items], the same; None without biases.
+        user_embedding, item_embedding: ``nn.Parameter`` [users, f + 1] and [items, f + 1]: factors,
+            then the bias (without biases [.., f]).
+        global_bias: m; 0 without biases.
+        rating_range: (least, greatest) rating that was seen.
+        interactions: the :class:`vecsmith.data.Interactions` of the fit, or None.
+        history_: after each iteration {"loss", "rmse"}, if they were measured, with a validation
+            set {"validation_rmse"} too. The loss is what is minimized, divided by the number of
+            cells; RMSEs are those of :meth:`predict`.
+
+    Raises: TypeError, ValueError for options out of range.
+    """
+
+    def __init__(
+        self,
+        factors: int = 50,
+        regularization: float = 0.05,
+        *,
+        biases: bool = True,
+        weighted_regularization: bool = True,
+        nonnegative: bool = False,
+        iterations: int = 15,
+        method: str | None = None,
+        cg_steps: int = 3,
+        block_size: int = 128,
+        clip: bool | tuple[float, float] = False,
+        calculate_training_loss: bool = False,
+        tolerance: float = 0.0,
+        patience: int = 2,
+        dtype: Any = np.float32,
+        num_threads: int = 0,
+        random_state: Any = None,
+        device: Any = "cpu",
+        checkpoint: str | os.PathLike[str] | Any = None,
+        checkpoint_every: float = 60.0,
+        resume: bool = True,
+        progress: bool | None = None,
+    ) -> None:
+        self.factors = check.integer("factors", factors, 1)
+        self.regularization = check.finite("regularization", regularization, low=0.0)
+        self.biases = bool(biases)
+        self.weighted_regularization = bool(weighted_regularization)
+        self.nonnegative = bool(nonnegative)
+        self.iterations = check.integer("iterations", iterations, 0)
+        self.method = options_of.method(method)
+        if nonnegative and method is not None:
+            raise ValueError(f"expected no method with nonnegative; got {method!r}")
+        self.cg_steps = check.integer("cg_steps", cg_steps, 0)
+        self.block_size = check.integer("block_size", block_size, 1)
+        self.clip = _clip(clip)
+        self.calculate_training_loss = bool(calculate_training_loss)
+        self.tolerance = check.finite("tolerance", tolerance, low=0.0)
+        self.patience = check.integer("patience", patience, 1)
+        self.dtype = options_of.dtype(dtype)
+        self.num_threads = check.integer("num_threads", num_threads, 0)
+        self.random_state = random_state
+        if options_of.is_seed(random_state):
+            options_of.generator(random_state)
+        self._device = check.device(device)
+        self.checkpoint = options_of.checkpoint(checkpoint, checkpoint_every, resume, self.dtype)
+        self.progress = progress
+        self.interactions = None
+        self.global_bias = 0.0
+        self.rating_range: tuple[float, float] | None = None
+        self.history_: list[Measures] = []
+        self._users: FactorTable | None = None
+        self._items: FactorTable | None = None
+
+    def __repr__(self) -> str:
+        shape = "before fit"
+        if self._users is not None and self._items is not None:
+            shape = f"{len(self._users)} users, {len(self._items)} items"
+        return f"{type(self).__name__}<{shape}, factors={self.factors}>"
+
+    def _numpy_dtype(self) -> np.dtype:
+        return self.dtype
+
+    # --- what is learned ----------------------------------------------------------------------
+
+    @property
+    def device(self) -> torch.device:
+        """Where the factors are."""
+        return self._device
+
+    @property
+    def user_factors(self) -> np.ndarray | None:
+        """x [users, f]."""
+        return self._array("user", "factors")
+
+    @property
+    def item_factors(self) -> np.ndarray | None:
+        """y [items, f]."""
+        return self._array("item", "factors")
+
+    @property
+    def user_biases(self) -> np.ndarray | None:
+        """b_u [users]."""
+        return self._array("user", "biases") if self.biases else None
+
+    @property
+    def item_biases(self) -> np.ndarray | None:
+        """b_i [items]."""
+        return self._array("item", "biases") if self.biases else None
+
+    @property
+    def user_embedding(self) -> nn.Parameter | None:
+        """Factors and bias of the users, [users, f + 1]."""
+        return self._parameter("user")
+
+    @property
+    def item_embedding(self) -> nn.Parameter | None:
+        """Factors and bias of the items, [items, f + 1]."""
+        return self._parameter("item")
+
+    @property
+    def n_parameters(self) -> int:
+        """How many numbers are learned: f for each user and item, and with biases one more for each
+        and the mean."""
+        users, items = self._table("user"), self._table("item")
+        return users.tensor.numel() + items.tensor.numel() + int(self.biases)
+
+    # --- training -----------------------------------------------------------------------------
+
+    def fit(
+        self,
+        ratings: Any,
+        validation: Any = None,
+        show_progress: bool = True,
+        callback: Callable[[int, float, Measures], Any] | None = None,
+    ) -> ExplicitALS:
+        """Factorize a matrix of ratings, from new factors.
+
+        Args:
+            ratings: [users, items]: scipy.sparse (CSR is read in place) or torch.sparse, or
+                :class:`vecsmith.data.Interactions`, which are kept with their keys. Every stored
+                cell is a rating, also one of 0.
+            validation: ratings of the same users and items that are held out: their RMSE is
+                measured after each iteration, training stops where it does not fall any more
+                (``patience``), and the factors are those of its best iteration.
+            show_progress: False: no progress bar.
+            callback: called after each iteration with its number, its seconds and what was
+                measured (as in ``history_``).
+
+        Returns: the model itself.
+
+        Raises:
+            TypeError, ValueError: a matrix that is none, holds nan or infinity, or no rating;
+                a validation set of other users and items.
+            CheckpointError: a checkpoint that is damaged or of another run. FolderInUseError.
+            TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
+        """
+        cells = given_cells("ExplicitALS.fit", ratings)
+        if not len(cells):
+            raise ValueError("ExplicitALS.fit: expected ratings; got a matrix without cells")
+        held = None if validation is None else _held_out(ratings, validation, cells.shape)
+        with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as stack:
+            stack.enter_context(options_of.torch_threads(self.num_threads))
+            if self.checkpoint is not None:
+                stack.enter_context(self.checkpoint.hold())
+            users, items = self._drawn(cells.shape)
+            mean = float(cells.values.double().mean()) if self.biases else 0.0
+            seen = (float(cells.values.min()), float(cells.values.max()))
+            plan = self._plan(cells, held, users, items, mean, self._bounds(seen))
+            training = Training(plan, self.checkpoint)
+            self._users, self._items = users, items
+            self.global_bias, self.rating_range = mean, seen
+            self.interactions = ratings if isinstance(ratings, Interactions) else None
+            self.history_ = training.cursor.history
+
+            def after(iteration: int, seconds: float, measures: Measures) -> None:
+                if callback is not None:
+                    callback(iteration, seconds, measures)
+
+            training.run(options_of.visible(show_progress, self.progress), after)
+        for name, table in plan.tables.items():
+            options_of.refuse_overflow(name, table)
+        return self
+
+    def _drawn(self, shape: tuple[int, int]) -> tuple[FactorTable, FactorTable]:
+        """Users at 0; items at random, of length 1 about, their biases at 0."""
+        random = options_of.generator(self.random_state)
+        columns = self.factors + int(self.biases)
+        users = torch.zeros(shape[0], columns, dtype=self._torch_dtype())
+        items = torch.zeros(shape[1], columns, dtype=self._torch_dtype())
+        drawn = random.standard_normal((shape[1], self.factors), dtype=self.dtype.type)
+        items[:, : self.factors] = torch.from_numpy(drawn) / math.sqrt(self.factors)
+        if self.nonnegative:
+            items.abs_()
+        return (
+            FactorTable(users.to(self._device), self.factors),
+            FactorTable(items.to(self._device), self.factors),
+        )
+
+    def _plan(
+        self,
+        cells: ops.Cells,
+        held: ops.Cells | None,
+        users: FactorTable,
+        items: FactorTable,
+        mean: float,
+        bounds: Bounds,
+    ) -> Plan:
+        tables = {"users": users.tensor, "items": items.tensor}
+        identity: dict[str, Any] = {}
+        if self.checkpoint is not None:
+            settings = {name: getattr(self, name) for name in _SAVED}
+            settings |= {"clip": None if bounds is None else list(bounds)}
+            settings["start"] = None if self.random_state is None else checksum(*tables.values())
+            identity = {"settings": {"model": FORMAT, **settings}, "matrix": cells_identity(cells)}
+            identity["validation"] = {} if held is None else cells_identity(held)
+        sides = {"users": cells.to(self._device), "items": cells.transposed().to(self._device)}
+        lengths = {name: side.indptr.diff().double() for name, side in sides.items()}
+        held = None if held is None else held.to(self._device)
+
+        def half_step(side: str) -> None:
+            other = items if side == "users" else users
+            self._solve(sides[side], other, mean, tables[side])
+
+        def measure() -> Measures:
+            measures: Measures = {}
+            if measured:
+                raw, clipped = squared_errors(sides["users"], users, items, mean, bounds)
+                for name, table in tables.items():
+                    scale = lengths[name] if self.weighted_regularization else None
+                    raw += self.regularization * squared_norms(table, scale)
+                measures["loss"] = raw / len(cells)
+                measures["rmse"] = root_mean(clipped, len(cells))
+            if held is not None:
+                clipped = squared_errors(held, users, items, mean, bounds)[1]
+                measures["validation_rmse"] = root_mean(clipped, len(held))
+            return measures
+
+        measured = self.calculate_training_loss or self.tolerance > 0
+        return Plan(
+            tables=tables,
+            half_step=half_step,
+            iterations=self.iterations,
+            measure=measure if measured or held is not None else None,
+            tolerance=self.tolerance,
+            watched=None if held is None else "validation_rmse",
+            patience=self.patience,
+            identity=identity,
+        )
+
+    def _solve(
+        self, cells: ops.Cells, other: FactorTable, mean: float, out: Tensor, alone: bool = False
+    ) -> None:
+        """The rows ``out`` of one side, given the other, in place; ``alone``: exactly, from 0."""
+        lengths = cells.indptr.diff().double()
+        ridges = lengths if self.weighted_regularization else torch.ones_like(lengths)
+        left, factors = residuals(cells, mean, other), partner(other)
+        if self.nonnegative:
+            sweeps = _SWEEPS_ALONE if alone else _SWEEPS
+            ridges = self.regularization * ridges
+            nonnegative_solve(left, factors, out, ridges, int(self.biases), sweeps)
+            return
+        method = self.method if self.method is not None and not alone else "cholesky"
+        ops.als_solve(
+            left,
+            factors,
+            regularization=self.regularization * ridges,
+            implicit=False,
+            method=method,
+            out=out,
+            steps=self.cg_steps if method == "cg" else None,
+            block_size=self.block_size,
+            num_threads=self._threads(),
+        )
+
+    # --- predictions --------------------------------------------------------------------------
+
+    def _bounds(self, seen: tuple[float, float] | None) -> Bounds:
+        return seen if self.clip is True else self.clip or None
+
+    @torch.no_grad()
+    def predict(self, userids: Any, itemids: Any) -> Any:
+        """The ratings of pairs of a user and an item: m + b_u + b_i + <x_u, y_i>, kept within
+        bounds if ``clip`` says so. Users and items without ratings have their side's 0.
+
+        Args:
+            userids, itemids: integers, of shapes that can be broadcast together.
+
+        Returns: an array of their common shape, of the model's dtype; a float for two integers.
+
+        Raises: IndexError for a user or an item that is not there; ValueError before ``fit``.
+        """
+        users, items = self._table("user"), self._table("item")
+        pair = np.broadcast_arrays(np.asarray(userids), np.asarray(itemids))
+        shape = pair[0].shape
+        rows, _ = row_numbers("userids", pair[0].reshape(-1), len(users))
+        columns, _ = row_numbers("itemids", pair[1].reshape(-1), len(items))
+        found = np.empty(len(rows), self.dtype)
+        bounds = self._bounds(self.rating_range)
+        for first in range(0, len(rows), _AT_ONCE):
+            part = slice(first, first + _AT_ONCE)
+            at = (torch.from_numpy(ids[part]).to(self._device) for ids in (rows, columns))
+            scores = pair_scores(users, items, self.global_bias, *at)
+            found[part] = (scores if bounds is None else scores.clamp(*bounds)).cpu().numpy()
+        return float(found[0]) if shape == () else found.reshape(shape)
+
+    @torch.no_grad()
+    def predict_all(self) -> np.ndarray:
+        """The completed matrix [users, items]: all of :meth:`predict`. For small ones."""
+        users, items = self._table("user"), self._table("item")
+        found = partner(users) @ items.tensor.T + self.global_bias
+        of_users, bounds = bias(users), self._bounds(self.rating_range)
+        if of_users is not None:
+            found += of_users[:, None]
+        return (found if bounds is None else found.clamp(*bounds)).cpu().numpy()
+
+    def _queries(self, table: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.biases:
+            return table, None
+        queries = table.clone()
+        queries[:, self.factors] = 1
+        return queries, table[:, self.factors] + self.global_bias
+
+    @torch.no_grad()
+    def _recalculated(self, side: str, cells: ops.Cells) -> Tensor:
+        other = self._table("item" if side == "user" else "user")
+        out = other.tensor.new_zeros(cells.shape[0], other.tensor.shape[1])
+        self._solve(cells, other, self.global_bias, out, alone=True)
+        return out
+
+    # --- files --------------------------------------------------------------------------------
+
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Save to a folder, as :meth:`vecsmith.ALS.save`.
+
+        Raises:
+            ValueError: a model that was not fit.
+            OSError: if the disk is full, or the folder cannot be written.
+        """
+        tables = {"users": self._table("user").tensor, "items": self._table("item").tensor}
+        parameters = {name: getattr(self, name) for name in _SAVED}
+        parameters |= {"dtype": self.dtype.name, "clip": self.clip}
+        parameters |= {"random_state": options_of.saved_random_state(self.random_state)}
+        state = {
+            "global_bias": self.global_bias,
+            "rating_range": self.rating_range,
+            "history_": self.history_,
+        }
+        files.save(folder, FORMAT, tables, parameters, state, self.interactions)
+        files.remove_checkpoint(self.checkpoint)
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], **options: Any) -> ExplicitALS:
+        """Load what :meth:`save` has written; arguments and errors as of
+        :meth:`vecsmith.ALS.load`."""
+        options_of.load_options(options)
+        config, tables, interactions = files.load(folder, FORMAT)
+        model, state = files.constructed(cls, folder, config, tables, options)
+        try:
+            least, greatest = (float(bound) for bound in state["rating_range"])
+            model.global_bias = check.finite("global_bias", state["global_bias"])
+            model.rating_range = (least, greatest)
+            model.history_ = [
+                {name: float(value) for name, value in measures.items()}
+                for measures in state["history_"]
+            ]
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(f"{folder}: config.json: damaged ({error!r})") from None
+        model._users = FactorTable(tables["users"].to(model._device), model.factors)
+        model._items = FactorTable(tables["items"].to(model._device), model.factors)
+        model.interactions = interactions
+        return model
+
+
+def _clip(value: Any) -> bool | tuple[float, float]:
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"expected clip to be True, False or (least, greatest); got {value!r}")
+    least, greatest = (check.finite("clip", bound) for bound in value)
+    if least > greatest:
+        raise ValueError(f"expected clip (least, greatest); got {value!r}")
+    return least, greatest
+
+
+def _held_out(ratings: Any, validation: Any, shape: tuple[int, int]) -> ops.Cells:
+    """The cells of a validation set. Raises ValueError for one of other users or items."""
+    cells = given_cells("ExplicitALS.fit: validation", validation)
+    if cells.shape != shape:
+        raise ValueError(
+            f"expected validation of shape {list(shape)}, that of the ratings; "
+            f"got {list(cells.shape)} (Interactions.reindex gives the one the keys of the other)"
+        )
+    if not len(cells):
+        raise ValueError("expected ratings in the validation set; got none")
+    if isinstance(ratings, Interactions) and isinstance(validation, Interactions):
+        for name in ("users", "items"):
+            mine, theirs = getattr(ratings, name), getattr(validation, name)
+            if mine is not theirs and not np.array_equal(mine, theirs):
+                raise ValueError(
+                    f"expected validation with the {name} of the ratings, in their order; got "
+                    "others (Interactions.reindex gives the one the keys of the other)"
+                )
+    return cells
