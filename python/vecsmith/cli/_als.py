@@ -94,7 +94,7 @@ def als(
         typer.Option(
             "--regularization",
             "-l",
-            help="Lambda [default: 0.01; 0.05 with --explicit].",
+            help="Lambda [default: 0.01; 0.06 with --explicit].",
             rich_help_panel=_MODEL,
             show_default=False,
         ),

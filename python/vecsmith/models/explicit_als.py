@@ -51,7 +51,7 @@ class ExplicitALS(FoldInModel):
 
         r_ui ~ m + b_u + b_i + <x_u, y_i>
 
-        model = ExplicitALS(factors=50, regularization=0.05).fit(train, validation=test)
+        model = ExplicitALS(factors=50, regularization=0.06).fit(train, validation=test)
         model.predict([0, 1], [10, 20])
 
     It minimizes, over the observed cells (Zhou et al. 2008, doi:10.1007/978-3-540-68880-8_32, whose
@@ -104,7 +104,7 @@ class ExplicitALS(FoldInModel):
     def __init__(
         self,
         factors: int = 50,
-        regularization: float = 0.05,
+        regularization: float = 0.06,
         *,
         biases: bool = True,
         weighted_regularization: bool = True,
