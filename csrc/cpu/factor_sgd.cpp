@@ -1,5 +1,6 @@
 #include <algorithm>
-#include <atomic>
+#include <condition_variable>
+#include <mutex>
 #include <utility>
 #include <vector>
 
@@ -17,31 +18,68 @@ uint64_t mix(uint64_t z) {
   return z ^ (z >> 31);
 }
 
+// Who may train which block. A band of rows goes on where the band before it is ahead; a worker
+// stays with its band, and takes the first other one that can go on where its own cannot: where one
+// of them is held up, by another process, the others have work for a while.
+class Turns {
+ public:
+  explicit Turns(int64_t bands)
+      : bands_(bands), done_(static_cast<size_t>(bands)), busy_(static_cast<size_t>(bands)) {}
+
+  // Takes the next block of a band, its own if it can (bands: it has none yet). False: all are
+  // done.
+  bool take(int64_t& band, int64_t& block) {
+    std::unique_lock<std::mutex> held(mutex_);
+    changed_.wait(held, [&] {
+      band = next(band);
+      return band < bands_ || first_ == bands_;
+    });
+    if (band == bands_) return false;
+    busy_[static_cast<size_t>(band)] = true;
+    block = done_[static_cast<size_t>(band)];
+    return true;
+  }
+
+  void give_back(int64_t band) {
+    {
+      const std::lock_guard<std::mutex> held(mutex_);
+      busy_[static_cast<size_t>(band)] = false;
+      ++done_[static_cast<size_t>(band)];
+      while (first_ < bands_ && done_[static_cast<size_t>(first_)] == bands_) ++first_;
+    }
+    changed_.notify_all();
+  }
+
+ private:
+  bool ready(int64_t band) const {
+    const size_t at = static_cast<size_t>(band);
+    return !busy_[at] && done_[at] < bands_ && (band == 0 || done_[at - 1] > done_[at]);
+  }
+  int64_t next(int64_t own) const {
+    if (own < bands_ && ready(own)) return own;
+    int64_t band = first_;
+    while (band < bands_ && !ready(band)) ++band;
+    return band;
+  }
+
+  const int64_t bands_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<int64_t> done_;  // blocks of each band
+  std::vector<bool> busy_;
+  int64_t first_ = 0;  // band that is not done
+};
+
 // Runs body(block, first cell, last cell) over all blocks, in the order that FactorBlocks
 // describes.
 template <class Body>
 void in_order(const FactorBlocks& blocks, int threads, const Body& body) {
   const int64_t bands = blocks.bands;
-  threads = static_cast<int>(std::min<int64_t>(threads, bands));
-  std::atomic<int64_t> next{0};
-  // Blocks that are done of each band of rows.
-  struct alignas(64) Done {
-    std::atomic<int64_t> blocks{0};
-  };
-  std::vector<Done> done(static_cast<size_t>(bands));
-  parallel(threads, [&](int, int) {
-    // Whoever waits does so for a band that was taken before: the first of them never waits.
-    for (int64_t lane; (lane = next.fetch_add(1)) < bands;) {
-      std::atomic<int64_t>& mine = done[static_cast<size_t>(lane)].blocks;
-      for (int64_t k = 0; k < bands; ++k) {
-        if (lane > 0) {
-          const std::atomic<int64_t>& before = done[static_cast<size_t>(lane - 1)].blocks;
-          wait_until([&] { return before.load(std::memory_order_acquire) > k; });
-        }
-        const int64_t block = blocks.rows[lane] * bands + blocks.columns[k];
-        body(block, blocks.offsets[block], blocks.offsets[block + 1]);
-        mine.store(k + 1, std::memory_order_release);
-      }
+  Turns turns(bands);
+  parallel(static_cast<int>(std::min<int64_t>(threads, bands)), [&](int, int) {
+    for (int64_t band = bands, k; turns.take(band, k); turns.give_back(band)) {
+      const int64_t block = blocks.rows[band] * bands + blocks.columns[k];
+      body(block, blocks.offsets[block], blocks.offsets[block + 1]);
     }
   });
 }

@@ -8,10 +8,10 @@ namespace vecsmith {
 // A matrix of blocks: of bands of rows and bands of columns, as many of both. Cell k of block (a,
 // c) stands at offsets[a * bands + c] + k.
 //
-// An epoch goes through the bands of rows, and through the blocks of each. A worker takes a whole
-// band of rows, which stays in its second-level cache, and follows, at a distance of a block or
-// more, the worker that has the band before: no row and no column sees its cells in another order,
-// whatever the number of threads.
+// An epoch goes through the bands of rows, and through the blocks of each. A worker takes a band of
+// rows, which stays in its second-level cache, and is a block or more behind the worker that has
+// the band before: no row and no column sees its cells in another order, whatever the number of
+// threads.
 struct FactorBlocks {
   int64_t bands;
   const int64_t* offsets;         // [bands * bands + 1]

@@ -4,6 +4,7 @@ and finding what is similar, in the words of implicit."""
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +41,21 @@ def generator(random_state: Any) -> np.random.Generator:
             "expected random_state to be None, an int >= 0, a numpy Generator or RandomState; "
             f"got {random_state!r}"
         ) from None
+
+
+def diverged(epoch: int) -> ValueError:
+    """The error for training that has led to numbers that are none."""
+    return ValueError(
+        f"expected finite factors; got nan or inf in epoch {epoch}: training has diverged, begin "
+        "again with a smaller learning_rate"
+    )
+
+
+def refuse_overflow(tables: Sequence[Tensor], epochs: int) -> None:
+    """Raises ValueError for tables that are not finite after so many epochs."""
+    for table in tables:
+        if not bool(table.sum(dtype=torch.float64).isfinite()):
+            raise diverged(max(epochs - 1, 0))
 
 
 def row_numbers(what: str, ids: Any, count: int) -> tuple[np.ndarray, bool]:

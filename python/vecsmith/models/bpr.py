@@ -18,7 +18,14 @@ from vecsmith import ops
 from vecsmith.data import Interactions
 from vecsmith.models import _factor_sgd_files as files
 from vecsmith.models import _options as check
-from vecsmith.models._factor_recommend import FactorModel, FactorTable, generator, given_cells
+from vecsmith.models._factor_recommend import (
+    FactorModel,
+    FactorTable,
+    diverged,
+    generator,
+    given_cells,
+    refuse_overflow,
+)
 
 FORMAT = "vecsmith.BPR"
 _SAVED = (
@@ -157,6 +164,8 @@ class BPR(FactorModel):
                     seconds = time.monotonic() - begun
                     if callback is not None and callback(number, seconds, measures) is True:
                         break
+            tables = (self._table("user").tensor, self._table("item").tensor)
+            refuse_overflow(tables, len(self.history_))
         return self
 
     def _start(self, cells: ops.Cells, random: np.random.Generator) -> None:
@@ -202,13 +211,8 @@ class BPR(FactorModel):
             epoch=number,
             num_threads=self._threads(),
         ).tolist()
-        if not all(
-            math.isfinite(float(table.sum(dtype=torch.float64))) for table in (users, items)
-        ):
-            raise ValueError(
-                f"expected finite factors; got nan or inf in epoch {number}: training has "
-                "diverged, begin again with a smaller learning_rate"
-            )
+        if not math.isfinite(loss):
+            raise diverged(number)
         return {
             "loss": loss / max(pairs, 1),
             "train_auc": correct / max(pairs, 1),

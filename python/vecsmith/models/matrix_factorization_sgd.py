@@ -22,8 +22,10 @@ from vecsmith.models import _options as check
 from vecsmith.models._factor_recommend import (
     FactorModel,
     FactorTable,
+    diverged,
     generator,
     given_cells,
+    refuse_overflow,
     row_numbers,
 )
 from vecsmith.models._minibatch_sgd import MinibatchSGD, torch_threads
@@ -311,11 +313,8 @@ class MatrixFactorizationSGD(FactorModel):
             for number in range(self.epochs):
                 begun = time.monotonic()
                 loss = step(number, self.learning_rate * (1 - self.decay) ** number)
-                if not math.isfinite(loss) or not all(_is_finite(table) for table in tables):
-                    raise ValueError(
-                        f"expected finite factors; got nan or inf in epoch {number}: training has "
-                        "diverged, begin again with a smaller learning_rate"
-                    )
+                if not math.isfinite(loss):
+                    raise diverged(number)
                 measures = {"rmse": math.sqrt(loss / count)}
                 if held is not None:
                     measures["validation_rmse"] = self._error(held)
@@ -332,6 +331,7 @@ class MatrixFactorizationSGD(FactorModel):
         if best and best_epoch != len(self.history_):
             for table, kept in zip(tables, best, strict=True):
                 table.copy_(kept)
+        refuse_overflow(tables, len(self.history_))
 
     def _error(self, cells: ops.Cells) -> float:
         rows = torch.repeat_interleave(torch.arange(cells.shape[0]), cells.indptr.diff().long())
@@ -454,7 +454,3 @@ def _held_out(ratings: Any, validation: Any, shape: tuple[int, int]) -> ops.Cell
             if not np.array_equal(getattr(ratings, name), getattr(validation, name)):
                 raise ValueError(f"expected validation of the same {name}; got others (reindex)")
     return cells
-
-
-def _is_finite(table: Tensor) -> bool:
-    return bool(table.sum(dtype=torch.float64).isfinite())
