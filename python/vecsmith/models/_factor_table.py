@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from vecsmith import ops
 
 _AT_ONCE = 1 << 21  # numbers that are made doubles together
+# So many products are computed before a second thread has begun.
+_ALONE = 1 << 23
 
 
 class OrderedRows:
@@ -44,7 +46,8 @@ class OrderedRows:
         num_threads: int | None,
     ) -> ops.TopK:
         """As :meth:`vecsmith.ops.PackedRows.search`, by the rows of the table."""
-        self._packed.num_threads = num_threads
+        alone = len(queries) * self._table.numel() < _ALONE
+        self._packed.num_threads = 1 if alone else num_threads
         found = self._packed.search(
             queries,
             k,
