@@ -14,33 +14,11 @@ from torch import Tensor, nn
 from vecsmith import ops
 from vecsmith.data import Interactions
 from vecsmith.models import _options as check
-from vecsmith.ops._cells import cells_of
+from vecsmith.models._factor_table import FactorTable
+from vecsmith.models._recommend import NO_SCORE, given_cells, row_numbers
 
-# The score of a place that no item fills, as in implicit.
-NO_SCORE = float(np.finfo(np.float32).min)
 # Users that are asked for at once.
 _AT_ONCE = 1 << 12
-
-
-def given_cells(what: str, matrix: Any) -> ops.Cells:
-    """The cells of a matrix, or of :class:`vecsmith.data.Interactions`.
-
-    Raises: TypeError, ValueError for what is none.
-    """
-    return cells_of(what, matrix.matrix if isinstance(matrix, Interactions) else matrix)
-
-
-def generator(random_state: Any) -> np.random.Generator:
-    """Of a seed, a Generator, or a RandomState."""
-    if isinstance(random_state, np.random.RandomState):
-        return np.random.default_rng(random_state.randint(2**31))
-    try:
-        return np.random.default_rng(random_state)
-    except (TypeError, ValueError) as error:
-        raise type(error)(
-            "expected random_state to be None, an int >= 0, a numpy Generator or RandomState; "
-            f"got {random_state!r}"
-        ) from None
 
 
 def diverged(epoch: int) -> ValueError:
@@ -56,52 +34,6 @@ def refuse_overflow(tables: Sequence[Tensor], epochs: int) -> None:
     for table in tables:
         if not bool(table.sum(dtype=torch.float64).isfinite()):
             raise diverged(max(epochs - 1, 0))
-
-
-def row_numbers(what: str, ids: Any, count: int) -> tuple[np.ndarray, bool]:
-    """(int64 [n], whether it was a single number), of 0 .. count - 1.
-
-    Raises: TypeError for what are no integers, IndexError for others.
-    """
-    array = ids.detach().cpu().numpy() if isinstance(ids, Tensor) else np.asarray(ids)
-    if array.size == 0 and array.ndim == 1:
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu" or array.ndim > 1:
-        raise TypeError(
-            f"expected {what} to be an integer, or integers [n]; got {array.dtype} "
-            f"{list(array.shape)}"
-        )
-    rows = array.reshape(-1)
-    if len(rows) and (rows.min() < 0 or rows.max() >= count):
-        wrong = rows[(rows < 0) | (rows >= count)][0]
-        raise IndexError(f"expected {what} in 0..{count - 1}; got {wrong}")
-    return rows.astype(np.int64), array.ndim == 0
-
-
-class FactorTable:
-    """A table [n, columns], of whose columns the first ``width`` are factors; the others belong to
-    the row, too (a bias)."""
-
-    def __init__(self, table: Tensor, width: int | None = None) -> None:
-        self.parameter = nn.Parameter(table.detach())
-        self.width = table.shape[1] if width is None else width
-
-    def __len__(self) -> int:
-        return len(self.parameter)
-
-    @property
-    def tensor(self) -> Tensor:
-        """[n, columns], the parameter's memory, without gradients."""
-        return self.parameter.detach()
-
-    @property
-    def factors(self) -> Tensor:
-        """[n, width], the parameter's memory, without gradients."""
-        return self.tensor[:, : self.width]
-
-    def array(self, part: str) -> np.ndarray:
-        """ "factors" [n, width], or "biases" [n]: over the parameter's memory."""
-        return (self.factors if part == "factors" else self.tensor[:, self.width]).numpy()
 
 
 class FactorModel:

@@ -16,16 +16,13 @@ from tqdm import tqdm
 
 from vecsmith import ops
 from vecsmith.data import Interactions
+from vecsmith.models import _factor_files
 from vecsmith.models import _factor_sgd_files as files
 from vecsmith.models import _options as check
-from vecsmith.models._factor_recommend import (
-    FactorModel,
-    FactorTable,
-    diverged,
-    generator,
-    given_cells,
-    refuse_overflow,
-)
+from vecsmith.models._als_options import generator
+from vecsmith.models._factor_recommend import FactorModel, diverged, refuse_overflow
+from vecsmith.models._factor_table import FactorTable
+from vecsmith.models._recommend import given_cells
 
 FORMAT = "vecsmith.BPR"
 _SAVED = (
@@ -234,7 +231,7 @@ class BPR(FactorModel):
             "items": self._table("item").tensor,
         }
         parameters = {name: getattr(self, name) for name in _SAVED}
-        files.save(
+        _factor_files.save(
             folder, FORMAT, tables, parameters, {"history": self.history_}, self.interactions
         )
 

@@ -17,18 +17,14 @@ from tqdm import tqdm
 
 from vecsmith import ops
 from vecsmith.data import Interactions
+from vecsmith.models import _factor_files
 from vecsmith.models import _factor_sgd_files as files
 from vecsmith.models import _options as check
-from vecsmith.models._factor_recommend import (
-    FactorModel,
-    FactorTable,
-    diverged,
-    generator,
-    given_cells,
-    refuse_overflow,
-    row_numbers,
-)
-from vecsmith.models._minibatch_sgd import MinibatchSGD, torch_threads
+from vecsmith.models._als_options import generator, torch_threads
+from vecsmith.models._factor_recommend import FactorModel, diverged, refuse_overflow
+from vecsmith.models._factor_table import FactorTable
+from vecsmith.models._minibatch_sgd import MinibatchSGD
+from vecsmith.models._recommend import given_cells, row_numbers
 
 FORMAT = "vecsmith.MatrixFactorizationSGD"
 _SAVED = (
@@ -402,7 +398,7 @@ class MatrixFactorizationSGD(FactorModel):
             "rating_range": self.rating_range,
             "history": self.history_,
         }
-        files.save(folder, FORMAT, tables, parameters, state, self.interactions)
+        _factor_files.save(folder, FORMAT, tables, parameters, state, self.interactions)
 
     @classmethod
     def load(
