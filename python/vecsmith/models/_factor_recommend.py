@@ -3,7 +3,6 @@ and finding what is similar, in the words of implicit."""
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +14,7 @@ from vecsmith import ops
 from vecsmith.data import Interactions
 from vecsmith.models import _options as check
 from vecsmith.models._factor_table import FactorTable
-from vecsmith.models._recommend import NO_SCORE, given_cells, row_numbers
+from vecsmith.models._recommend import NO_SCORE, given_cells, row_numbers, rows_of
 
 # Users that are asked for at once.
 _AT_ONCE = 1 << 12
@@ -144,7 +143,8 @@ class FactorModel:
         for first in range(0, len(rows), _AT_ONCE):
             part = slice(first, first + _AT_ONCE)
             queries, offsets = self._queries(users.tensor[torch.from_numpy(rows[part])])
-            exclude = None if liked is None else _columns(liked, first, len(queries))
+            batch = slice(first, first + len(queries))
+            exclude = None if liked is None else rows_of(liked, batch)
             values, found = self._found(queries, table.tensor, "dot", N, banned, exclude)
             values = values if offsets is None else values + offsets[:, None]
             _write(ids[part], scores[part], values, found)
@@ -165,7 +165,8 @@ class FactorModel:
                 f"expected user_items of shape [{len(rows)}, {columns}], a row for each id; "
                 f"got {list(cells.shape)}"
             )
-        return cells
+        # Columns that came later need not be there.
+        return ops.Cells(cells.indptr, cells.indices, cells.values, (len(rows), columns))
 
     def _found(
         self,
@@ -253,13 +254,6 @@ def _banned(
     banned = torch.zeros(count, dtype=torch.bool)
     banned[torch.from_numpy(row_numbers(other, left_out, count)[0])] = True
     return banned, count - int(banned.sum())
-
-
-def _columns(cells: ops.Cells, first: int, count: int) -> list[list[int]]:
-    bounds = cells.indptr[first : first + count + 1].tolist()
-    columns = cells.indices[bounds[0] : bounds[-1]].tolist()
-    begin = bounds[0]
-    return [columns[a - begin : b - begin] for a, b in itertools.pairwise(bounds)]
 
 
 def _write(ids: np.ndarray, scores: np.ndarray, values: Tensor, indices: Tensor) -> None:

@@ -198,7 +198,7 @@ class FactorModel:
         search = self._search_of(table, only) if k else None
         for first in range(0, 0 if search is None else len(rows), _AT_ONCE):
             batch = slice(first, min(first + _AT_ONCE, len(rows)))
-            own = None if cells is None else _rows_of(cells, batch)
+            own = None if cells is None else rows_of(cells, batch)
             if recalculate_user:
                 assert own is not None
                 found = self._recalculated("user", own.to(self._device))
@@ -368,7 +368,8 @@ class FactorModel:
         return (ids[0], scores[0]) if single else (ids, scores)
 
 
-def _rows_of(cells: ops.Cells, rows: slice) -> ops.Cells:
+def rows_of(cells: ops.Cells, rows: slice) -> ops.Cells:
+    """The cells of consecutive rows."""
     if rows.start == 0 and rows.stop == cells.shape[0]:
         return cells
     indptr = cells.indptr[rows.start : rows.stop + 1]
