@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vecsmith.ops import _checks as check
+
 if TYPE_CHECKING:
     from scipy import sparse
 
@@ -169,7 +171,7 @@ def _checked(
         values = values.view(torch.uint8)
     elif values.dtype not in TYPES:
         values = values.float()
-    if values.is_floating_point() and not bool(values.isfinite().all()):
+    if values.is_floating_point() and not check.all_finite(values):
         at = int((~values.isfinite()).nonzero()[0])
         row = int(torch.searchsorted(indptr, torch.tensor(at, dtype=indptr.dtype), right=True)) - 1
         raise ValueError(

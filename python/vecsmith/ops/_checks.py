@@ -95,6 +95,15 @@ def distinct(op: str, **tables: Tensor | None) -> None:
         spans.append((name, first, last))
 
 
+def all_finite(values: Tensor) -> bool:
+    """Whether there is no NaN and no infinity among floating point numbers: by their least and
+    greatest, in one pass that writes nothing."""
+    if not values.numel():
+        return True
+    least, most = torch.aminmax(values.detach())
+    return bool(least.isfinite() & most.isfinite())
+
+
 def integer(op: str, name: str, value: object, *, low: int, high: int = 2**62) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise TypeError(f"{op}: expected {name} to be an int; got {type(value).__name__}")

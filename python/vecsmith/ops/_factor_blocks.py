@@ -86,7 +86,7 @@ def factor_blocks(
     seed = check.seed(name, seed)
     threads = check.threads(name, num_threads)
     values = cells.values.float()
-    if not bool(values.isfinite().all()):
+    if not check.all_finite(values):
         raise ValueError(f"{name}: expected values that float32 can hold")
     indptr, items = cells.indptr.long(), cells.indices.int()
     lengths = indptr.diff()

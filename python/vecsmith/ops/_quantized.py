@@ -26,7 +26,7 @@ def quantize_rows(table: Tensor) -> Tensor:
             max - min is beyond float32.
     """
     check.table("quantize_rows", "table", table)
-    if not bool(torch.isfinite(table).all()):
+    if not check.all_finite(table):
         raise ValueError("quantize_rows: expected finite values; got NaN or infinity")
     rows = table.detach().float().contiguous()
     if rows.numel() and not bool(torch.isfinite(rows.amax(1) - rows.amin(1)).all()):

@@ -102,7 +102,7 @@ def als_solve(
             f"{name}: expected tensors that require no gradient, or torch.no_grad(); "
             "the solution has none"
         )
-    if not bool(factors.isfinite().all()):
+    if not check.all_finite(factors):
         row = int((~factors.isfinite().all(1)).nonzero()[0])
         raise ValueError(f"{name}: expected factors to be finite; row {row} is not")
     ridge, ridges = _regularization(name, regularization, rows, factors)
@@ -111,7 +111,7 @@ def als_solve(
         if implicit:
             raise ValueError(f"{name}: expected weights with explicit feedback alone; got implicit")
         check.tensor(name, "weights", weights, torch.float32, (len(cells),), like=factors)
-        if not bool((weights >= 0).all()) or not bool(weights.isfinite().all()):
+        if not check.all_finite(weights) or not bool((weights >= 0).all()):
             raise ValueError(f"{name}: expected weights to be finite and >= 0")
     if method not in registered.METHODS:
         names = ", ".join(repr(m) for m in registered.METHODS)
@@ -128,7 +128,7 @@ def als_solve(
     else:
         check.table(name, "out", out, like=factors, rows=rows)
         check.distinct(name, out=out, factors=factors)
-        if method != "cholesky" and not bool(out.isfinite().all()):
+        if method != "cholesky" and not check.all_finite(out):
             raise ValueError(f"{name}: expected out to be finite where {method!r} begins with it")
     torch.ops.vecsmith.als_solve(
         *(out, cells.indptr, cells.indices, cells.values, weights, factors, ridge, ridges),
