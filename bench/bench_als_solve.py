@@ -26,6 +26,7 @@ from scipy import sparse
 
 from bench._runner import Check, Group, Ratio, finish, parser, run
 from vecsmith import ops
+from vecsmith.models._als_options import drawn
 from vecsmith.ops._cells import cells_of
 from vecsmith.reference.als_solve import als_loss
 
@@ -87,10 +88,10 @@ class Problem:
         self.loss: dict[str, float] = {}
 
     def start(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """As implicit begins."""
-        generator = torch.Generator().manual_seed(1)
+        """As the class ALS begins."""
+        random = np.random.default_rng(1)
         users, items = (
-            torch.rand(n, self.factors, generator=generator) / 100 for n in self.matrix.shape
+            drawn(n, self.factors, np.dtype(np.float32), random) for n in self.matrix.shape
         )
         return users, items
 

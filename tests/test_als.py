@@ -25,7 +25,7 @@ def fitted(matrix=None, **more):
 
 def first_factors(shape, factors, seed=5, dtype=np.float32):
     generator = np.random.default_rng(seed)
-    return [generator.random((count, factors), dtype=dtype) * 0.01 for count in shape]
+    return [generator.standard_normal((count, factors), dtype=dtype) * 0.03 for count in shape]
 
 
 # --- what is learned ------------------------------------------------------------------------------
@@ -57,7 +57,7 @@ def test_iterations_are_exact_half_steps(dtype, weighted):
 @pytest.mark.parametrize(
     ("given", "dtype"), [(7, np.float32), (np.int64(7), np.float64), ("g", np.float32)]
 )
-def test_the_first_factors_are_those_of_implicit(given, dtype):
+def test_the_first_factors_are_drawn_around_zero(given, dtype):
     given = np.random.default_rng(7) if given == "g" else given
     model = fitted(random_state=given, iterations=0, dtype=dtype)
     x, y = first_factors((30, 20), 6, 7, dtype)
@@ -95,12 +95,14 @@ def test_the_loss_is_taken_in_parts(monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["cg", "block"])
-def test_other_methods_come_to_the_same_loss(method):
+def test_other_methods_come_to_no_higher_loss(method):
     matrix = random_cells(60, 45, seed=2)
     options = {"factors": 12, "iterations": 60, "calculate_training_loss": True}
     exact = fitted(matrix, **options, method="cholesky").loss_history_[-1]
     near = fitted(matrix, **options, method=method, block_size=5)
-    assert near.loss_history_[-1] == pytest.approx(exact, rel=0.01)
+    # There are several minima, and blocks may find a lower one.
+    assert near.loss_history_[-1] <= 1.01 * exact
+    assert near.loss_history_[-1] == pytest.approx(exact, rel=0.02)
     assert near.loss_history_ == sorted(near.loss_history_, reverse=True)
 
 

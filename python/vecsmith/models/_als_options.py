@@ -96,10 +96,18 @@ def load_options(options: dict[str, Any]) -> dict[str, Any]:
     return options
 
 
+START = 0.03  # standard deviation
+
+
 def drawn(rows: int, columns: int, kind: np.dtype, random: np.random.Generator) -> Tensor:
-    """[rows, columns], as implicit draws the first factors: evenly in 0 .. 0.01."""
-    values = random.random((rows, columns), dtype=kind.type)
-    values *= 0.01
+    """[rows, columns], the first factors: normal, of standard deviation START.
+
+    Around zero, not above it, or all rows begin as one direction, which takes iterations to come
+    apart; and neither so small that the regularization takes the first half-steps, nor as large as
+    what is solved for.
+    """
+    values = random.standard_normal((rows, columns), dtype=kind.type)
+    values *= START
     return torch.from_numpy(values)
 
 

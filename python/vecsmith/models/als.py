@@ -66,8 +66,8 @@ class ALS(FoldInModel):
         iterations: how many.
         calculate_training_loss: measure the loss after each (``loss_history_``).
         num_threads: 0: as many as torch has.
-        random_state: a seed, a numpy Generator or RandomState, or None: of the first factors, which
-            are implicit's for the same seed.
+        random_state: a seed, a numpy Generator or RandomState, or None: of the first factors, drawn
+            from N(0, 0.03^2); set ``user_factors`` and ``item_factors`` to begin with others.
         method: "cholesky" (exact), "cg", or "block" (iALS++, Rendle et al. 2021, for large f:
             blocks of ``block_size`` numbers); None: what ``use_cg`` says.
         cg_steps, block_size: of these methods.
