@@ -30,8 +30,9 @@ class Recorder:
         return lambda *arguments, **named: self.launches.append((self.kernel, arguments, named))
 
 
-def build(launch, capability, folder):
-    """(PTX, what cuobjdump says of the resources, bytes of shared memory) of one launch."""
+def build(launch, capability, folder, *, specialize=False):
+    """(PTX, what cuobjdump says of the resources, bytes of shared memory) of one launch.
+    specialize: integers that 16 divides are known to be, as they are to a launch."""
     from triton.backends import nvidia
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile
@@ -51,6 +52,9 @@ def build(launch, capability, folder):
                 attributes[(i,)] = [["tt.divisibility", 16]]
         else:
             signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
+            known = specialize and not parameter.do_not_specialize
+            if known and isinstance(value, int) and value % 16 == 0:
+                attributes[(i,)] = [["tt.divisibility", 16]]
     built = compile(
         ASTSource(kernel, signature, constants, attributes),
         target=GPUTarget("cuda", capability, 32),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy import sparse
 
 from vecsmith import _native, ops
+from vecsmith.ops import _registry
 from vecsmith.ops._cells import cells_of
 from vecsmith.reference import als_solve as reference
 
@@ -329,6 +330,19 @@ def test_torch_knows_the_operator():
     assert torch.equal(out, call(factors))
 
 
+def test_what_runs_on_a_gpu():
+    operator = ops.registry()["als_solve"]
+    pytest.importorskip("triton", reason="Triton is not installed")
+    assert _registry.choose(operator, "cuda", torch.float32) == "triton"
+    assert _registry.choose(operator, "cuda", torch.float64) == "torch"
+    assert _registry.choose(operator, "cpu", torch.float32) == "native"
+    matrix, factors = matrix_of([3, 0, 9]), factors_of(400, 6)
+    with pytest.raises(_registry.BackendUnavailable, match="no backend"):
+        ops.als_solve(matrix, factors.double(), backend="triton")
+    with pytest.raises(_registry.BackendUnavailable, match="no backend"):
+        ops.als_solve(matrix, torch.zeros(400, 4097), method="cg", backend="triton")
+
+
 def test_float64_and_parameters():
     matrix, factors = matrix_of([3, 0, 9]), factors_of(400, 6).double()
     found = ops.als_solve(matrix, factors)
@@ -390,7 +404,7 @@ SMALL = matrix_of([3, 0, 9], columns=20)
         ({"out": torch.zeros(3, 5)}, ValueError, "out of D=4; got 5"),
         ({"out": torch.zeros(3, 4).double()}, TypeError, "out to be torch.float32"),
         ({"out": torch.full((3, 4), torch.nan), "method": "cg"}, ValueError, "out to be finite"),
-        ({"backend": "cuda"}, ValueError, "'native', 'torch', 'reference'; got 'cuda'"),
+        ({"backend": "cuda"}, ValueError, "'triton', 'torch', 'reference'; got 'cuda'"),
         ({"num_threads": 0}, ValueError, "num_threads in 1"),
     ],
 )  # fmt: skip

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vecsmith.ops import _torch_als_solve
+from vecsmith.ops import _torch_als_solve, _triton_als_solve
+from vecsmith.ops._als_basis import basis_of
 from vecsmith.ops._cells import TYPES
 from vecsmith.ops._pages import empty_pages
 from vecsmith.ops._registry import Backend, Operator, choose, native, register
@@ -27,6 +28,7 @@ OPERATOR = register(
         "als_solve",
         (
             Backend("native", "cpu", (torch.float32,)),
+            Backend("triton", "cuda", (torch.float32,)),
             Backend("torch", "any", _FLOATS),
             Backend("reference", "any", _FLOATS),
         ),
@@ -65,19 +67,6 @@ def gram_matrix(factors: Tensor, num_threads: int) -> Tensor:
     return gram
 
 
-def cholesky(gram: Tensor, ridge: float) -> Tensor:
-    """L of L L^T = gram + ridge I, in float64; where it is singular the ridge is raised by 1e-12,
-    1e-11, ... of the mean of the diagonal until it is not."""
-    eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    more = 1e-12 * max(float(gram.diagonal().mean()) + ridge, 1e-30)
-    while True:
-        lower, failed = torch.linalg.cholesky_ex(gram + ridge * eye)
-        least = lower.diagonal().square().min() if not failed else 0.0
-        if not failed and least > 1e-14 * float(gram.diagonal().max()):
-            return lower
-        ridge, more = ridge + more, 10 * more
-
-
 def _native(
     out: Tensor,
     indptr: Tensor,
@@ -97,27 +86,20 @@ def _native(
 ) -> int:
     """Returns how many rows were solved again in double precision."""
     f = factors.shape[1]
-    forth = back = spectrum = None  # to the basis of the systems, and to that of the factors
-    basis, ridge = factors, regularization
+    made = None
+    rows, ridge = factors, regularization
     if implicit:
-        gram = gram_matrix(factors, num_threads)
+        made = basis_of(
+            gram_matrix(factors, num_threads), regularization, shared=regularizations is None
+        )
         # On huge pages: its rows will be read in no order.
-        basis = empty_pages(len(factors), f, dtype=factors.dtype)
-        if regularizations is None:
-            # A = L (I + Z^T (C - 1) Z) L^T with Z = Y L^-T: x = L^-T t.
-            lower = cholesky(gram, regularization)
-            eye = torch.eye(f, dtype=torch.float64)
-            inverse = torch.linalg.solve_triangular(lower, eye, upper=False)
-            _multiply(factors, inverse.T, _UPPER, basis, num_threads)
-            forth, back, ridge = (lower, _LOWER), (inverse, _LOWER), 1.0
-        else:
-            # Y^T Y = V S V^T: with Z = Y V every row has its own (S + ridge I) of the diagonal.
-            spectrum, vectors = torch.linalg.eigh(gram)
-            spectrum.clamp_(min=1e-12 * float(spectrum[-1].clamp_min(1e-30)))
-            _multiply(factors, vectors, _FULL, basis, num_threads)
-            forth, back = (vectors, _FULL), (vectors.T, _FULL)
-    if forth is not None and method != "cholesky":
-        _multiply(out, *forth, out, num_threads)
+        rows = empty_pages(len(factors), f, dtype=factors.dtype)
+        shape, other = (_UPPER, _LOWER) if made.triangular else (_FULL, _FULL)
+        _multiply(factors, made.change, shape, rows, num_threads)
+        if made.triangular:
+            ridge = 1.0
+        if method != "cholesky":
+            _multiply(out, made.forth, other, out, num_threads)
     rescued = native().als_solve(
         (
             *(_address(t) for t in (indptr, indices, values, weights)),
@@ -126,15 +108,15 @@ def _native(
             TYPES[values.dtype],
             len(out),
         ),
-        _table(basis),
+        _table(rows),
         (implicit, alpha, METHODS.index(method), steps, block_size, exact_below),
-        (ridge, _address(regularizations), _address(spectrum)),
+        (ridge, _address(regularizations), _address(made.spectrum if made else None)),
         _address(out),
         out.stride(0),
         num_threads,
     )
-    if back is not None:
-        _multiply(out, *back, out, num_threads)
+    if made is not None:
+        _multiply(out, made.back, other, out, num_threads)
     return rescued
 
 
@@ -156,28 +138,35 @@ def _forward(
     backend,
     num_threads,
 ):
-    chosen = choose(OPERATOR, factors.device.type, factors.dtype, backend or None)
+    cases = [backend.name for backend in OPERATOR.backends]
+    if method == "cg" and factors.shape[1] > _triton_als_solve.MOST_CONJUGATE:
+        cases.remove("triton")
+    chosen = choose(OPERATOR, factors.device.type, factors.dtype, backend or None, among=cases)
     if not out.numel():
         return
+    how = {"implicit": implicit, "alpha": alpha, "method": method, "steps": steps}
+    how |= {"block_size": block_size, "exact_below": exact_below}
     if chosen == "native":
         _native(
             *(out, indptr, indices, values, weights, factors, regularization, regularizations),
-            *(implicit, alpha, method, steps, block_size, exact_below),
-            num_threads or torch.get_num_threads(),
+            num_threads=num_threads or torch.get_num_threads(),
+            **how,
+        )
+    elif chosen == "triton":
+        _triton_als_solve.als_solve(
+            *(out, indptr, indices, values, weights, factors),
+            regularization=regularization,
+            regularizations=regularizations,
+            **how,
         )
     else:
         solve = _torch_als_solve.als_solve if chosen == "torch" else reference.als_solve
         found = solve(
             *(indptr, indices, values, factors),
             regularization=regularization if regularizations is None else regularizations,
-            implicit=implicit,
-            alpha=alpha,
             weights=weights,
-            method=method,
             start=out,
-            steps=steps,
-            block_size=block_size,
-            exact_below=exact_below,
+            **how,
         )
         out.copy_(found)
     torch.autograd.graph.increment_version(out)

@@ -86,11 +86,12 @@ def cells_of(op: str, matrix: Any) -> Cells:
             raise ValueError(f"{op}: expected a matrix; got shape {list(matrix.shape)}")
         indptr, indices = matrix.crow_indices(), matrix.col_indices()
         values = matrix.values().detach()
-        if not indptr.is_cuda and not _canonical(op, indptr, indices, values, matrix.shape):
+        if not _canonical(op, indptr, indices, values, matrix.shape):
             from scipy import sparse
 
-            parts = (values.numpy(), indices.numpy(), indptr.numpy())
-            return cells_of(op, sparse.csr_matrix(parts, shape=tuple(matrix.shape)))
+            parts = (t.cpu().numpy() for t in (values, indices, indptr))
+            cells = cells_of(op, sparse.csr_matrix(tuple(parts), shape=tuple(matrix.shape)))
+            return cells.to(matrix.device)
         return _checked(op, indptr, indices, values, (matrix.shape[0], matrix.shape[1]))
     from scipy import sparse
 

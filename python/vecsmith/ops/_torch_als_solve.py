@@ -135,7 +135,7 @@ def _blocks(
     right: Tensor,
     x: Tensor,
     change: list[Tensor | None],
-    sweeps: int,
+    count: int,
     block_size: int,
 ) -> Tensor:
     systems = base + (p * w[:, :, None]).transpose(1, 2) @ p
@@ -146,10 +146,16 @@ def _blocks(
         x = torch.linalg.solve(b, x[:, :, None])[:, :, 0]
     else:
         b = None
-    for _ in range(sweeps):
+    x = sweeps(systems, right, x, count, block_size)
+    return x if b is None else (b @ x[:, :, None])[:, :, 0]
+
+
+def sweeps(systems: Tensor, right: Tensor, x: Tensor, count: int, block_size: int) -> Tensor:
+    """x of systems [B, f, f] x = right [B, f] after so many times over blocks of its numbers."""
+    x = x.clone()
+    for _ in range(count):
         for begin in range(0, x.shape[1], block_size):
             part = slice(begin, begin + block_size)
             left = right[:, part] - (systems[:, part] @ x[:, :, None])[:, :, 0]
-            x = x.clone()
             x[:, part] += _solve(systems[:, part, part], left)
-    return x if b is None else (b @ x[:, :, None])[:, :, 0]
+    return x

@@ -68,7 +68,7 @@ def als_solve(
         block_size: of "block".
         exact_below: with "cg", rows of fewer cells are solved exactly. None: where that is less
             work.
-        backend: "native", "torch" or "reference" to force one.
+        backend: "native", "triton", "torch" or "reference" to force one.
         num_threads: default ``torch.get_num_threads()``.
 
     Returns:
