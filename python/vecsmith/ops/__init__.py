@@ -38,6 +38,7 @@ from vecsmith.ops.embedding_bag import (
 from vecsmith.ops.factor_sgd import FactorBlocks, factor_blocks, factor_sgd, factor_sgd_bpr
 from vecsmith.ops.rnn import rnn
 from vecsmith.ops.skipgram import skipgram, skipgram_pairs
+from vecsmith.ops.spmm import spmm
 
 __all__ = [
     "Backend",
@@ -70,4 +71,5 @@ __all__ = [
     "rnn",
     "skipgram",
     "skipgram_pairs",
+    "spmm",
 ]
