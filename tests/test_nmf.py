@@ -160,27 +160,6 @@ def test_no_step_of_coordinate_descent_raises_the_loss(dtype, l1):
     assert reported[-1] == pytest.approx(np.sqrt(2 * value), rel=20 * np.sqrt(eps) * 1e-2)
 
 
-@pytest.mark.parametrize("sizes", [(1, 1), (3, 5), (8, 40), (19, 7)])
-def test_a_sweep_is_coordinate_descent(sizes):
-    k, m = sizes
-    generator = torch.Generator().manual_seed(1)
-    factor, numerator = torch.rand(2, k, m, dtype=torch.float64, generator=generator)
-    other = torch.rand(k, k + 2, dtype=torch.float64, generator=generator)
-    gram = other @ other.T + 0.1 * torch.eye(k, dtype=torch.float64)
-    if k > 2:
-        gram[2] = gram[:, 2] = 0
-    expected, moved = factor.clone(), 0.0
-    for r in range(k):
-        if gram[r, r] == 0:
-            continue
-        slope = numerator[r] - 0.05 - gram[r] @ expected
-        new = (expected[r] + slope / gram[r, r]).clamp_min(0)
-        moved += float((new - expected[r]).abs().sum() * gram[r, r])
-        expected[r] = new
-    assert _nmf_updates.hals_sweep(factor, numerator, gram, 0.05) == pytest.approx(moved)
-    torch.testing.assert_close(factor, expected)
-
-
 def test_observed_sweeps_are_coordinate_descent(monkeypatch):
     monkeypatch.setattr(_nmf_observed, "_NUMBERS", 200)  # many panels
     monkeypatch.setattr(_nmf_observed, "_SWEEPS", 1)

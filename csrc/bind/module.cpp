@@ -40,6 +40,8 @@ PYBIND11_MODULE(_native, m) {
   bind_cosine_topk(m);
   bind_als_solve(m);
   bind_factor_sgd(m);
+  bind_hals_sweep(m);
+  bind_spmm(m);
   bind_corpus(m);
   bind_word2vec_format(m);
   bind_row_cache(m);

@@ -19,6 +19,8 @@ void bind_rnn(pybind11::module_& m);
 void bind_cosine_topk(pybind11::module_& m);
 void bind_als_solve(pybind11::module_& m);
 void bind_factor_sgd(pybind11::module_& m);
+void bind_hals_sweep(pybind11::module_& m);
+void bind_spmm(pybind11::module_& m);
 void bind_corpus(pybind11::module_& m);
 void bind_word2vec_format(pybind11::module_& m);
 void bind_row_cache(pybind11::module_& m);

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vecsmith import ops
+from vecsmith.ops._cells import cells_of
+
 _CHUNK = 1 << 22  # numbers of a dense matrix that are centered together
 
 
@@ -177,66 +180,40 @@ class Matrix:
 
 
 class Rows:
-    """A CSR matrix [m, n] as torch takes it: ``indptr`` [m + 1], ``indices`` and ``values`` [nnz],
-    ``tensor`` the three as one sparse tensor. Shares memory with what it was made from."""
+    """A CSR matrix [m, n] as ``spmm`` takes it: ``cells``, checked once, and its ``values`` [nnz].
+    Shares memory with what it was made from."""
 
-    def __init__(self, csr: Any) -> None:
-        self.shape: tuple[int, int] = tuple(csr.shape)
-        self.values = torch.from_numpy(csr.data)
-        self._indptr, self._indices = torch.from_numpy(csr.indptr), torch.from_numpy(csr.indices)
-        self.tensor = self._tensor()
+    def __init__(self, cells: ops.Cells, values: Tensor | None = None) -> None:
+        self.cells = cells
+        self.values = cells.values if values is None else values
 
-    def _tensor(self) -> Tensor:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch calls its CSR layout beta
-            return torch.sparse_csr_tensor(
-                self._indptr, self._indices, self.values, self.shape, check_invariants=False
-            )
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(m, n)."""
+        return self.cells.shape
 
     def with_values(self, values: Tensor) -> Rows:
         """Other values in the same cells."""
-        other = copy.copy(self)
-        other.values = values
-        other.tensor = other._tensor()
-        return other
+        return Rows(self.cells, values)
 
     def parts(self) -> tuple[Tensor, Tensor, Tensor]:
         """(indptr, indices, values)."""
-        return self._indptr, self._indices, self.values
+        return self.cells.indptr, self.cells.indices, self.values
 
     def scipy(self) -> Any:
         """The same as a scipy CSR matrix."""
         import scipy.sparse
 
-        parts = (self.values.numpy(), self._indices.numpy(), self._indptr.numpy())
-        return scipy.sparse.csr_matrix(parts, shape=self.shape)
+        indptr, indices, values = (part.numpy() for part in self.parts())
+        return scipy.sparse.csr_matrix((values, indices, indptr), shape=self.shape)
 
     @classmethod
     def of(cls, csr: Any) -> Rows:
-        """From a scipy CSR matrix, whatever its flags: torch has no read-only tensors."""
-        import scipy.sparse
-
-        parts = (csr.data, csr.indices, csr.indptr)
-        if not all(part.flags.writeable for part in parts):
-            parts = tuple(part if part.flags.writeable else part.copy() for part in parts)
-            csr = scipy.sparse.csr_matrix(parts, shape=csr.shape)
-        return cls(csr)
+        """From a canonical scipy CSR matrix of float32 or float64, whatever its flags."""
+        return cls(cells_of("Matrix", csr))
 
 
 def csr_product(rows: Rows, right: Tensor) -> Tensor:
-    """[m, b] = rows [m, n] times ``right`` [n, b], row-major, both of one float dtype; over
-    ``torch.get_num_threads()``.
-
-    A few columns at a time, so that the rows of ``right`` that a row of the matrix gathers stay in
-    the cache: 128 bytes of each.
-    """
-    if not torch.backends.mkl.is_available():
-        return torch.from_numpy(np.ascontiguousarray(rows.scipy() @ right.numpy()))
-    step, width = 128 // right.element_size(), right.shape[1]
-    if width <= step:
-        return rows.tensor @ right.contiguous()
-    product = right.new_empty(rows.shape[0], width)
-    for begin in range(0, width, step):
-        part = slice(begin, min(begin + step, width))
-        product[:, part] = rows.tensor @ right[:, part].contiguous()
-    return product
+    """[m, b] = rows [m, n] times ``right`` [n, b], both of one float dtype; over
+    ``torch.get_num_threads()``."""
+    return ops.spmm(rows.cells, right, rows.values)

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vecsmith import ops
 from vecsmith.models._matrix import Matrix, Rows, csr_product
 
-_BLOCK = 8  # components of a sweep whose gradients are computed together
 _ENOUGH = 0.1  # a sweep that moves less than this part of the first is the last
 
 
@@ -30,47 +30,6 @@ class Penalties(NamedTuple):
 
 
 Report = Callable[[int, float], None]
-
-
-def hals_sweep(factor: Tensor, numerator: Tensor, gram: Tensor, l1: float) -> float:
-    """Minimize over each component in turn, in place, with the others as they have become:
-
-        f_r <- max(0, f_r + (n_r - l1 - sum_s g_rs f_s) / g_rr)
-
-    which is exact for each number of f_r (they do not meet in the loss), so that no sweep raises
-    it. The gradients of a block of components come from one product; inside the block each
-    component's change is taken off those that follow.
-
-    Args:
-        factor: [k, m], changed.
-        numerator: [k, m], other X^T for the other factor [k, n].
-        gram: [k, k], other other^T, with l2 added to its diagonal.
-
-    Returns:
-        sum |change| g_rr, in the units of the gradient: the violation that stopping goes by.
-
-    Source: Cichocki and Phan 2009, "Fast Local Algorithms for Large Scale Nonnegative Matrix and
-    Tensor Factorizations".
-    """
-    components = len(factor)
-    diagonal = gram.diagonal().tolist()
-    before = factor.clone()
-    for begin in range(0, components, _BLOCK):
-        end = min(begin + _BLOCK, components)
-        slope = torch.addmm(numerator[begin:end], gram[begin:end], factor, alpha=-1)
-        if l1:
-            slope -= l1
-        for r in range(begin, end):
-            if diagonal[r] <= 0:
-                continue  # a component of zeros on the other side: any value will do
-            row = factor[r]
-            change = torch.add(row, slope[r - begin], alpha=1 / diagonal[r]).clamp_min_(0)
-            change -= row
-            row += change
-            if r + 1 < end:
-                slope[r - begin + 1 :].addr_(gram[r + 1 : end, r], change, alpha=-1)
-    moved = torch.linalg.vector_norm(before.sub_(factor), 1, dim=1)
-    return float(moved.double() @ gram.diagonal().double())
 
 
 def coordinate_descent(
@@ -198,7 +157,7 @@ def _extrapolated(new: Tensor, before: Tensor, beta: float) -> Tensor:
 
 
 def _by_components(product: Callable[[Tensor], Tensor], factor: Tensor) -> Tensor:
-    return product(factor.T.contiguous()).T.contiguous()
+    return product(factor.T).T
 
 
 def _objective(
@@ -245,11 +204,12 @@ def _descend(
     first = 0.0
     for sweep in range(sweeps):
         if order is None:
-            moved = hals_sweep(factor, numerator, gram, l1)
+            moved = float(ops.hals_sweep(factor.T, numerator.T, gram, l1))
         else:
             turn = torch.from_numpy(order.permutation(len(factor)))
             shuffled = factor[turn]
-            moved = hals_sweep(shuffled, numerator[turn], gram[turn][:, turn], l1)
+            within = numerator[turn].T, gram[turn][:, turn]
+            moved = float(ops.hals_sweep(shuffled.T, *within, l1))
             factor[turn] = shuffled
         first = first if sweep else moved
         if moved <= _ENOUGH * first and sweep:

@@ -360,16 +360,18 @@ def minka_rank(eigenvalues: np.ndarray, n_samples: int) -> int:
     d = len(eigenvalues)
     if d < 2:
         return d
-    spectrum = np.maximum(eigenvalues.astype(np.float64), np.finfo(np.float64).tiny)
-    # What is below rounding is no component.
-    positive = int((spectrum > 1e-15 * spectrum[0]).sum())
+    spectrum = eigenvalues.astype(np.float64)
+    # What is below rounding is rounding, and no component.
+    rounding = max(1e-15 * float(spectrum[0]), float(np.finfo(np.float64).tiny))
+    spectrum = np.maximum(spectrum, rounding)
+    positive = int((spectrum > rounding).sum())
     logs = np.log(spectrum)
     best, rank = -math.inf, 1
     prior = 0.0  # log of the density of a basis, without its powers of 2
     for k in range(1, min(d, positive + 1)):
         free = (d - k + 1) / 2
         prior += math.lgamma(free) - free * math.log(math.pi)
-        noise = max(float(spectrum[k:].mean()), float(np.finfo(np.float64).tiny))
+        noise = float(spectrum[k:].mean())
         shrunk = np.concatenate([spectrum[:k], np.full(d - k, noise)])
         curvature = 0.0
         for i in range(k):

@@ -36,8 +36,10 @@ from vecsmith.ops.embedding_bag import (
     embedding_bags,
 )
 from vecsmith.ops.factor_sgd import FactorBlocks, factor_blocks, factor_sgd, factor_sgd_bpr
+from vecsmith.ops.hals_sweep import hals_sweep
 from vecsmith.ops.rnn import rnn
 from vecsmith.ops.skipgram import skipgram, skipgram_pairs
+from vecsmith.ops.spmm import spmm
 
 __all__ = [
     "Backend",
@@ -62,6 +64,7 @@ __all__ = [
     "factor_blocks",
     "factor_sgd",
     "factor_sgd_bpr",
+    "hals_sweep",
     "linear_topk",
     "match_mask",
     "nearest_token_accuracy",
@@ -70,4 +73,5 @@ __all__ = [
     "rnn",
     "skipgram",
     "skipgram_pairs",
+    "spmm",
 ]
