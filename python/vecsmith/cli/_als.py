@@ -271,7 +271,7 @@ def als(
 
     Ctrl-C leaves a checkpoint; the same command goes on from there.
     """
-    from vecsmith.models._als_training import ALSCheckpoint
+    from vecsmith.models._factor_training import FactorCheckpoint
 
     def say(line: str) -> None:
         if not quiet:
@@ -294,7 +294,7 @@ def als(
         raise ValueError(f"expected --held-out between 0 and 1; got {held_out:g}")
     if no_rating and (rating is not None or explicit):
         raise ValueError("expected --no-rating without --rating and --explicit; got both")
-    checkpoint = ALSCheckpoint(output, checkpoint_every, resume)
+    checkpoint = FactorCheckpoint(output, checkpoint_every, resume)
     options: dict[str, Any] = {
         "factors": factors,
         "iterations": iterations,

@@ -17,7 +17,7 @@ from vecsmith.cli._sentence import _line as one_line
 if TYPE_CHECKING:
     import numpy as np
 
-_FOLDER = typer.Argument(help="A folder written by vecsmith als.")
+_FOLDER = typer.Argument(help="A folder written by vecsmith als, or saved by a factorization.")
 # Users that are asked for together, and whose lines are written.
 _AT_ONCE = 1 << 14
 
