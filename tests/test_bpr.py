@@ -138,6 +138,40 @@ def test_similar_are_of_one_kind():
     assert 7 not in ids
 
 
+def test_ranks_are_of_what_is_asked_for():
+    model = fitted(iterations=5)
+    scores = model.user_factors @ model.item_factors.T
+    ids, found = model.rank_items(4, None, [7, 3, 90])
+    assert ids.tolist() == sorted([7, 3, 90], key=lambda item: -scores[4, item])
+    assert np.allclose(found, scores[4, ids], atol=1e-5)
+    every = model.recommend_all(TRAIN, N=3, filter_items=[0, 1])
+    assert every.shape == (240, 3)
+    assert np.array_equal(every[4], model.recommend(4, TRAIN[4], N=3, filter_items=[0, 1])[0])
+    assert not np.isin(every, [0, 1]).any()
+
+
+def test_what_is_packed_for_searches_follows_training():
+    model = fitted(iterations=2)
+    before = model.recommend(np.arange(240), TRAIN)[1], model.similar_items(3)[1]
+    model.fit(TRAIN)
+    again = BPR(8)
+    again._users, again._items = (type(t)(t.tensor.clone()) for t in (model._users, model._items))
+    assert np.array_equal(
+        model.recommend(np.arange(240), TRAIN)[0], again.recommend(np.arange(240), TRAIN)[0]
+    )
+    assert np.array_equal(model.similar_items(3)[0], again.similar_items(3)[0])
+    assert not np.array_equal(model.recommend(np.arange(240), TRAIN)[1], before[0])
+    assert not np.array_equal(model.similar_items(3)[1], before[1])
+
+
+def test_pairs_have_no_exact_rows():
+    model = fitted(iterations=1)
+    with pytest.raises(NotImplementedError, match="BPR recalculates no users"):
+        model.recommend(0, TRAIN[0], recalculate_user=True)
+    with pytest.raises(NotImplementedError, match="BPR recalculates no items"):
+        model.similar_items(0, recalculate_item=True, item_users=sparse.csr_matrix(TRAIN.T)[0])
+
+
 @pytest.mark.parametrize("known", [True, False], ids=["interactions", "matrix"])
 def test_a_model_comes_back_from_its_folder(tmp_path, known):
     likes = Interactions.from_scipy(TRAIN, np.arange(240) + 2**40) if known else TRAIN

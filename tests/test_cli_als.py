@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from planted_ratings import groups, random_cells
-from vecsmith import ALS, ExplicitALS
+from vecsmith import ALS, BPR, ExplicitALS, MatrixFactorizationSGD
 from vecsmith.cli import main
 from vecsmith.data import Interactions
-from vecsmith.models._als_training import ALSCheckpoint
 from vecsmith.models._checkpoint import NAME
+from vecsmith.models._factor_training import FactorCheckpoint
 
 FIRST = 2**33
 
@@ -175,9 +175,9 @@ def test_ctrl_c_leaves_a_checkpoint_that_the_same_command_goes_on_from(tmp_path,
         errors = child.stderr.read()
     assert child.returncode == 130
     assert "give the same command again to go on" in errors
-    checkpoint = ALSCheckpoint(tmp_path / "m")
+    checkpoint = FactorCheckpoint(tmp_path / "m")
     state, found = checkpoint.read()
-    half = state["cursor"]["half"]
+    half = state["cursor"]["steps"]
     state["settings"]["iterations"] = half // 2 + 2
     checkpoint.write({name: table.clone() for name, table in found.items()}, state)
     command[command.index(1_000_000)] = half // 2 + 2
@@ -193,7 +193,7 @@ def test_ctrl_c_leaves_a_checkpoint_that_the_same_command_goes_on_from(tmp_path,
 
 
 def refused_while_another_runs(path, folder, vecsmith):
-    with ALSCheckpoint(folder).hold():
+    with FactorCheckpoint(folder).hold():
         return vecsmith("als", path, "-o", folder).error()
 
 
@@ -283,6 +283,27 @@ def test_a_model_without_keys_goes_by_numbers(vecsmith, tmp_path):
         error = vecsmith("recommend", tmp_path, f"--user={key}", "--liked").error()
         assert f"no user '{key}': the model has no keys, but 0..29" in error
     assert vecsmith("similar", tmp_path, "--item", 3).out.startswith("item 3\n")
+
+
+@pytest.mark.parametrize("kind", [ALS, ExplicitALS, MatrixFactorizationSGD, BPR])
+def test_folders_of_all_factorizations_are_opened(vecsmith, ratings, tmp_path, kind):
+    model = kind(factors=4, random_state=1, progress=False, num_threads=1)
+    model.fit(Interactions.read(ratings)).save(tmp_path)
+    done = vecsmith("recommend", tmp_path, "--user", "user 3", "-n", 4, "--threads", 1)
+    assert done.code == 0, done.err
+    head, *lines = done.out.splitlines()
+    assert head == "user user 3"
+    ids, scores = model.recommend(model.interactions.user_index("user 3"), N=4)
+    assert [line.split() for line in lines] == [
+        [str(FIRST + item), f"{score:.4f}"]
+        for item, score in zip(ids.tolist(), scores, strict=True)
+    ]
+    done = vecsmith("recommend", tmp_path, "--all", "-o", tmp_path / "all.csv", "-n", 3)
+    assert done.code == 0, done.err
+    done = vecsmith("similar", tmp_path, "--item", FIRST + 2, "-n", 3)
+    nearest = [item for item in model.similar_items(2, N=4)[0].tolist() if item != 2]
+    assert [int(line.split()[0]) - FIRST for line in done.out.splitlines()[1:]] == nearest[:3]
+    assert vecsmith("similar", tmp_path, "--user", "user 3").out.startswith("user user 3\n")
 
 
 # --- similar --------------------------------------------------------------------------------------

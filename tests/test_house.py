@@ -27,7 +27,7 @@ PACKAGE = ROOT / "python" / "vecsmith"
 OPERATORS = sorted(ops.registry())
 PUBLIC_MODULES = (
     *("vecsmith", "vecsmith.nn", "vecsmith.optim", "vecsmith.ops"),
-    *("vecsmith.data", "vecsmith.io", "vecsmith.eval"),
+    *("vecsmith.data", "vecsmith.io", "vecsmith.eval", "vecsmith.low_rank"),
 )
 
 

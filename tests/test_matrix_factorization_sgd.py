@@ -245,6 +245,51 @@ def test_similar_are_the_nearest_by_cosine():
         assert ids.tolist() == [2, 5]
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"bias_regularization": 0.3}, {"bias_regularization": 0.0}, {"biases": False}],
+    ids=["one", "two", "free-biases", "no-biases"],
+)
+def test_new_users_and_items_are_where_the_loss_is_least(options):
+    model = fitted(epochs=5, regularization=0.05, **options)
+    for side, other, matrix in (
+        ("user", "item", TRAIN),
+        ("item", "user", sparse.csr_matrix(TRAIN.T)),
+    ):
+        recalculate = getattr(model, f"recalculate_{side}")
+        rows = recalculate([5, 200], matrix[[5, 6]]).astype(np.float64)
+        assert np.allclose(recalculate(7, matrix[6]), rows[1], atol=1e-5)
+        table = getattr(model, f"{other}_embedding").detach().numpy().astype(np.float64)
+        cells = matrix[5]
+        ridges = np.full(table.shape[1], 0.05)
+        partners, left = table[cells.indices], cells.data - model.global_bias
+        if model.biases:
+            ridges[-1] = options.get("bias_regularization", 0.05)
+            left = left - partners[:, -1]
+            partners = np.concatenate([partners[:, :-1], np.ones((cells.nnz, 1))], axis=1)
+        gradient = partners.T @ (partners @ rows[0] - left) + cells.nnz * ridges * rows[0]
+        assert np.allclose(gradient, 0, atol=2e-3)
+        assert not recalculate(0, sparse.csr_matrix((1, matrix.shape[1]))).any()
+    row = model.recalculate_user(0, TRAIN[6])
+    ids, scores = model.recommend(999, TRAIN[6], N=4, recalculate_user=True)
+    model.partial_fit_users([121], TRAIN[6])
+    assert np.allclose(model.user_embedding[121].detach(), row, atol=1e-6)
+    assert np.array_equal(model.recommend(121, TRAIN[6], N=4)[0], ids)
+    assert np.allclose(model.predict(121, ids), scores, atol=1e-5)
+    item_users = sparse.csr_matrix(TRAIN.T)[9]
+    near, cosines = model.similar_items(0, N=5, recalculate_item=True, item_users=item_users)
+    x, y = model.recalculate_item(0, item_users)[:8], model.item_factors
+    wanted = y @ x / np.linalg.norm(y, axis=1) / np.linalg.norm(x)
+    assert np.array_equal(near, np.argsort(-wanted)[:5])
+    assert np.allclose(cosines, wanted[near], atol=1e-5)
+
+
+def test_the_completed_matrix_is_all_predictions():
+    model = fitted(epochs=3, clip=(2, 4.5))
+    wanted = model.predict(np.arange(120)[:, None], np.arange(80))
+    assert np.allclose(model.predict_all(), wanted, atol=1e-6)
+
+
 # --- Folders. -------------------------------------------------------------------------------------
 
 

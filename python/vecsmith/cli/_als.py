@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import logging
 import shlex
 import sys
 import time
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vecsmith.cli._word2vec import Device, output_folder
+from vecsmith.cli import _training
+from vecsmith.cli._training import MODEL, TRAINING
 
 if TYPE_CHECKING:
     from vecsmith.data import Interactions
@@ -44,7 +44,7 @@ class Duplicates(str, enum.Enum):
     last = "last"
 
 
-_FILE, _MODEL, _TRAINING, _RUN = "Ratings", "Model", "Training", "Run"
+_FILE = "Ratings"
 
 
 def column(value: str | None) -> str | int | None:
@@ -61,22 +61,13 @@ def als(
             "or Parquet. Several files are read as one.",
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--output",
-            help="The folder for the model; created if needed.",
-            metavar="FOLDER",
-            parser=output_folder,
-        ),
-    ],
+    output: Annotated[Path, _training.output("model")],
     explicit: Annotated[
         bool,
         typer.Option(
             "--explicit/--implicit",
             help="Predict ratings, or rank items by feedback that is more or less sure (plays).",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
         ),
     ] = False,
     factors: Annotated[
@@ -86,7 +77,7 @@ def als(
             "-d",
             "--dim",
             help="Numbers per user and item.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
         ),
     ] = 100,
     regularization: Annotated[
@@ -95,7 +86,7 @@ def als(
             "--regularization",
             "-l",
             help="Lambda [default: 0.01; 0.06 with --explicit].",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
             show_default=False,
         ),
     ] = None,
@@ -105,7 +96,7 @@ def als(
             "--weighted/--unweighted",
             help="Lambda times the number of a row's ratings, or lambda [default: --unweighted; "
             "--weighted with --explicit].",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
             show_default=False,
         ),
     ] = None,
@@ -115,7 +106,7 @@ def als(
             "--alpha",
             "-a",
             help="Implicit: the confidence of a value is alpha times it [default: 1].",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
             show_default=False,
         ),
     ] = None,
@@ -124,14 +115,14 @@ def als(
         typer.Option(
             "--biases/--no-biases",
             help="Explicit: with a mean, and a bias for each user and item [default: --biases].",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
             show_default=False,
         ),
     ] = None,
     nonnegative: Annotated[
         bool,
         typer.Option(
-            "--nonnegative", help="Explicit: factors of at least 0.", rich_help_panel=_MODEL
+            "--nonnegative", help="Explicit: factors of at least 0.", rich_help_panel=MODEL
         ),
     ] = False,
     clip: Annotated[
@@ -139,7 +130,7 @@ def als(
         typer.Option(
             "--clip",
             help="Explicit: keep predictions within the ratings seen.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
         ),
     ] = False,
     iterations: Annotated[
@@ -149,7 +140,7 @@ def als(
             "-i",
             "--epochs",
             help="At most so many.",
-            rich_help_panel=_TRAINING,
+            rich_help_panel=TRAINING,
         ),
     ] = 15,
     method: Annotated[
@@ -157,19 +148,19 @@ def als(
         typer.Option(
             help="Exactly, by conjugate gradients, or in blocks for many factors [default: cg; "
             "cholesky with --explicit].",
-            rich_help_panel=_TRAINING,
+            rich_help_panel=TRAINING,
             show_default=False,
         ),
     ] = None,
     cg_steps: Annotated[
-        int, typer.Option(help="Of cg, in each half-step.", rich_help_panel=_TRAINING)
+        int, typer.Option(help="Of cg, in each half-step.", rich_help_panel=TRAINING)
     ] = 3,
-    block_size: Annotated[int, typer.Option(help="Of block.", rich_help_panel=_TRAINING)] = 128,
+    block_size: Annotated[int, typer.Option(help="Of block.", rich_help_panel=TRAINING)] = 128,
     tolerance: Annotated[
         float,
         typer.Option(
             help="Stop when the loss falls by less than this part of itself; 0: never.",
-            rich_help_panel=_TRAINING,
+            rich_help_panel=TRAINING,
         ),
     ] = 1e-4,
     held_out: Annotated[
@@ -177,18 +168,18 @@ def als(
         typer.Option(
             help="Explicit: the part of each user's ratings that says when to stop; their RMSE is "
             "shown.",
-            rich_help_panel=_TRAINING,
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
             help="With --held-out: iterations that may pass without a better RMSE [default: 2].",
-            rich_help_panel=_TRAINING,
+            rich_help_panel=TRAINING,
             show_default=False,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of every random draw.", rich_help_panel=_TRAINING)] = 1,
+    seed: _training.Seed = 1,
     user: Annotated[
         str | None,
         typer.Option(help="The users' column: its name, or 0, 1, ...", rich_help_panel=_FILE),
@@ -227,34 +218,11 @@ def als(
         Duplicates,
         typer.Option(help="Of a pair that comes twice.", rich_help_panel=_FILE),
     ] = Duplicates.error,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads",
-            "-t",
-            help="Threads [default: one per core].",
-            rich_help_panel=_RUN,
-            show_default=False,
-            min=1,
-        ),
-    ] = None,
-    device: Annotated[
-        Device, typer.Option(help="Where to train.", rich_help_panel=_RUN)
-    ] = Device.cpu,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Go on from a checkpoint in FOLDER, if it is of these ratings and settings.",
-            rich_help_panel=_RUN,
-        ),
-    ] = True,
-    checkpoint_every: Annotated[
-        float, typer.Option(help="Seconds between two checkpoints.", rich_help_panel=_RUN)
-    ] = 60.0,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Only errors.", rich_help_panel=_RUN)
-    ] = False,
+    threads: _training.Threads = None,
+    device: _training.DeviceOption = _training.Device.cpu,
+    resume: Annotated[bool, _training.resume("these ratings and settings")] = True,
+    checkpoint_every: _training.CheckpointEvery = 60.0,
+    quiet: _training.Quiet = False,
 ) -> None:
     """Factorize ratings, by alternating least squares.
 
@@ -271,13 +239,9 @@ def als(
 
     Ctrl-C leaves a checkpoint; the same command goes on from there.
     """
-    from vecsmith.models._als_training import ALSCheckpoint
+    from vecsmith.models._factor_training import FactorCheckpoint
 
-    def say(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr, flush=True)
-
-    logging.getLogger("vecsmith").setLevel(logging.ERROR if quiet else logging.INFO)
+    say = _training.speaker(quiet)
     foreign = {
         "--alpha": explicit and alpha is not None,
         "--biases": not explicit and biases is not None,
@@ -294,7 +258,7 @@ def als(
         raise ValueError(f"expected --held-out between 0 and 1; got {held_out:g}")
     if no_rating and (rating is not None or explicit):
         raise ValueError("expected --no-rating without --rating and --explicit; got both")
-    checkpoint = ALSCheckpoint(output, checkpoint_every, resume)
+    checkpoint = FactorCheckpoint(output, checkpoint_every, resume)
     options: dict[str, Any] = {
         "factors": factors,
         "iterations": iterations,

@@ -17,7 +17,16 @@ from vecsmith.cli._sentence import _line as one_line
 if TYPE_CHECKING:
     import numpy as np
 
-_FOLDER = typer.Argument(help="A folder written by vecsmith als.")
+Folder = Annotated[
+    Path, typer.Argument(help="A folder written by vecsmith als, or saved by a factorization.")
+]
+Users = Annotated[
+    list[str] | None,
+    typer.Option("--user", "-u", help="A user's key (repeat).", show_default=False),
+]
+Threads = Annotated[
+    int | None, typer.Option("--threads", "-t", help="Threads.", show_default=False, min=1)
+]
 # Users that are asked for together, and whose lines are written.
 _AT_ONCE = 1 << 14
 
@@ -63,11 +72,8 @@ def _integer(text: str) -> str | int:
 
 
 def recommend(
-    model: Annotated[Path, _FOLDER],
-    user: Annotated[
-        list[str] | None,
-        typer.Option("--user", "-u", help="A user's key (repeat).", show_default=False),
-    ] = None,
+    model: Folder,
+    user: Users = None,
     everybody: Annotated[bool, typer.Option("--all", help="All users.")] = False,
     number: Annotated[
         int, typer.Option("--number", "-n", min=1, help="How many items for each.")
@@ -84,10 +90,7 @@ def recommend(
         typer.Option("-o", "--output", help="A CSV file: user,rank,item,score.", metavar="CSV"),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per user.")] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", "-t", help="Threads.", show_default=False, min=1),
-    ] = None,
+    threads: Threads = None,
 ) -> None:
     """Show the items with the best scores for a user.
 
@@ -132,21 +135,15 @@ def recommend(
 
 
 def similar(
-    model: Annotated[Path, _FOLDER],
+    model: Folder,
     item: Annotated[
         list[str] | None,
         typer.Option("--item", "-i", help="An item's key (repeat).", show_default=False),
     ] = None,
-    user: Annotated[
-        list[str] | None,
-        typer.Option("--user", "-u", help="A user's key (repeat).", show_default=False),
-    ] = None,
+    user: Users = None,
     number: Annotated[int, typer.Option("--number", "-n", min=1, help="How many for each.")] = 10,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per question.")] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option("--threads", "-t", help="Threads.", show_default=False, min=1),
-    ] = None,
+    threads: Threads = None,
 ) -> None:
     """Show the items nearest to an item, or the users nearest to a user, by cosine similarity.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-import logging
 import sys
 import time
 from collections.abc import Iterable
@@ -13,7 +12,8 @@ from unicodedata import category
 
 import typer
 
-from vecsmith.cli._word2vec import output_folder
+from vecsmith.cli import _training
+from vecsmith.cli._training import MODEL, TRAINING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -29,7 +29,7 @@ app = typer.Typer(
     "**decode**, **interpolate**.",
 )
 
-_TEXT, _MODEL, _TRAINING, _RUN = "Text", "Model", "Training", "Run"
+_TEXT = "Text"
 _FOLDER = typer.Argument(help="A folder written by vecsmith sentence train.")
 
 
@@ -64,13 +64,6 @@ class Method(str, enum.Enum):
 
     greedy = "greedy"
     multinomial = "multinomial"
-
-
-class Device(str, enum.Enum):
-    """Where to train."""
-
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 def _input_lines(source: str) -> list[str]:
@@ -119,37 +112,19 @@ def train(
             "input."
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--output",
-            help="The folder for the model; created if needed.",
-            metavar="FOLDER",
-            parser=output_folder,
-        ),
-    ],
+    output: Annotated[Path, _training.output("model")],
     encoder: Annotated[
         Encoder,
         typer.Option(
             help="The closed form, learned in seconds, or a recurrent layer that begins as it.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
         ),
     ] = Encoder.rotation,
-    vector_size: Annotated[
-        int,
-        typer.Option(
-            "--dim",
-            "-d",
-            "--vector-size",
-            help="Dimension of the vectors.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = 512,
+    vector_size: _training.VectorSize = 512,
     token_vectors: Annotated[
         Path | None,
         typer.Option(
-            help="A folder of word vectors that the tokens are given.", rich_help_panel=_MODEL
+            help="A folder of word vectors that the tokens are given.", rich_help_panel=MODEL
         ),
     ] = None,
     meaning: Annotated[
@@ -157,27 +132,27 @@ def train(
         typer.Option(
             help="A folder of word vectors whose mean the vectors begin with, so that their "
             "cosines are those of meaning.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
         ),
     ] = None,
     decay: Annotated[
         float | None,
-        typer.Option(help="Recurrent: what each token leaves of the next.", rich_help_panel=_MODEL),
+        typer.Option(help="Recurrent: what each token leaves of the next.", rich_help_panel=MODEL),
     ] = None,
     hidden_size: Annotated[
         int | None,
-        typer.Option(help="Recurrent: units of the decoder.", rich_help_panel=_MODEL),
+        typer.Option(help="Recurrent: units of the decoder.", rich_help_panel=MODEL),
     ] = None,
     embedding_size: Annotated[
         int | None,
-        typer.Option(help="Recurrent: size of the token vectors.", rich_help_panel=_MODEL),
+        typer.Option(help="Recurrent: size of the token vectors.", rich_help_panel=MODEL),
     ] = None,
     feedback: Annotated[
         bool | None,
         typer.Option(
             "--feedback/--no-feedback",
             help="Recurrent: whether the decoder is told what it has written.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
             show_default=False,
         ),
     ] = None,
@@ -200,90 +175,60 @@ def train(
     ] = False,
     epochs: Annotated[
         int | None,
-        typer.Option(
-            "--epochs", "-e", help="Recurrent: passes at most.", rich_help_panel=_TRAINING
-        ),
+        typer.Option("--epochs", "-e", help="Recurrent: passes at most.", rich_help_panel=TRAINING),
     ] = None,
     batch_size: Annotated[
         int | None,
-        typer.Option(help="Recurrent: sentences of a step.", rich_help_panel=_TRAINING),
+        typer.Option(help="Recurrent: sentences of a step.", rich_help_panel=TRAINING),
     ] = None,
     alpha: Annotated[
         float | None,
         typer.Option(
-            help="Recurrent: the rate, in parts of a parameter's size.", rich_help_panel=_TRAINING
+            help="Recurrent: the rate, in parts of a parameter's size.", rich_help_panel=TRAINING
         ),
     ] = None,
     loss: Annotated[
         Loss | None,
         typer.Option(
             help="Recurrent: squared error of the wrong tokens, or cross-entropy.",
-            rich_help_panel=_TRAINING,
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     consistency: Annotated[
         float | None,
         typer.Option(
             help="Recurrent: weight of the loss that re-encodes what was decoded.",
-            rich_help_panel=_TRAINING,
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     noise: Annotated[
         float | None,
         typer.Option(
             help="Noise that vectors must bear, in parts of their length.",
-            rich_help_panel=_TRAINING,
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     held_out: Annotated[
         float | None,
         typer.Option(
             help="Recurrent: the part of the text that says when to stop.",
-            rich_help_panel=_TRAINING,
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     patience: Annotated[
         int | None,
         typer.Option(
             help="Recurrent: epochs that may pass without a better result.",
-            rich_help_panel=_TRAINING,
+            rich_help_panel=TRAINING,
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of every random draw.", rich_help_panel=_TRAINING)] = 1,
-    deterministic: Annotated[
-        bool,
-        typer.Option(
-            "--deterministic", help="The same bits for the same seed.", rich_help_panel=_TRAINING
-        ),
-    ] = False,
-    threads: Annotated[
-        int | None,
-        typer.Option(
-            "--threads",
-            "-t",
-            help="Threads [default: one per core].",
-            rich_help_panel=_RUN,
-            show_default=False,
-            min=1,
-        ),
-    ] = None,
-    device: Annotated[
-        Device, typer.Option(help="Where to train.", rich_help_panel=_RUN)
-    ] = Device.cpu,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Go on from a checkpoint in OUT, if it is of this text and these settings.",
-            rich_help_panel=_RUN,
-        ),
-    ] = True,
-    checkpoint_every: Annotated[
-        float, typer.Option(help="Seconds between two checkpoints.", rich_help_panel=_RUN)
-    ] = 60.0,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Only errors.", rich_help_panel=_RUN)
-    ] = False,
+    seed: _training.Seed = 1,
+    deterministic: Annotated[bool, _training.deterministic()] = False,
+    threads: _training.Threads = None,
+    device: _training.DeviceOption = _training.Device.cpu,
+    resume: Annotated[bool, _training.resume("this text and these settings")] = True,
+    checkpoint_every: _training.CheckpointEvery = 60.0,
+    quiet: _training.Quiet = False,
 ) -> None:
     """Train a model of sentences.
 
@@ -304,13 +249,8 @@ def train(
     from vecsmith.models.keyed_vectors import KeyedVectors
     from vecsmith.models.sentence_autoencoder import SentenceAutoencoder
 
-    def say(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr, flush=True)
-
-    logging.getLogger("vecsmith").setLevel(logging.ERROR if quiet else logging.INFO)
-    if deterministic != torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(deterministic)
+    say = _training.speaker(quiet)
+    _training.set_deterministic(deterministic)
     if threads is not None:
         torch.set_num_threads(threads)
     recurrent = encoder is not Encoder.rotation

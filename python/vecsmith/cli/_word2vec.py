@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import enum
-import logging
-import sys
 import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from vecsmith.cli import _training
+from vecsmith.cli._training import MODEL, RUN, TRAINING
 
 
 class SharedNegatives(str, enum.Enum):
@@ -19,21 +20,7 @@ class SharedNegatives(str, enum.Enum):
     pair = "pair"
 
 
-class Device(str, enum.Enum):
-    """Where to train."""
-
-    cpu = "cpu"
-    cuda = "cuda"
-
-
-_TEXT, _MODEL, _TRAINING, _RUN = "Text", "Model", "Training", "Run"
-
-
-def output_folder(value: str) -> Path:
-    """The output folder. An empty name (a variable that was not set) is not the current folder."""
-    if not str(value):
-        raise typer.BadParameter("expected the name of a folder; got an empty one")
-    return Path(value)
+_TEXT = "Text"
 
 
 def word2vec(
@@ -44,40 +31,22 @@ def word2vec(
             ".zst), a folder of files, or - for standard input."
         ),
     ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--output",
-            help="The folder for the vectors; created if needed.",
-            metavar="FOLDER",
-            parser=output_folder,
-        ),
-    ],
-    vector_size: Annotated[
-        int,
-        typer.Option(
-            "--dim",
-            "-d",
-            "--vector-size",
-            help="Dimension of the vectors.",
-            rich_help_panel=_MODEL,
-        ),
-    ] = 100,
+    output: Annotated[Path, _training.output("vectors")],
+    vector_size: _training.VectorSize = 100,
     sg: Annotated[
-        bool, typer.Option("--sg/--cbow", help="Skip-gram or CBOW.", rich_help_panel=_MODEL)
+        bool, typer.Option("--sg/--cbow", help="Skip-gram or CBOW.", rich_help_panel=MODEL)
     ] = True,
     window: Annotated[
         int,
         typer.Option(
-            "--window", "-w", help="Largest distance of a context word.", rich_help_panel=_MODEL
+            "--window", "-w", help="Largest distance of a context word.", rich_help_panel=MODEL
         ),
     ] = 5,
     negative: Annotated[
         int | None,
         typer.Option(
             help="Noise words per positive [default: 5; 0 with --hs].",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
             show_default=False,
         ),
     ] = None,
@@ -86,7 +55,7 @@ def word2vec(
         typer.Option(
             "--hs",
             help="Hierarchical softmax instead of negative sampling.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
         ),
     ] = False,
     shared_negatives: Annotated[
@@ -94,13 +63,13 @@ def word2vec(
         typer.Option(
             help="One set of noise words for a whole window (fast), or one for each pair "
             "(word2vec's own).",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
         ),
     ] = SharedNegatives.window,
     ns_exponent: Annotated[
         float,
         typer.Option(
-            help="Noise words are drawn proportionally to count^this.", rich_help_panel=_MODEL
+            help="Noise words are drawn proportionally to count^this.", rich_help_panel=MODEL
         ),
     ] = 0.75,
     cbow_mean: Annotated[
@@ -108,7 +77,7 @@ def word2vec(
         typer.Option(
             "--cbow-mean/--cbow-sum",
             help="CBOW: mean or sum of the window.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
         ),
     ] = True,
     shrink_windows: Annotated[
@@ -116,7 +85,7 @@ def word2vec(
         typer.Option(
             "--shrink-windows/--fixed-windows",
             help="Draw each word's reach from 1..window, or take the whole window.",
-            rich_help_panel=_MODEL,
+            rich_help_panel=MODEL,
         ),
     ] = True,
     min_count: Annotated[
@@ -155,24 +124,17 @@ def word2vec(
     epochs: Annotated[
         int,
         typer.Option(
-            "--epochs", "--iter", "-e", help="Passes over the text.", rich_help_panel=_TRAINING
+            "--epochs", "--iter", "-e", help="Passes over the text.", rich_help_panel=TRAINING
         ),
     ] = 5,
     alpha: Annotated[
-        float, typer.Option(help="Learning rate at the start.", rich_help_panel=_TRAINING)
+        float, typer.Option(help="Learning rate at the start.", rich_help_panel=TRAINING)
     ] = 0.025,
     min_alpha: Annotated[
-        float, typer.Option(help="Learning rate at the end.", rich_help_panel=_TRAINING)
+        float, typer.Option(help="Learning rate at the end.", rich_help_panel=TRAINING)
     ] = 0.0001,
-    seed: Annotated[int, typer.Option(help="Of every random draw.", rich_help_panel=_TRAINING)] = 1,
-    deterministic: Annotated[
-        bool,
-        typer.Option(
-            "--deterministic",
-            help="The same bits for the same seed, with any number of workers.",
-            rich_help_panel=_TRAINING,
-        ),
-    ] = False,
+    seed: _training.Seed = 1,
+    deterministic: Annotated[bool, _training.deterministic(", with any number of workers")] = False,
     workers: Annotated[
         int | None,
         typer.Option(
@@ -180,30 +142,19 @@ def word2vec(
             "--threads",
             "-t",
             help="Threads [default: one per core].",
-            rich_help_panel=_RUN,
+            rich_help_panel=RUN,
             show_default=False,
         ),
     ] = None,
-    device: Annotated[
-        Device, typer.Option(help="Where to train.", rich_help_panel=_RUN)
-    ] = Device.cpu,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume/--no-resume",
-            help="Go on from a checkpoint in FOLDER, if it is of this text and these settings.",
-            rich_help_panel=_RUN,
-        ),
-    ] = True,
-    checkpoint_every: Annotated[
-        float, typer.Option(help="Seconds between two checkpoints.", rich_help_panel=_RUN)
-    ] = 60.0,
+    device: _training.DeviceOption = _training.Device.cpu,
+    resume: Annotated[bool, _training.resume("this text and these settings")] = True,
+    checkpoint_every: _training.CheckpointEvery = 60.0,
     text: Annotated[
         bool,
         typer.Option(
             "--text",
             help="Also write FOLDER/vectors.txt (word2vec's text format).",
-            rich_help_panel=_RUN,
+            rich_help_panel=RUN,
         ),
     ] = False,
     binary: Annotated[
@@ -211,7 +162,7 @@ def word2vec(
         typer.Option(
             "--binary",
             help="Also write FOLDER/vectors.bin (word2vec's binary format).",
-            rich_help_panel=_RUN,
+            rich_help_panel=RUN,
         ),
     ] = False,
     quiet: Annotated[
@@ -220,7 +171,7 @@ def word2vec(
             "--quiet",
             "-q",
             help="Only errors, and what could not be written.",
-            rich_help_panel=_RUN,
+            rich_help_panel=RUN,
         ),
     ] = False,
 ) -> None:
@@ -240,22 +191,14 @@ def word2vec(
 
     Ctrl-C leaves a checkpoint; the same command goes on from there.
     """
-    import torch
-
     from vecsmith.models._driver import text_check
     from vecsmith.models.word2vec import Word2Vec
 
     if corpus != "-" and not Path(corpus).exists():
         raise FileNotFoundError(f"expected a text file or folder; got {corpus}: no such file")
 
-    def say(line: str) -> None:
-        if not quiet:
-            print(line, file=sys.stderr, flush=True)
-
-    logging.getLogger("vecsmith").setLevel(logging.ERROR if quiet else logging.INFO)
-    # The setter imports torch's compiler: two seconds and 90 MB, for nothing where nothing changes.
-    if deterministic != torch.are_deterministic_algorithms_enabled():
-        torch.use_deterministic_algorithms(deterministic)
+    say = _training.speaker(quiet)
+    _training.set_deterministic(deterministic)
     model = Word2Vec(
         vector_size=vector_size,
         alpha=alpha,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import torch
@@ -73,3 +74,26 @@ def squared_errors(
 def root_mean(total: float, count: int) -> float:
     """Of a sum of so many squares."""
     return math.sqrt(total / count)
+
+
+def ridge_rows(cells: ops.Cells, factors: Tensor, ridges: Tensor) -> Tensor:
+    """For each row with n cells the x [columns] with the least
+
+        sum_i (r_i - <x, y_i>)^2 + n sum_k ridges_k x_k^2,
+
+    of several the shortest; 0 without cells. One row after the other, in float64.
+
+    factors: y [items, columns]; ridges: [columns] >= 0, float64.
+    """
+    columns = factors.shape[1]
+    out = factors.new_zeros(cells.shape[0], columns)
+    bounds = cells.indptr.tolist()
+    for row, (first, last) in enumerate(itertools.pairwise(bounds)):
+        if first == last:
+            continue
+        y = factors[cells.indices[first:last].long()].double()
+        held = torch.diag((ridges * (last - first)).sqrt())
+        wanted = torch.cat([cells.values[first:last].double(), held.new_zeros(columns)])
+        system = torch.cat([y, held])
+        out[row] = torch.linalg.lstsq(system, wanted[:, None], driver="gelsd").solution[:, 0]
+    return out

@@ -15,12 +15,13 @@ import math
 import os
 import signal
 import threading
+import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -38,6 +39,8 @@ FORMAT = "vecsmith.word2vec.checkpoint"
 VERSION = "1"
 _LOCK = ".vecsmith-run.lock"
 _BLOCK_BYTES = 4 << 20
+# A checkpoint at the end of an epoch is left out where the one before it is younger than this.
+EPOCH_CHECKPOINT_SECONDS = 10.0
 
 
 class CheckpointError(ValueError):
@@ -73,6 +76,8 @@ class Checkpoint:
     """
 
     format = FORMAT
+    # What keeps training from diverging.
+    remedy = "a smaller alpha"
 
     def __init__(
         self, folder: str | os.PathLike[str], every: float = 60.0, resume: bool = True
@@ -177,7 +182,7 @@ class Checkpoint:
         if theirs != ours:
             raise damaged(self.path, f"expected tables {ours}; got {theirs}")
         for name, table in found.items():
-            if not _finite(table):
+            if not is_finite(table):
                 raise damaged(self.path, f"expected finite tables; got nan or inf in {name!r}")
         for name, table in tables.items():
             table.copy_(found[name])
@@ -190,10 +195,10 @@ class Checkpoint:
         infinity: training has diverged. The checkpoint before it is still there.
         """
         for name, table in tables.items():
-            if not _finite(table):
+            if not is_finite(table):
                 raise ValueError(
                     f"expected finite tables; got nan or inf in {name!r}: training has diverged. "
-                    f"{self.path} was left as it was; start again with a smaller alpha"
+                    f"{self.path} was left as it was; start again with {self.remedy}"
                 )
         text = json.dumps(state)
         metadata = {"format": self.format, "version": VERSION, "state": text}
@@ -204,6 +209,62 @@ class Checkpoint:
     def remove(self) -> None:
         """Delete the checkpoint: what it held is saved elsewhere now."""
         self.path.unlink(missing_ok=True)
+
+
+class Writer:
+    """Writes the checkpoints of a run when they are due, and warns once where it cannot.
+
+    checkpoint: None: there are none.
+    cursor: how far training has come; its fields are written. Its ``seconds`` are brought up to
+        date: those of this run and of those before it.
+    tables: called for what is written with it.
+    state: what a later run must agree in.
+    """
+
+    def __init__(
+        self,
+        checkpoint: Checkpoint | None,
+        cursor: Any,
+        tables: Callable[[], dict[str, Tensor]],
+        state: dict[str, Any],
+    ) -> None:
+        self._checkpoint, self._cursor = checkpoint, cursor
+        self._tables, self._state = tables, state
+        self._started = self._written = time.monotonic()
+        self._already, self._warned = cursor.seconds, False
+
+    def count_seconds(self) -> None:
+        """Brings the cursor's seconds up to date."""
+        self._cursor.seconds = self._already + time.monotonic() - self._started
+
+    def write(self) -> Path | None:
+        """Writes now. Returns the file; None where there is no checkpoint, or no room for it."""
+        checkpoint = self._checkpoint
+        if checkpoint is None:
+            return None
+        self.count_seconds()
+        path, kept = checkpoint.path, checkpoint.owned
+        try:
+            checkpoint.write(self._tables(), {**self._state, "cursor": vars(self._cursor)})
+        except OSError as error:
+            if not self._warned:
+                warn_not_written(path, error, kept)
+            self._warned, path = True, None
+        self._written = time.monotonic()
+        return path
+
+    def write_if_due(self, epoch_ended: bool = False) -> None:
+        """Writes where the last checkpoint is old enough; the end of an epoch is a good place."""
+        if self._checkpoint is None:
+            return
+        every = self._checkpoint.every
+        every = min(every, EPOCH_CHECKPOINT_SECONDS) if epoch_ended else every
+        if time.monotonic() - self._written >= every:
+            self.write()
+
+    def stop(self, signum: int) -> NoReturn:
+        """Raises TrainingInterrupted, after a last checkpoint."""
+        raise TrainingInterrupted(signum, self.write())
 
 
 def _acquire(path: Path) -> int | None:
@@ -265,7 +326,8 @@ def checksum(*tensors: Tensor, start: int = 0) -> str:
     return f"{crc:08x}"
 
 
-def _finite(table: Tensor) -> bool:
+def is_finite(table: Tensor) -> bool:
+    """Whether a table holds neither nan nor infinity."""
     # A sum in fp64 is finite unless a value is not.
     return math.isfinite(table.sum(dtype=torch.float64).item())
 
@@ -323,5 +385,5 @@ def warn_not_written(path: Path, error: OSError, kept: bool) -> None:
         f"the checkpoint {path} could not be written ({error.strerror or error}); {before}; "
         "training goes on",
         RuntimeWarning,
-        stacklevel=3,
+        stacklevel=4,
     )

@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -20,11 +19,10 @@ from vecsmith import ops
 from vecsmith.models._checkpoint import (
     Checkpoint,
     Interrupts,
-    TrainingInterrupted,
+    Writer,
     check_settings,
     checksum,
     damaged,
-    warn_not_written,
 )
 from vecsmith.models._progress import TrainingBar
 
@@ -37,8 +35,6 @@ logger = logging.getLogger(__name__)
 # a call costs nothing. Part of what deterministic mode computes (its shards are those of a
 # call), so it depends on nothing but the kind of device.
 CHUNK_POSITIONS = {"cpu": 1 << 18, "cuda": 1 << 22}
-# A checkpoint at the end of an epoch is left out where the one before it is younger than this.
-EPOCH_CHECKPOINT_SECONDS = 10.0
 # Where the loss is only wanted for the progress bar, it is taken from one chunk in so many.
 LOSS_EVERY = 8
 
@@ -191,26 +187,7 @@ def train(
 
     here = tables.to(plan.device)
     fixed = {k: v if v is None else v.to(plan.device) for k, v in sampling.items()}
-    started = last_written = time.monotonic()
-    already = cursor.seconds
-    warned = False
-
-    def write() -> bool:
-        nonlocal last_written, warned
-        assert checkpoint is not None
-        cursor.seconds = already + time.monotonic() - started
-        kept = checkpoint.owned
-        written = True
-        try:
-            checkpoint.write(here.named(), {**state, "cursor": vars(cursor)})
-        except OSError as error:
-            written = False
-            if not warned:
-                warn_not_written(checkpoint.path, error, kept)
-            warned = True
-        last_written = time.monotonic()
-        return written
-
+    writer = Writer(checkpoint, cursor, here.named, state)
     bar = TrainingBar(corpus, plan.epochs, progress)
     with Interrupts(enabled=checkpoint is not None) as interrupts, bar:
         while cursor.epoch < plan.epochs:
@@ -228,19 +205,15 @@ def train(
                 if interrupts.signum is not None:
                     if here is not tables:
                         tables.copy_from(here)
-                    path = checkpoint.path if checkpoint is not None and write() else None
-                    raise TrainingInterrupted(interrupts.signum, path)
-                if checkpoint is not None and time.monotonic() - last_written >= checkpoint.every:
-                    write()
+                    writer.stop(interrupts.signum)
+                writer.write_if_due()
             if here is not tables:
                 tables.copy_from(here)
             cursor.epoch, cursor.chunk = cursor.epoch + 1, 0
             hooks.epoch_end()
-            if checkpoint is not None and cursor.epoch < plan.epochs:
-                age = time.monotonic() - last_written
-                if age >= min(checkpoint.every, EPOCH_CHECKPOINT_SECONDS):
-                    write()
-    cursor.seconds = already + time.monotonic() - started
+            if cursor.epoch < plan.epochs:
+                writer.write_if_due(epoch_ended=True)
+    writer.count_seconds()
     return cursor
 
 

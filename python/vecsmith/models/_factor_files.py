@@ -20,10 +20,16 @@ from vecsmith.models._checkpoint import Checkpoint, FolderInUseError
 from vecsmith.models._model_folder import read_config, write_folder
 
 VERSION = 1
-# The models whose folders these are, by the format that their config.json names.
-CLASSES = {
-    "vecsmith.ALS": ("vecsmith.models.als", "ALS"),
-    "vecsmith.ExplicitALS": ("vecsmith.models.explicit_als", "ExplicitALS"),
+# The modules of the models whose folders these are, by the format that config.json names.
+MODULES = {
+    "vecsmith.ALS": "als",
+    "vecsmith.ExplicitALS": "explicit_als",
+    "vecsmith.MatrixFactorizationSGD": "matrix_factorization_sgd",
+    "vecsmith.BPR": "bpr",
+}
+# What a model is loaded with may be other than what it was saved with: the machine is.
+MACHINE_OPTIONS = {
+    *("num_threads", "device", "checkpoint", "checkpoint_every", "resume", "progress"),
 }
 
 
@@ -102,32 +108,30 @@ def load(
     return config, tables, interactions
 
 
+def load_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Those of a model's ``load``, less a number of threads that is None. Raises TypeError for
+    others."""
+    unknown = sorted(set(options) - MACHINE_OPTIONS)
+    if unknown:
+        raise TypeError(f"expected options among {sorted(MACHINE_OPTIONS)}; got {unknown}")
+    return {n: value for n, value in options.items() if n != "num_threads" or value is not None}
+
+
 def constructed(
     model_class: Any,
     folder: str | os.PathLike[str],
-    config: dict[str, Any],
-    tables: dict[str, Tensor],
+    parameters: dict[str, Any],
     options: dict[str, Any],
-) -> tuple[Any, dict[str, Any]]:
-    """(a model with the parameters of config.json, its state).
+) -> Any:
+    """A model with the parameters of config.json, and these options.
 
-    Raises: ValueError where they are no parameters of it, or not those of the tables; as the
-        constructor for ``options``.
+    Raises: ValueError where they are no parameters of it; as the constructor for ``options``.
     """
-    path = f"{folder}: config.json"
     try:
-        model_class(**config["parameters"])
+        model_class(**parameters)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: damaged ({error})") from None
-    model = model_class(**config["parameters"], **options)
-    columns = model.factors + int(getattr(model, "biases", False))
-    for name, table in tables.items():
-        if table.dtype != model._torch_dtype() or table.shape[1] != columns:
-            raise ValueError(
-                f"{folder}: expected {name} of {columns} columns, {model._torch_dtype()}; "
-                f"got {list(table.shape)}, {table.dtype}"
-            )
-    return model, config["state"]
+        raise ValueError(f"{folder}: config.json: damaged ({error})") from None
+    return model_class(**{**parameters, **options})
 
 
 def load_any(folder: str | os.PathLike[str], **options: Any) -> Any:
@@ -143,7 +147,7 @@ def load_any(folder: str | os.PathLike[str], **options: Any) -> Any:
             form = json.loads(path.read_text(encoding="utf-8"))["format"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not a model's config.json ({error!r})") from None
-    if not isinstance(form, str) or form not in CLASSES:
-        raise ValueError(f"{path}: expected a model of {', '.join(CLASSES)}; got {form!r}")
-    module, name = CLASSES[form]
-    return getattr(importlib.import_module(module), name).load(folder, **options)
+    if not isinstance(form, str) or form not in MODULES:
+        raise ValueError(f"{path}: expected a model of {', '.join(MODULES)}; got {form!r}")
+    module = importlib.import_module(f"vecsmith.models.{MODULES[form]}")
+    return getattr(module, form.removeprefix("vecsmith.")).load(folder, **options)

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from vecsmith import ops
 
+_GOLDEN = 0x9E3779B97F4A7C15
+
 
 @dataclass
 class MinibatchSGD:
@@ -39,9 +41,20 @@ class MinibatchSGD:
                 torch.zeros(shape) for shape in shapes.state_shapes(*table.shape)
             )
 
-    def epoch(self, cells: ops.FactorBlocks, rate: float, generator: torch.Generator) -> float:
-        """Over all cells, in an order that is drawn. Returns sum e^2, each before its step."""
+    def tables(self) -> dict[str, Tensor]:
+        """The state of the rule as tables [rows, columns], its own memory."""
+        return {
+            f"{name}_state_{number}": part.view(len(part), -1) if part.dim() == 1 else part
+            for name, parts in self.state.items()
+            for number, part in enumerate(parts)
+        }
+
+    def epoch(self, cells: ops.FactorBlocks, rate: float, number: int, seed: int) -> float:
+        """Over all cells, in an order that seed and number of the epoch decide. Returns sum e^2,
+        each before its step."""
         total = 0.0
+        self.steps = number * -(-len(cells) // self.size)
+        generator = torch.Generator().manual_seed((seed + number * _GOLDEN) % (1 << 63))
         order = torch.randperm(len(cells), generator=generator)
         for places in order.split(self.size):
             users, items = cells.users[places].long(), cells.items[places].long()

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vecsmith import ops
 from vecsmith.data import Interactions
 from vecsmith.models import _options as check
+from vecsmith.models._factor_model import FactorTables
 from vecsmith.models._factor_table import FactorTable
 from vecsmith.ops._cells import cells_of
 
@@ -29,16 +30,6 @@ def given_cells(what: str, matrix: Any) -> ops.Cells:
     Raises: as :func:`vecsmith.ops._cells.cells_of`.
     """
     return cells_of(what, matrix.matrix if isinstance(matrix, Interactions) else matrix)
-
-
-def scipy_csr(cells: ops.Cells) -> Any:
-    """The cells as a scipy.sparse.csr_matrix over the same memory."""
-    from scipy import sparse
-
-    parts = (cells.values, cells.indices, cells.indptr)
-    return sparse.csr_matrix(
-        tuple(part.cpu().numpy() for part in parts), shape=cells.shape, copy=False
-    )
 
 
 def row_numbers(what: str, ids: Any, count: int | None) -> tuple[np.ndarray, bool]:
@@ -70,72 +61,12 @@ def one_row(what: str, id: Any, count: int) -> int:
     return int(rows[0])
 
 
-class FactorModel:
-    """Users and items that are rows of two tables, so that the score of a pair is a product.
+class FactorModel(FactorTables):
+    """A model that recommends items, and finds what is similar.
 
-    Subclasses set ``_users`` and ``_items``, and may change how a user becomes a query
-    (:meth:`_queries`), and what :meth:`_recalculated` gives.
+    Subclasses may change how a user becomes a query (:meth:`_queries`), and what
+    :meth:`_recalculated` gives.
     """
-
-    num_threads: int
-    interactions: Interactions | None
-    _users: FactorTable | None
-    _items: FactorTable | None
-    _device: torch.device
-
-    # --- factors ------------------------------------------------------------------------------
-
-    def _table(self, side: str) -> FactorTable:
-        found = self._users if side == "user" else self._items
-        if found is None:
-            raise ValueError(
-                f"expected a {type(self).__name__} with {side}_factors; got one before fit"
-            )
-        return found
-
-    def _array(self, side: str, part: str) -> np.ndarray | None:
-        table = self._users if side == "user" else self._items
-        return None if table is None else table.array(part)
-
-    def _assign(self, side: str, values: Any) -> None:
-        """Factors that somebody gives: copied; a tensor is kept as it is. None: there are none."""
-        old = self._users if side == "user" else self._items
-        if values is None:
-            made = None
-        elif old is not None and values is old.lent("factors"):
-            return  # model.user_factors *= 2 comes here with the array that it has changed
-        else:
-            made = self._new_table(f"{side}_factors", values)
-        if side == "user":
-            self._users = made
-        else:
-            self._items = made
-
-    def _new_table(self, name: str, values: Any) -> FactorTable:
-        shared = isinstance(values, Tensor)
-        with torch.inference_mode(False):
-            table = values if shared else torch.from_numpy(np.array(values, self._numpy_dtype()))
-            if table.dim() != 2 or table.dtype != self._torch_dtype():
-                raise ValueError(
-                    f"expected {name} of shape [rows, factors], {self._torch_dtype()}; "
-                    f"got {list(table.shape)}, {table.dtype}"
-                )
-            if shared and table.device != self._device:
-                raise ValueError(f"expected {name} on {self._device}; got it on {table.device}")
-            return FactorTable(table if shared else table.to(self._device))
-
-    def _numpy_dtype(self) -> np.dtype:
-        return np.dtype(np.float32)
-
-    def _torch_dtype(self) -> torch.dtype:
-        return torch.float64 if self._numpy_dtype() == np.float64 else torch.float32
-
-    def _parameter(self, side: str) -> nn.Parameter | None:
-        table = self._users if side == "user" else self._items
-        return None if table is None else table.parameter
-
-    def _threads(self) -> int | None:
-        return self.num_threads or None
 
     def _queries(self, table: Tensor) -> tuple[Tensor, Tensor | None]:
         """Users [n, columns] as queries for the items' table, and what is added to their scores:

@@ -8,7 +8,6 @@ import itertools
 import logging
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,11 +21,10 @@ from vecsmith.models import _sentence_losses as losses
 from vecsmith.models._checkpoint import (
     Checkpoint,
     Interrupts,
-    TrainingInterrupted,
+    Writer,
     check_settings,
     checksum,
     damaged,
-    warn_not_written,
 )
 from vecsmith.nn.sentence_decoders import RecurrentDecoder
 from vecsmith.nn.sentence_encoders import RecurrentEncoder
@@ -41,8 +39,6 @@ _LEAST_SIZE = 0.001
 # The linear map of distillation, which begins at random, has everything to learn.
 _LINEAR = "distillation"
 _FRESH = 100.0
-# A checkpoint at the end of an epoch is left out where the one before it is younger than this.
-EPOCH_CHECKPOINT_SECONDS = 10.0
 _GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -263,24 +259,7 @@ def train(
             checkpoint.load(found[1], learner.tables())
             resumed = True
             logger.info("going on from %s", checkpoint.path)
-    started = last_written = time.monotonic()
-    already, warned = cursor.seconds, False
-
-    def write() -> bool:
-        nonlocal last_written, warned
-        assert checkpoint is not None
-        cursor.seconds = already + time.monotonic() - started
-        kept_before, written = checkpoint.owned, True
-        try:
-            checkpoint.write(learner.tables(), {**state, "cursor": vars(cursor)})
-        except OSError as error:
-            written = False
-            if not warned:
-                warn_not_written(checkpoint.path, error, kept_before)
-            warned = True
-        last_written = time.monotonic()
-        return written
-
+    writer = Writer(checkpoint, cursor, learner.tables, state)
     bar = _Bar(sum(lengths), plan.epochs, progress)
     with Interrupts(enabled=checkpoint is not None) as interrupts, bar:
         if not resumed:
@@ -307,19 +286,14 @@ def train(
                 if after_step is not None:
                     after_step(cursor)
                 if interrupts.signum is not None:
-                    path = checkpoint.path if checkpoint is not None and write() else None
-                    raise TrainingInterrupted(interrupts.signum, path)
-                if checkpoint is not None and time.monotonic() - last_written >= checkpoint.every:
-                    write()
+                    writer.stop(interrupts.signum)
+                writer.write_if_due()
             mean, cursor.loss = cursor.loss / max(1, steps), 0.0
             cursor.epoch, cursor.batch = cursor.epoch + 1, 0
             watch(cursor, {"loss": mean})
             bar.result(cursor.history[-1])
-            more = cursor.epoch < plan.epochs and not _done(cursor, plan)
-            if checkpoint is not None and more:
-                age = time.monotonic() - last_written
-                if age >= min(checkpoint.every, EPOCH_CHECKPOINT_SECONDS):
-                    write()
+            if cursor.epoch < plan.epochs and not _done(cursor, plan):
+                writer.write_if_due(epoch_ended=True)
     if watched:  # else nothing was found best
         learner.recall()
     return cursor.history

@@ -1,12 +1,11 @@
 """ALS: matrix factorization for implicit feedback, with implicit's names.
 
-Around it: the loop (``_als_training.py``), recommending (``_recommend.py``), the tables
-(``_factor_table.py``), the loss (``_cell_scores.py``), saving and loading (``_factor_files.py``).
+Around it: the loop (``_factor_training.py``), recommending (``_recommend.py``), rows by themselves
+(``_fold_in.py``), tables and folders (``_factor_model.py``), the loss (``_cell_scores.py``).
 """
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 from collections.abc import Callable
@@ -14,26 +13,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vecsmith import ops
-from vecsmith.data import Interactions
-from vecsmith.models import _als_options as options_of
-from vecsmith.models import _factor_files as files
+from vecsmith.models import _factor_options as options_of
 from vecsmith.models import _options as check
-from vecsmith.models._als_training import Measures, Plan, Training, cells_identity
 from vecsmith.models._cell_scores import implicit_loss
 from vecsmith.models._checkpoint import checksum
+from vecsmith.models._factor_model import FactorTables, restored_history
 from vecsmith.models._factor_table import FactorTable
+from vecsmith.models._factor_training import SIDES, TROUBLE, Measures, Plan, cells_identity, session
 from vecsmith.models._fold_in import FoldInModel
 from vecsmith.models._recommend import given_cells, one_row
 
-FORMAT = "vecsmith.ALS"
-_SAVED = (
-    *("factors", "regularization", "alpha", "use_native", "use_cg", "iterations"),
-    *("calculate_training_loss", "method", "cg_steps", "block_size"),
-    *("weighted_regularization", "tolerance"),
-)
 # So many rows are solved one by one, from a Gram matrix that is kept; more of them by the operator.
 _FEW = 16
 
@@ -94,6 +86,13 @@ class ALS(FoldInModel):
     Raises: TypeError, ValueError for options out of range.
     """
 
+    _format = "vecsmith.ALS"
+    _saved = (
+        *("factors", "regularization", "alpha", "use_native", "use_cg", "iterations"),
+        *("calculate_training_loss", "method", "cg_steps", "block_size"),
+        *("weighted_regularization", "tolerance"),
+    )
+
     def __init__(
         self,
         factors: int = 100,
@@ -138,8 +137,6 @@ class ALS(FoldInModel):
         self.progress = progress
         self.interactions = None
         self.loss_history_: list[float] = []
-        self._users: FactorTable | None = None
-        self._items: FactorTable | None = None
         self._check_options()
 
     def _check_options(self) -> None:
@@ -154,14 +151,10 @@ class ALS(FoldInModel):
         self.tolerance = check.finite("tolerance", self.tolerance, low=0.0)
         self.dtype = options_of.dtype(self.dtype)
         options_of.method(self.method)
-        if options_of.is_seed(self.random_state):
-            options_of.generator(self.random_state)
+        options_of.random_state(self.random_state)
 
     def __repr__(self) -> str:
-        shape = "before fit"
-        if self._users is not None and self._items is not None:
-            shape = f"{len(self._users)} users, {len(self._items)} items"
-        return f"{type(self).__name__}<{shape}, factors={self.factors}, {self._method()}>"
+        return f"{super().__repr__()[:-1]}, {self._method()}>"
 
     def _method(self) -> str:
         return self.method or ("cg" if self.use_cg else "cholesky")
@@ -171,46 +164,48 @@ class ALS(FoldInModel):
 
     # --- factors ------------------------------------------------------------------------------
 
-    @property
-    def device(self) -> torch.device:
-        """Where the factors are."""
-        return self._device
-
-    @property
-    def user_factors(self) -> np.ndarray | None:
-        """x [users, f]."""
-        return self._array("user", "factors")
-
-    @user_factors.setter
+    @FactorTables.user_factors.setter
     def user_factors(self, values: Any) -> None:
         self._assign("user", values)
 
-    @property
-    def item_factors(self) -> np.ndarray | None:
-        """y [items, f]."""
-        return self._array("item", "factors")
-
-    @item_factors.setter
+    @FactorTables.item_factors.setter
     def item_factors(self, values: Any) -> None:
         self._assign("item", values)
 
-    @property
-    def user_embedding(self) -> nn.Parameter | None:
-        """x [users, f], the memory of ``user_factors``."""
-        return self._parameter("user")
-
-    @user_embedding.setter
+    @FactorTables.user_embedding.setter
     def user_embedding(self, values: Any) -> None:
         self._assign("user", values)
 
-    @property
-    def item_embedding(self) -> nn.Parameter | None:
-        """y [items, f], the memory of ``item_factors``."""
-        return self._parameter("item")
-
-    @item_embedding.setter
+    @FactorTables.item_embedding.setter
     def item_embedding(self, values: Any) -> None:
         self._assign("item", values)
+
+    def _assign(self, side: str, values: Any) -> None:
+        """Factors that somebody gives: copied; a tensor is kept as it is. None: there are none."""
+        old = self._users if side == "user" else self._items
+        if values is None:
+            made = None
+        elif old is not None and values is old.lent("factors"):
+            return  # model.user_factors *= 2 comes here with the array that it has changed
+        else:
+            made = self._new_table(f"{side}_factors", values)
+        if side == "user":
+            self._users = made
+        else:
+            self._items = made
+
+    def _new_table(self, name: str, values: Any) -> FactorTable:
+        shared = isinstance(values, Tensor)
+        with torch.inference_mode(False):
+            table = values if shared else torch.from_numpy(np.array(values, self.dtype))
+            if table.dim() != 2 or table.dtype != self._torch_dtype():
+                raise ValueError(
+                    f"expected {name} of shape [rows, factors], {self._torch_dtype()}; "
+                    f"got {list(table.shape)}, {table.dtype}"
+                )
+            if shared and table.device != self._device:
+                raise ValueError(f"expected {name} on {self._device}; got it on {table.device}")
+            return FactorTable(table if shared else table.to(self._device))
 
     @property
     def n_parameters(self) -> int:
@@ -246,14 +241,9 @@ class ALS(FoldInModel):
         self._check_options()
         cells = given_cells("ALS.fit", user_items)
         users, items, seeded = self._start(*cells.shape)
-        with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as stack:
-            stack.enter_context(options_of.torch_threads(self.num_threads))
-            if self.checkpoint is not None:
-                stack.enter_context(self.checkpoint.hold())
+        with session(self.num_threads, self.checkpoint):
             plan = self._plan(cells, users, items, seeded)
-            training = Training(plan, self.checkpoint)
-            self._users, self._items = users, items
-            self.interactions = user_items if isinstance(user_items, Interactions) else None
+            training = self._begin(plan, users, items, user_items)
             self.loss_history_ = _losses(training.cursor.history)
 
             def after(iteration: int, seconds: float, measures: Measures) -> None:
@@ -262,8 +252,6 @@ class ALS(FoldInModel):
                     callback(iteration, seconds, measures.get("loss"))
 
             training.run(options_of.visible(show_progress, self.progress), after)
-        for name, table in plan.tables.items():
-            options_of.refuse_overflow(name, table)
         return self
 
     def _start(self, rows: int, columns: int) -> tuple[FactorTable, FactorTable, bool]:
@@ -289,13 +277,16 @@ class ALS(FoldInModel):
         tables = {"users": users.tensor, "items": items.tensor}
         identity: dict[str, Any] = {}
         if self.checkpoint is not None:
-            settings = {name: getattr(self, name) for name in _SAVED if name != "use_native"}
+            free = ("use_native", "iterations")
+            settings = {name: getattr(self, name) for name in self._saved if name not in free}
+            settings |= {"model": self._format}
             settings["start"] = checksum(*tables.values()) if seeded else None
-            identity = {"settings": {"model": FORMAT, **settings}, "matrix": cells_identity(cells)}
+            identity = {"settings": settings, "matrix": cells_identity(cells)}
         sides = {"users": cells.to(self._device), "items": cells.transposed().to(self._device)}
         lengths = {name: side.indptr.diff().double() for name, side in sides.items()}
 
-        def half_step(side: str) -> None:
+        def half_step(number: int) -> None:
+            side = SIDES[number % 2]
             self._solve(
                 sides[side],
                 tables["items" if side == "users" else "users"],
@@ -317,10 +308,13 @@ class ALS(FoldInModel):
         measured = self.calculate_training_loss or self.tolerance > 0
         return Plan(
             tables=tables,
-            half_step=half_step,
+            step=half_step,
             iterations=self.iterations,
+            steps=len(SIDES),
+            unit="iteration",
             measure=measure if measured else None,
             tolerance=self.tolerance,
+            trouble=TROUBLE.format(self.dtype),
             identity=identity,
         )
 
@@ -425,7 +419,7 @@ class ALS(FoldInModel):
             random_state=self.random_state,
             device=device,
             progress=self.progress,
-            **{name: getattr(self, name) for name in _SAVED},
+            **{name: getattr(self, name) for name in self._saved},
         )
         for side in ("_users", "_items"):
             table = getattr(self, side)
@@ -435,57 +429,15 @@ class ALS(FoldInModel):
         made.interactions, made.loss_history_ = self.interactions, list(self.loss_history_)
         return made
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Save to a folder: config.json, model.safetensors, and interactions.safetensors,
-        users.txt, items.txt where the model was fit on interactions. All files are replaced
-        together or none; others are left alone. A checkpoint of this model's training is removed:
-        it is not needed any more.
+    def _parameters(self) -> dict[str, Any]:
+        own = {"factors": self._table("user").width, "dtype": self.dtype.name}
+        return super()._parameters() | own
 
-        Raises:
-            ValueError: a model that was not fit, or holds nan; factors and interactions of
-                different sizes.
-            OSError: if the disk is full, or the folder cannot be written.
-        """
-        users, items = self._table("user"), self._table("item")
-        shape = (len(users), len(items))
-        if self.interactions is not None and self.interactions.shape != shape:
-            raise ValueError(
-                f"expected factors of the {self.interactions.shape} users and items that have "
-                f"keys; got {shape} (interactions = None gives up the keys)"
-            )
-        parameters = {name: getattr(self, name) for name in _SAVED}
-        parameters |= {"factors": users.width, "dtype": self.dtype.name}
-        parameters |= {"random_state": options_of.saved_random_state(self.random_state)}
-        state = {"loss_history_": self.loss_history_}
-        tables = {"users": users.tensor, "items": items.tensor}
-        files.save(folder, FORMAT, tables, parameters, state, self.interactions)
-        files.remove_checkpoint(self.checkpoint)
+    def _state(self) -> dict[str, Any]:
+        return {"loss_history_": self.loss_history_}
 
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str], **options: Any) -> ALS:
-        """Load what :meth:`save` has written; factors are mapped from the file (privately: it stays
-        as it is).
-
-        Args:
-            folder: the folder.
-            options: ``num_threads``, ``device``, ``checkpoint``, ``checkpoint_every``, ``resume``,
-                ``progress`` of the constructor.
-
-        Raises:
-            FileNotFoundError: if the folder or one of its files is missing.
-            ValueError: if a file is damaged, of another kind or a later version.
-        """
-        options_of.load_options(options)
-        config, tables, interactions = files.load(folder, FORMAT)
-        model, state = files.constructed(cls, folder, config, tables, options)
-        history = state.get("loss_history_")
-        if not isinstance(history, list) or not all(type(x) in (int, float) for x in history):
-            raise ValueError(f"{folder}: damaged (loss_history_)")
-        model.loss_history_ = history
-        model._users = FactorTable(tables["users"].to(model._device))
-        model._items = FactorTable(tables["items"].to(model._device))
-        model.interactions = interactions
-        return model
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.loss_history_ = _losses(restored_history({"loss": x} for x in state["loss_history_"]))
 
 
 def _losses(history: list[Measures]) -> list[float]:

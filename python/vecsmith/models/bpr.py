@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import math
 import os
-import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from vecsmith import ops
-from vecsmith.data import Interactions
-from vecsmith.models import _factor_files
-from vecsmith.models import _factor_sgd_files as files
+from vecsmith.models import _factor_options as options_of
 from vecsmith.models import _options as check
-from vecsmith.models._als_options import generator
-from vecsmith.models._factor_recommend import FactorModel, diverged, refuse_overflow
+from vecsmith.models._checkpoint import checksum
+from vecsmith.models._factor_model import restored_history
 from vecsmith.models._factor_table import FactorTable
-from vecsmith.models._recommend import given_cells
-
-FORMAT = "vecsmith.BPR"
-_SAVED = (
-    *("factors", "learning_rate", "regularization", "iterations", "num_threads"),
-    *("verify_negative_samples",),
+from vecsmith.models._factor_training import (
+    Callback,
+    Measures,
+    Plan,
+    cells_identity,
+    seed_to_go_on_with,
+    session,
 )
+from vecsmith.models._recommend import FactorModel, given_cells
 
 
 class BPR(FactorModel):
@@ -61,6 +55,11 @@ class BPR(FactorModel):
         verify_negative_samples: leave a pair out whose j the user likes, too.
         random_state: a seed, a numpy Generator or RandomState, or None: of the first factors and of
             what is drawn.
+        tolerance: stop when the loss falls by less than this part of itself in an epoch; 0: never.
+        checkpoint: a folder for the state of training, from which a run that was killed goes on
+            (where one thread does it all, to the same bits); None: none.
+        checkpoint_every: seconds between two checkpoints, which are written after epochs.
+        resume: go on from a checkpoint that is there.
         progress: whether ``fit`` shows a progress bar; None: where standard error is a terminal.
 
     Attributes:
@@ -75,6 +74,12 @@ class BPR(FactorModel):
     Raises: TypeError, ValueError for options out of range.
     """
 
+    _format = "vecsmith.BPR"
+    _saved = (
+        *("factors", "learning_rate", "regularization", "iterations", "num_threads"),
+        *("verify_negative_samples", "tolerance"),
+    )
+
     def __init__(
         self,
         factors: int = 100,
@@ -86,6 +91,10 @@ class BPR(FactorModel):
         verify_negative_samples: bool = True,
         random_state: Any = None,
         *,
+        tolerance: float = 0.0,
+        checkpoint: str | os.PathLike[str] | Any = None,
+        checkpoint_every: float = 60.0,
+        resume: bool = True,
         progress: bool | None = None,
     ) -> None:
         self.factors = check.integer("factors", factors, 1)
@@ -97,14 +106,12 @@ class BPR(FactorModel):
         self.iterations = check.integer("iterations", iterations, 0)
         self.num_threads = check.integer("num_threads", num_threads, 0)
         self.verify_negative_samples = bool(verify_negative_samples)
-        self.random_state = random_state
-        if not isinstance(random_state, (np.random.Generator, np.random.RandomState)):
-            generator(random_state)
+        self.random_state = options_of.random_state(random_state)
+        self.tolerance = check.finite("tolerance", tolerance, low=0.0)
+        self.checkpoint = options_of.checkpoint(checkpoint, checkpoint_every, resume, self.dtype)
         self.progress = progress
         self.interactions = None
-        self.history_: list[dict[str, float]] = []
-        self._users: FactorTable | None = None
-        self._items: FactorTable | None = None
+        self.history_: list[Measures] = []
 
     @property
     def n_parameters(self) -> int:
@@ -116,7 +123,7 @@ class BPR(FactorModel):
         self,
         user_items: Any,
         show_progress: bool = True,
-        callback: Callable[[int, float, dict[str, float]], Any] | None = None,
+        callback: Callback | None = None,
     ) -> BPR:
         """Learn from a matrix of users and items.
 
@@ -133,46 +140,38 @@ class BPR(FactorModel):
         Raises:
             TypeError, ValueError: a matrix that is none, or holds nan or infinity; factors of other
                 sizes that are there already; training that diverged.
+            CheckpointError: a checkpoint that is damaged or of another run. FolderInUseError.
+            TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
         """
         cells = given_cells("BPR.fit", user_items)
-        random = generator(self.random_state)
-        with torch.inference_mode(False), torch.no_grad():
-            seed = int(random.integers(2**63))
+        random = options_of.generator(self.random_state)
+        seed = int(random.integers(2**63))
+        with session(self.num_threads, self.checkpoint):
+            if self.random_state is None:
+                seed = seed_to_go_on_with(self.checkpoint, seed)
             blocks = ops.factor_blocks(cells, seed=seed, num_threads=self._threads())
-            self._start(cells, random)
-            self.interactions = user_items if isinstance(user_items, Interactions) else None
-            self.history_ = []
-            visible = sys.stderr.isatty() if self.progress is None else bool(self.progress)
-            bar = tqdm(
-                total=self.iterations,
-                disable=not (show_progress and visible),
-                file=sys.stderr,
-                desc="training",
-                unit=" epochs",
-                dynamic_ncols=True,
-            )
-            with bar:
-                for number in range(self.iterations):
-                    begun = time.monotonic()
-                    measures = self._epoch(blocks, seed, number)
-                    self.history_.append(measures)
-                    bar.update(1)
-                    bar.set_postfix({name: f"{value:.4g}" for name, value in measures.items()})
-                    seconds = time.monotonic() - begun
-                    if callback is not None and callback(number, seconds, measures) is True:
-                        break
-            tables = (self._table("user").tensor, self._table("item").tensor)
-            refuse_overflow(tables, len(self.history_))
+            users, items, seeded = self._start(cells, random)
+            plan = self._plan(blocks, users, items, seed)
+            if self.checkpoint is not None:
+                start = checksum(*plan.tables.values()) if seeded else None
+                plan.identity["settings"] |= {"start": start}
+                plan.identity |= {"matrix": cells_identity(cells)}
+            training = self._begin(plan, users, items, user_items)
+            self.history_ = training.cursor.history
+            training.run(options_of.visible(show_progress, self.progress), callback)
         return self
 
-    def _start(self, cells: ops.Cells, random: np.random.Generator) -> None:
-        """First factors as implicit draws them; rows without cells are 0."""
+    def _start(
+        self, cells: ops.Cells, random: np.random.Generator
+    ) -> tuple[FactorTable, FactorTable, bool]:
+        """(users, items, whether another run begins with the same): first factors as implicit draws
+        them; rows without cells are 0."""
         f = self.factors
         counts = (
             cells.indptr.diff(),
             torch.bincount(cells.indices, minlength=cells.shape[1]),
         )
-        found = []
+        found, drawn = [], False
         for name, table, count in zip(
             ("user", "item"), (self._users, self._items), counts, strict=True
         ):
@@ -185,71 +184,54 @@ class BPR(FactorModel):
                     )
                 found.append(table)
                 continue
-            drawn = ops.empty_table(rows, f + 1)
-            drawn[:] = torch.from_numpy(random.random((rows, f + 1), dtype=np.float32))
-            drawn -= 0.5
-            drawn /= f
-            drawn[count == 0] = 0
+            drawn, start = True, ops.empty_table(rows, f + 1)
+            start[:] = torch.from_numpy(random.random((rows, f + 1), dtype=np.float32))
+            start -= 0.5
+            start /= f
+            start[count == 0] = 0
             if name == "user":
-                drawn[:, f] = 1
-            found.append(FactorTable(drawn))
-        self._users, self._items = found
+                start[:, f] = 1
+            found.append(FactorTable(start))
+        return found[0], found[1], not (drawn and self.random_state is None)
 
-    def _epoch(self, blocks: ops.FactorBlocks, seed: int, number: int) -> dict[str, float]:
-        f = self.factors
-        users, items = self._table("user").tensor, self._table("item").tensor
-        loss, correct, pairs = ops.factor_sgd_bpr(
-            *(users[:, :f], items[:, :f], blocks),
-            item_bias=items[:, f],
-            learning_rate=self.learning_rate,
-            regularization=self.regularization,
-            verify_negatives=self.verify_negative_samples,
-            seed=seed,
-            epoch=number,
-            num_threads=self._threads(),
-        ).tolist()
-        if not math.isfinite(loss):
-            raise diverged(number)
-        return {
-            "loss": loss / max(pairs, 1),
-            "train_auc": correct / max(pairs, 1),
-            "skipped": 1 - pairs / max(len(blocks), 1),
-        }
+    def _plan(
+        self, blocks: ops.FactorBlocks, users: FactorTable, items: FactorTable, seed: int
+    ) -> Plan:
+        f, now = self.factors, dict[str, float]()
+
+        def epoch(number: int) -> None:
+            loss, correct, pairs = ops.factor_sgd_bpr(
+                *(users.tensor[:, :f], items.tensor[:, :f], blocks),
+                item_bias=items.tensor[:, f],
+                learning_rate=self.learning_rate,
+                regularization=self.regularization,
+                verify_negatives=self.verify_negative_samples,
+                seed=seed,
+                epoch=number,
+                num_threads=self._threads(),
+            ).tolist()
+            now["loss"] = loss / max(pairs, 1)
+            now["train_auc"] = correct / max(pairs, 1)
+            now["skipped"] = 1 - pairs / max(len(blocks), 1)
+
+        free = ("iterations", "num_threads")
+        settings = {name: getattr(self, name) for name in self._saved if name not in free}
+        return Plan(
+            tables={"users": users.tensor, "items": items.tensor},
+            step=epoch,
+            iterations=self.iterations,
+            measure=lambda: dict(now),
+            tolerance=self.tolerance,
+            identity={"settings": {**settings, "model": self._format, "seed": seed}},
+        )
+
+    def _columns(self) -> tuple[int, int]:
+        return self.factors + 1, self.factors + 1
 
     # --- files --------------------------------------------------------------------------------
 
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Save to a folder: config.json, model.safetensors, and the interactions of the fit where
-        there are any. All files are replaced together or none; others are left alone.
+    def _state(self) -> dict[str, Any]:
+        return {"history_": self.history_}
 
-        Raises:
-            ValueError: a model before ``fit``, or one with factors that are not finite.
-            OSError: if the disk is full, or the folder cannot be written.
-        """
-        tables: dict[str, Tensor] = {
-            "users": self._table("user").tensor,
-            "items": self._table("item").tensor,
-        }
-        parameters = {name: getattr(self, name) for name in _SAVED}
-        _factor_files.save(
-            folder, FORMAT, tables, parameters, {"history": self.history_}, self.interactions
-        )
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str], *, num_threads: int | None = None) -> BPR:
-        """Load a model that :meth:`save` has written.
-
-        Raises:
-            FileNotFoundError: if the folder or one of its files is missing.
-            ValueError: if a file is damaged, of another kind or a later version.
-        """
-
-        def columns(model: BPR) -> tuple[int, int]:
-            return model.factors + 1, model.factors + 1
-
-        model, state = files.restored(cls, folder, FORMAT, num_threads, columns)
-        try:
-            model.history_ = [dict(measures) for measures in state["history"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder}: config.json: damaged ({error!r})") from None
-        return model
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.history_ = restored_history(state["history_"])

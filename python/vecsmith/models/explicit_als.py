@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 from collections.abc import Callable
@@ -10,42 +9,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vecsmith import ops
-from vecsmith.data import Interactions
-from vecsmith.models import _als_options as options_of
-from vecsmith.models import _factor_files as files
+from vecsmith.models import _factor_options as options_of
 from vecsmith.models import _options as check
-from vecsmith.models._als_training import Measures, Plan, Training, cells_identity
-from vecsmith.models._biased import (
-    Bounds,
-    bias,
-    pair_scores,
-    partner,
-    residuals,
-    root_mean,
-    squared_errors,
-)
+from vecsmith.models._biased import Bounds, partner, residuals, root_mean, squared_errors
+from vecsmith.models._biased_model import BiasedModel
 from vecsmith.models._cell_scores import squared_norms
 from vecsmith.models._checkpoint import checksum
 from vecsmith.models._factor_table import FactorTable
-from vecsmith.models._fold_in import FoldInModel
-from vecsmith.models._nonnegative import nonnegative_solve
-from vecsmith.models._recommend import given_cells, row_numbers
-
-FORMAT = "vecsmith.ExplicitALS"
-_SAVED = (
-    *("factors", "regularization", "iterations", "biases", "weighted_regularization"),
-    *("nonnegative", "method", "cg_steps", "block_size", "calculate_training_loss", "tolerance"),
-    *("patience",),
+from vecsmith.models._factor_training import (
+    SIDES,
+    TROUBLE,
+    Measures,
+    Plan,
+    cells_identity,
+    session,
 )
+from vecsmith.models._nonnegative import nonnegative_solve
+
 # A row by itself begins at 0, and has to come all the way.
 _SWEEPS, _SWEEPS_ALONE = 10, 200
-_AT_ONCE = 1 << 16  # pairs that are predicted together
 
 
-class ExplicitALS(FoldInModel):
+class ExplicitALS(BiasedModel):
     """Factors and biases of users and items from ratings (the Netflix problem), by alternating
     least squares:
 
@@ -101,6 +89,13 @@ class ExplicitALS(FoldInModel):
     Raises: TypeError, ValueError for options out of range.
     """
 
+    _format = "vecsmith.ExplicitALS"
+    _saved = (
+        *("factors", "regularization", "iterations", "biases", "weighted_regularization"),
+        *("nonnegative", "method", "cg_steps", "block_size", "clip", "calculate_training_loss"),
+        *("tolerance", "patience"),
+    )
+
     def __init__(
         self,
         factors: int = 50,
@@ -137,15 +132,13 @@ class ExplicitALS(FoldInModel):
             raise ValueError(f"expected no method with nonnegative; got {method!r}")
         self.cg_steps = check.integer("cg_steps", cg_steps, 0)
         self.block_size = check.integer("block_size", block_size, 1)
-        self.clip = _clip(clip)
+        self.clip = options_of.clip(clip)
         self.calculate_training_loss = bool(calculate_training_loss)
         self.tolerance = check.finite("tolerance", tolerance, low=0.0)
         self.patience = check.integer("patience", patience, 1)
         self.dtype = options_of.dtype(dtype)
         self.num_threads = check.integer("num_threads", num_threads, 0)
-        self.random_state = random_state
-        if options_of.is_seed(random_state):
-            options_of.generator(random_state)
+        self.random_state = options_of.random_state(random_state)
         self._device = check.device(device)
         self.checkpoint = options_of.checkpoint(checkpoint, checkpoint_every, resume, self.dtype)
         self.progress = progress
@@ -153,61 +146,9 @@ class ExplicitALS(FoldInModel):
         self.global_bias = 0.0
         self.rating_range: tuple[float, float] | None = None
         self.history_: list[Measures] = []
-        self._users: FactorTable | None = None
-        self._items: FactorTable | None = None
-
-    def __repr__(self) -> str:
-        shape = "before fit"
-        if self._users is not None and self._items is not None:
-            shape = f"{len(self._users)} users, {len(self._items)} items"
-        return f"{type(self).__name__}<{shape}, factors={self.factors}>"
 
     def _numpy_dtype(self) -> np.dtype:
         return self.dtype
-
-    # --- what is learned ----------------------------------------------------------------------
-
-    @property
-    def device(self) -> torch.device:
-        """Where the factors are."""
-        return self._device
-
-    @property
-    def user_factors(self) -> np.ndarray | None:
-        """x [users, f]."""
-        return self._array("user", "factors")
-
-    @property
-    def item_factors(self) -> np.ndarray | None:
-        """y [items, f]."""
-        return self._array("item", "factors")
-
-    @property
-    def user_biases(self) -> np.ndarray | None:
-        """b_u [users]."""
-        return self._array("user", "biases") if self.biases else None
-
-    @property
-    def item_biases(self) -> np.ndarray | None:
-        """b_i [items]."""
-        return self._array("item", "biases") if self.biases else None
-
-    @property
-    def user_embedding(self) -> nn.Parameter | None:
-        """Factors and bias of the users, [users, f + 1]."""
-        return self._parameter("user")
-
-    @property
-    def item_embedding(self) -> nn.Parameter | None:
-        """Factors and bias of the items, [items, f + 1]."""
-        return self._parameter("item")
-
-    @property
-    def n_parameters(self) -> int:
-        """How many numbers are learned: f for each user and item, and with biases one more for each
-        and the mean."""
-        users, items = self._table("user"), self._table("item")
-        return users.tensor.numel() + items.tensor.numel() + int(self.biases)
 
     # --- training -----------------------------------------------------------------------------
 
@@ -239,22 +180,14 @@ class ExplicitALS(FoldInModel):
             CheckpointError: a checkpoint that is damaged or of another run. FolderInUseError.
             TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
         """
-        cells = given_cells("ExplicitALS.fit", ratings)
-        if not len(cells):
-            raise ValueError("ExplicitALS.fit: expected ratings; got a matrix without cells")
-        held = None if validation is None else _held_out(ratings, validation, cells.shape)
-        with torch.inference_mode(False), torch.no_grad(), contextlib.ExitStack() as stack:
-            stack.enter_context(options_of.torch_threads(self.num_threads))
-            if self.checkpoint is not None:
-                stack.enter_context(self.checkpoint.hold())
+        cells, held = self._given(ratings, validation)
+        with session(self.num_threads, self.checkpoint):
             users, items = self._drawn(cells.shape)
             mean = float(cells.values.double().mean()) if self.biases else 0.0
             seen = (float(cells.values.min()), float(cells.values.max()))
             plan = self._plan(cells, held, users, items, mean, self._bounds(seen))
-            training = Training(plan, self.checkpoint)
-            self._users, self._items = users, items
+            training = self._begin(plan, users, items, ratings)
             self.global_bias, self.rating_range = mean, seen
-            self.interactions = ratings if isinstance(ratings, Interactions) else None
             self.history_ = training.cursor.history
 
             def after(iteration: int, seconds: float, measures: Measures) -> None:
@@ -262,8 +195,6 @@ class ExplicitALS(FoldInModel):
                     callback(iteration, seconds, measures)
 
             training.run(options_of.visible(show_progress, self.progress), after)
-        for name, table in plan.tables.items():
-            options_of.refuse_overflow(name, table)
         return self
 
     def _drawn(self, shape: tuple[int, int]) -> tuple[FactorTable, FactorTable]:
@@ -293,16 +224,17 @@ class ExplicitALS(FoldInModel):
         tables = {"users": users.tensor, "items": items.tensor}
         identity: dict[str, Any] = {}
         if self.checkpoint is not None:
-            settings = {name: getattr(self, name) for name in _SAVED}
-            settings |= {"clip": None if bounds is None else list(bounds)}
+            settings = {name: getattr(self, name) for name in self._saved if name != "iterations"}
+            settings |= {"clip": None if bounds is None else list(bounds), "model": self._format}
             settings["start"] = None if self.random_state is None else checksum(*tables.values())
-            identity = {"settings": {"model": FORMAT, **settings}, "matrix": cells_identity(cells)}
+            identity = {"settings": settings, "matrix": cells_identity(cells)}
             identity["validation"] = {} if held is None else cells_identity(held)
         sides = {"users": cells.to(self._device), "items": cells.transposed().to(self._device)}
         lengths = {name: side.indptr.diff().double() for name, side in sides.items()}
         held = None if held is None else held.to(self._device)
 
-        def half_step(side: str) -> None:
+        def half_step(number: int) -> None:
+            side = SIDES[number % 2]
             other = items if side == "users" else users
             self._solve(sides[side], other, mean, tables[side])
 
@@ -323,12 +255,15 @@ class ExplicitALS(FoldInModel):
         measured = self.calculate_training_loss or self.tolerance > 0
         return Plan(
             tables=tables,
-            half_step=half_step,
+            step=half_step,
             iterations=self.iterations,
+            steps=len(SIDES),
+            unit="iteration",
             measure=measure if measured or held is not None else None,
             tolerance=self.tolerance,
             watched=None if held is None else "validation_rmse",
             patience=self.patience,
+            trouble=TROUBLE.format(self.dtype),
             identity=identity,
         )
 
@@ -357,54 +292,6 @@ class ExplicitALS(FoldInModel):
             num_threads=self._threads(),
         )
 
-    # --- predictions --------------------------------------------------------------------------
-
-    def _bounds(self, seen: tuple[float, float] | None) -> Bounds:
-        return seen if self.clip is True else self.clip or None
-
-    @torch.no_grad()
-    def predict(self, userids: Any, itemids: Any) -> Any:
-        """The ratings of pairs of a user and an item: m + b_u + b_i + <x_u, y_i>, kept within
-        bounds if ``clip`` says so. Users and items without ratings have their side's 0.
-
-        Args:
-            userids, itemids: integers, of shapes that can be broadcast together.
-
-        Returns: an array of their common shape, of the model's dtype; a float for two integers.
-
-        Raises: IndexError for a user or an item that is not there; ValueError before ``fit``.
-        """
-        users, items = self._table("user"), self._table("item")
-        pair = np.broadcast_arrays(np.asarray(userids), np.asarray(itemids))
-        shape = pair[0].shape
-        rows, _ = row_numbers("userids", pair[0].reshape(-1), len(users))
-        columns, _ = row_numbers("itemids", pair[1].reshape(-1), len(items))
-        found = np.empty(len(rows), self.dtype)
-        bounds = self._bounds(self.rating_range)
-        for first in range(0, len(rows), _AT_ONCE):
-            part = slice(first, first + _AT_ONCE)
-            at = (torch.from_numpy(ids[part]).to(self._device) for ids in (rows, columns))
-            scores = pair_scores(users, items, self.global_bias, *at)
-            found[part] = (scores if bounds is None else scores.clamp(*bounds)).cpu().numpy()
-        return float(found[0]) if shape == () else found.reshape(shape)
-
-    @torch.no_grad()
-    def predict_all(self) -> np.ndarray:
-        """The completed matrix [users, items]: all of :meth:`predict`. For small ones."""
-        users, items = self._table("user"), self._table("item")
-        found = partner(users) @ items.tensor.T + self.global_bias
-        of_users, bounds = bias(users), self._bounds(self.rating_range)
-        if of_users is not None:
-            found += of_users[:, None]
-        return (found if bounds is None else found.clamp(*bounds)).cpu().numpy()
-
-    def _queries(self, table: Tensor) -> tuple[Tensor, Tensor | None]:
-        if not self.biases:
-            return table, None
-        queries = table.clone()
-        queries[:, self.factors] = 1
-        return queries, table[:, self.factors] + self.global_bias
-
     @torch.no_grad()
     def _recalculated(self, side: str, cells: ops.Cells) -> Tensor:
         other = self._table("item" if side == "user" else "user")
@@ -412,77 +299,5 @@ class ExplicitALS(FoldInModel):
         self._solve(cells, other, self.global_bias, out, alone=True)
         return out
 
-    # --- files --------------------------------------------------------------------------------
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Save to a folder, as :meth:`vecsmith.ALS.save`.
-
-        Raises:
-            ValueError: a model that was not fit.
-            OSError: if the disk is full, or the folder cannot be written.
-        """
-        tables = {"users": self._table("user").tensor, "items": self._table("item").tensor}
-        parameters = {name: getattr(self, name) for name in _SAVED}
-        parameters |= {"dtype": self.dtype.name, "clip": self.clip}
-        parameters |= {"random_state": options_of.saved_random_state(self.random_state)}
-        state = {
-            "global_bias": self.global_bias,
-            "rating_range": self.rating_range,
-            "history_": self.history_,
-        }
-        files.save(folder, FORMAT, tables, parameters, state, self.interactions)
-        files.remove_checkpoint(self.checkpoint)
-
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str], **options: Any) -> ExplicitALS:
-        """Load what :meth:`save` has written; arguments and errors as of
-        :meth:`vecsmith.ALS.load`."""
-        options_of.load_options(options)
-        config, tables, interactions = files.load(folder, FORMAT)
-        model, state = files.constructed(cls, folder, config, tables, options)
-        try:
-            least, greatest = (float(bound) for bound in state["rating_range"])
-            model.global_bias = check.finite("global_bias", state["global_bias"])
-            model.rating_range = (least, greatest)
-            model.history_ = [
-                {name: float(value) for name, value in measures.items()}
-                for measures in state["history_"]
-            ]
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{folder}: config.json: damaged ({error!r})") from None
-        model._users = FactorTable(tables["users"].to(model._device), model.factors)
-        model._items = FactorTable(tables["items"].to(model._device), model.factors)
-        model.interactions = interactions
-        return model
-
-
-def _clip(value: Any) -> bool | tuple[float, float]:
-    if isinstance(value, (bool, np.bool_)):
-        return bool(value)
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"expected clip to be True, False or (least, greatest); got {value!r}")
-    least, greatest = (check.finite("clip", bound) for bound in value)
-    if least > greatest:
-        raise ValueError(f"expected clip (least, greatest); got {value!r}")
-    return least, greatest
-
-
-def _held_out(ratings: Any, validation: Any, shape: tuple[int, int]) -> ops.Cells:
-    """The cells of a validation set. Raises ValueError for one of other users or items."""
-    cells = given_cells("ExplicitALS.fit: validation", validation)
-    if cells.shape != shape:
-        raise ValueError(
-            f"expected validation of shape {list(shape)}, that of the ratings; "
-            f"got {list(cells.shape)} (Interactions.reindex gives the one the keys of the other)"
-        )
-    if not len(cells):
-        raise ValueError("expected ratings in the validation set; got none")
-    if isinstance(ratings, Interactions) and isinstance(validation, Interactions):
-        for name in ("users", "items"):
-            mine, theirs = getattr(ratings, name), getattr(validation, name)
-            if mine is not theirs and not np.array_equal(mine, theirs):
-                raise ValueError(
-                    f"expected validation with the {name} of the ratings, in their order; got "
-                    "others (Interactions.reindex gives the one the keys of the other)"
-                )
-    return cells
+    def _parameters(self) -> dict[str, Any]:
+        return super()._parameters() | {"dtype": self.dtype.name}

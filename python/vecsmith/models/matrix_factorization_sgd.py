@@ -5,41 +5,37 @@ from __future__ import annotations
 
 import math
 import os
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from vecsmith import ops
-from vecsmith.data import Interactions
-from vecsmith.models import _factor_files
-from vecsmith.models import _factor_sgd_files as files
+from vecsmith.models import _factor_options as options_of
 from vecsmith.models import _options as check
-from vecsmith.models._als_options import generator, torch_threads
-from vecsmith.models._factor_recommend import FactorModel, diverged, refuse_overflow
+from vecsmith.models._biased import partner, residuals, ridge_rows, root_mean, squared_errors
+from vecsmith.models._biased_model import BiasedModel
 from vecsmith.models._factor_table import FactorTable
-from vecsmith.models._minibatch_sgd import MinibatchSGD
-from vecsmith.models._recommend import given_cells, row_numbers
-
-FORMAT = "vecsmith.MatrixFactorizationSGD"
-_SAVED = (
-    *("factors", "learning_rate", "regularization", "epochs", "biases", "num_threads"),
-    *("optimizer", "decay", "bias_learning_rate", "bias_regularization", "initial_spread"),
-    *("minibatch", "clip", "patience"),
+from vecsmith.models._factor_training import (
+    Callback,
+    Measures,
+    Plan,
+    cells_identity,
+    seed_to_go_on_with,
+    session,
 )
+from vecsmith.models._minibatch_sgd import MinibatchSGD
+
 _OPTIMIZERS = ("adagrad", "sgd")
 _RULES = ("sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_adam")
-_AT_ONCE = 1 << 16  # pairs that are predicted together
 
-Measures = dict[str, float]
+# An epoch by its number and rate: the sum of its squared errors.
+Epoch = Callable[[int, float], float]
 
 
-class MatrixFactorizationSGD(FactorModel):
+class MatrixFactorizationSGD(BiasedModel):
     """Factors and biases of users and items from ratings, by stochastic gradient descent over the
     observed cells (Koren, Bell and Volinsky 2009, doi:10.1109/MC.2009.263):
 
@@ -79,6 +75,11 @@ class MatrixFactorizationSGD(FactorModel):
         clip: True: predictions are kept within the ratings that were seen; or (least, greatest).
         patience: with a validation set: epochs without a better RMSE there after which training
             stops.
+        tolerance: stop when the RMSE falls by less than this part of itself in an epoch; 0: never.
+        checkpoint: a folder for the state of training, from which a run that was killed goes on to
+            the same bits; None: none.
+        checkpoint_every: seconds between two checkpoints, which are written after epochs.
+        resume: go on from a checkpoint that is there.
         progress: whether ``fit`` shows a progress bar; None: where standard error is a terminal.
 
     Attributes:
@@ -95,6 +96,13 @@ class MatrixFactorizationSGD(FactorModel):
 
     Raises: TypeError, ValueError for options out of range.
     """
+
+    _format = "vecsmith.MatrixFactorizationSGD"
+    _saved = (
+        *("factors", "learning_rate", "regularization", "epochs", "biases", "num_threads"),
+        *("optimizer", "decay", "bias_learning_rate", "bias_regularization", "initial_spread"),
+        *("minibatch", "clip", "patience", "tolerance"),
+    )
 
     def __init__(
         self,
@@ -114,6 +122,10 @@ class MatrixFactorizationSGD(FactorModel):
         minibatch: int | None = None,
         clip: bool | tuple[float, float] = False,
         patience: int = 2,
+        tolerance: float = 0.0,
+        checkpoint: str | os.PathLike[str] | Any = None,
+        checkpoint_every: float = 60.0,
+        resume: bool = True,
         progress: bool | None = None,
     ) -> None:
         self.factors = check.integer("factors", factors, 1)
@@ -121,9 +133,7 @@ class MatrixFactorizationSGD(FactorModel):
         self.regularization = check.finite("regularization", regularization, low=0.0)
         self.epochs = check.integer("epochs", epochs, 0)
         self.biases = bool(biases)
-        self.random_state = random_state
-        if not isinstance(random_state, (np.random.Generator, np.random.RandomState)):
-            generator(random_state)
+        self.random_state = options_of.random_state(random_state)
         self.num_threads = check.integer("num_threads", num_threads, 0)
         self.minibatch = check.optional("minibatch", minibatch)
         allowed = _OPTIMIZERS if minibatch is None else _RULES
@@ -148,32 +158,16 @@ class MatrixFactorizationSGD(FactorModel):
                 "bias_regularization", bias_regularization, low=0.0
             )
         self.initial_spread = check.finite("initial_spread", initial_spread, low=0.0)
-        self.clip = _clip(clip)
+        self.clip = options_of.clip(clip)
         self.patience = check.integer("patience", patience, 1)
+        self.tolerance = check.finite("tolerance", tolerance, low=0.0)
+        float32 = self._numpy_dtype()
+        self.checkpoint = options_of.checkpoint(checkpoint, checkpoint_every, resume, float32)
         self.progress = progress
         self.interactions = None
         self.global_bias = 0.0
         self.rating_range: tuple[float, float] | None = None
         self.history_: list[Measures] = []
-        self._users: FactorTable | None = None
-        self._items: FactorTable | None = None
-
-    @property
-    def user_biases(self) -> np.ndarray | None:
-        """b_u [users]."""
-        return self._array("user", "biases") if self.biases else None
-
-    @property
-    def item_biases(self) -> np.ndarray | None:
-        """b_i [items]."""
-        return self._array("item", "biases") if self.biases else None
-
-    @property
-    def n_parameters(self) -> int:
-        """How many numbers are learned: f for each user and item, and with biases one more for each
-        and the mean."""
-        users, items = self._table("user"), self._table("item")
-        return users.tensor.numel() + items.tensor.numel() + int(self.biases)
 
     # --- training -----------------------------------------------------------------------------
 
@@ -182,7 +176,7 @@ class MatrixFactorizationSGD(FactorModel):
         ratings: Any,
         validation: Any = None,
         show_progress: bool = True,
-        callback: Callable[[int, float, Measures], Any] | None = None,
+        callback: Callback | None = None,
     ) -> MatrixFactorizationSGD:
         """Factorize a matrix of ratings, from new factors.
 
@@ -202,30 +196,29 @@ class MatrixFactorizationSGD(FactorModel):
         Raises:
             TypeError, ValueError: a matrix that is none, holds nan or infinity, or no rating; a
                 validation set of other users and items; training that diverged.
+            CheckpointError: a checkpoint that is damaged or of another run. FolderInUseError.
+            TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
         """
-        cells = given_cells("MatrixFactorizationSGD.fit", ratings)
-        if not len(cells):
-            raise ValueError(
-                "MatrixFactorizationSGD.fit: expected ratings; got a matrix without cells"
-            )
-        held = None if validation is None else _held_out(ratings, validation, cells.shape)
-        random = generator(self.random_state)
+        cells, held = self._given(ratings, validation)
+        random = options_of.generator(self.random_state)
         seed = int(random.integers(2**63))
-        with torch.inference_mode(False), torch.no_grad(), torch_threads(self.num_threads):
+        with session(self.num_threads, self.checkpoint):
+            if self.random_state is None:
+                seed = seed_to_go_on_with(self.checkpoint, seed)
             blocks = ops.factor_blocks(cells, seed=seed)
             values = blocks.values.double()
-            mean, spread = float(values.mean()), float(values.std(correction=0)) or 1.0
-            self.rating_range = (float(values.min()), float(values.max()))
-            self.global_bias = mean if self.biases else 0.0
-            tables = [self._drawn(rows, spread, random) for rows in cells.shape]
-            wide = self.factors + int(self.biases)
-            self._users, self._items = (FactorTable(t[:, :wide], self.factors) for t in tables)
-            self.interactions = ratings if isinstance(ratings, Interactions) else None
-            self.history_ = []
-            step = self._native(blocks, tables, spread, seed)
-            if self.minibatch is not None:
-                step = self._by_minibatches(blocks, self._users, self._items, seed)
-            self._train(step, len(blocks), held, show_progress, callback)
+            mean = float(values.mean()) if self.biases else 0.0
+            spread = float(values.std(correction=0)) or 1.0
+            seen = (float(values.min()), float(values.max()))
+            sides = [self._drawn(rows, spread, random) for rows in cells.shape]
+            users, items = (FactorTable(t[:, : self._columns()[0]], self.factors) for t in sides)
+            plan = self._plan(blocks, held, sides, (users, items), mean, spread, seed, seen)
+            if self.checkpoint is not None:
+                plan.identity |= {"matrix": cells_identity(cells)}
+            training = self._begin(plan, users, items, ratings)
+            self.global_bias, self.rating_range = mean, seen
+            self.history_ = training.cursor.history
+            training.run(options_of.visible(show_progress, self.progress), callback)
         return self
 
     def _drawn(self, rows: int, spread: float, random: np.random.Generator) -> Tensor:
@@ -239,14 +232,60 @@ class MatrixFactorizationSGD(FactorModel):
         table[:, f + 1], table[:, f + 2] = spread**3, spread**2
         return table
 
+    def _plan(
+        self,
+        blocks: ops.FactorBlocks,
+        held: ops.Cells | None,
+        sides: list[Tensor],
+        tables: tuple[FactorTable, FactorTable],
+        mean: float,
+        spread: float,
+        seed: int,
+        seen: tuple[float, float],
+    ) -> Plan:
+        bounds = self._bounds(seen)
+        if self.minibatch is None:
+            epoch, more = self._native(blocks, sides, mean, spread, seed)
+        else:
+            epoch, more = self._by_minibatches(blocks, tables, mean, seed)
+        now: Measures = {}
+
+        def step(number: int) -> None:
+            total = epoch(number, self.learning_rate * (1 - self.decay) ** number)
+            now["rmse"] = root_mean(total, len(blocks))
+
+        def measure() -> Measures:
+            if held is None:
+                return dict(now)
+            clipped = squared_errors(held, *tables, mean, bounds)[1]
+            return now | {"validation_rmse": root_mean(clipped, len(held))}
+
+        free = ("epochs", "num_threads")
+        settings = {name: getattr(self, name) for name in self._saved if name not in free}
+        settings |= {"model": self._format, "seed": seed}
+        settings |= {"clip": None if bounds is None else list(bounds)}
+        validation = {} if held is None or self.checkpoint is None else cells_identity(held)
+        return Plan(
+            tables={"users": tables[0].tensor, "items": tables[1].tensor},
+            more=more,
+            step=step,
+            iterations=self.epochs,
+            measure=measure,
+            objective="rmse",
+            tolerance=self.tolerance,
+            watched=None if held is None else "validation_rmse",
+            patience=self.patience,
+            identity={"settings": settings, "validation": validation},
+        )
+
     def _native(
-        self, blocks: ops.FactorBlocks, tables: list[Tensor], spread: float, seed: int
-    ) -> Callable[[int, float], float]:
+        self, blocks: ops.FactorBlocks, sides: list[Tensor], mean: float, spread: float, seed: int
+    ) -> tuple[Epoch, dict[str, Tensor]]:
         f, adaptive = self.factors, self.optimizer == "adagrad"
         own = 1.0 if self.bias_learning_rate is None else self.bias_learning_rate
         own /= 1.0 if self.bias_learning_rate is None else self.learning_rate
         parts: dict[str, Any] = {}
-        for side, table in zip(("user", "item"), tables, strict=True):
+        for side, table in zip(("user", "item"), sides, strict=True):
             parts[f"{side}_factors"] = table[:, :f]
             if self.biases:
                 parts[f"{side}_bias"] = table[:, f]
@@ -257,7 +296,7 @@ class MatrixFactorizationSGD(FactorModel):
             loss = ops.factor_sgd(
                 blocks=blocks,
                 **parts,
-                mean=self.global_bias,
+                mean=mean,
                 learning_rate=rate * (math.sqrt(spread) if adaptive else 1.0),
                 bias_learning_rate=rate * own * (spread if adaptive else 1.0),
                 regularization=self.regularization,
@@ -268,185 +307,41 @@ class MatrixFactorizationSGD(FactorModel):
             )
             return float(loss)
 
-        return epoch
+        return epoch, {name: table for name, table in parts.items() if name.endswith("squares")}
 
     def _by_minibatches(
-        self, blocks: ops.FactorBlocks, users: FactorTable, items: FactorTable, seed: int
-    ) -> Callable[[int, float], float]:
-        assert self.minibatch is not None
-        trainer = MinibatchSGD(
-            *(users.tensor, items.tensor, self.factors, self.optimizer, self.minibatch),
-            regularization=self.regularization,
-            bias_regularization=self.regularization
-            if self.bias_regularization is None
-            else self.bias_regularization,
-            mean=self.global_bias,
-        )
-        draws = torch.Generator().manual_seed(seed)
-        return lambda _, rate: trainer.epoch(blocks, rate, draws)
-
-    def _train(
         self,
-        step: Callable[[int, float], float],
-        count: int,
-        held: ops.Cells | None,
-        show_progress: bool,
-        callback: Callable[[int, float, Measures], Any] | None,
-    ) -> None:
-        tables = (self._table("user").tensor, self._table("item").tensor)
-        best: list[Tensor] = []
-        best_epoch = 0
-        visible = sys.stderr.isatty() if self.progress is None else bool(self.progress)
-        bar = tqdm(
-            total=self.epochs,
-            disable=not (show_progress and visible),
-            file=sys.stderr,
-            desc="training",
-            unit=" epochs",
-            dynamic_ncols=True,
+        blocks: ops.FactorBlocks,
+        tables: tuple[FactorTable, FactorTable],
+        mean: float,
+        seed: int,
+    ) -> tuple[Epoch, dict[str, Tensor]]:
+        assert self.minibatch is not None
+        own = self.bias_regularization
+        trainer = MinibatchSGD(
+            *(tables[0].tensor, tables[1].tensor, self.factors, self.optimizer, self.minibatch),
+            regularization=self.regularization,
+            bias_regularization=self.regularization if own is None else own,
+            mean=mean,
         )
-        with bar:
-            for number in range(self.epochs):
-                begun = time.monotonic()
-                loss = step(number, self.learning_rate * (1 - self.decay) ** number)
-                if not math.isfinite(loss):
-                    raise diverged(number)
-                measures = {"rmse": math.sqrt(loss / count)}
-                if held is not None:
-                    measures["validation_rmse"] = self._error(held)
-                    least = self.history_[best_epoch - 1]["validation_rmse"] if best else math.inf
-                    if measures["validation_rmse"] < least:
-                        best, best_epoch = [table.clone() for table in tables], number + 1
-                self.history_.append(measures)
-                bar.update(1)
-                bar.set_postfix({name: f"{value:.5g}" for name, value in measures.items()})
-                seconds = time.monotonic() - begun
-                asked = callback is not None and callback(number, seconds, measures) is True
-                if asked or (best and number + 1 - best_epoch >= self.patience):
-                    break
-        if best and best_epoch != len(self.history_):
-            for table, kept in zip(tables, best, strict=True):
-                table.copy_(kept)
-        refuse_overflow(tables, len(self.history_))
+        return lambda number, rate: trainer.epoch(blocks, rate, number, seed), trainer.tables()
 
-    def _error(self, cells: ops.Cells) -> float:
-        rows = torch.repeat_interleave(torch.arange(cells.shape[0]), cells.indptr.diff().long())
-        total = 0.0
-        for part in torch.arange(len(cells)).split(_AT_ONCE):
-            found = self._scores(rows[part], cells.indices[part].long())
-            total += float((found - cells.values[part].double()).square().sum())
-        return math.sqrt(total / len(cells))
-
-    # --- predictions --------------------------------------------------------------------------
-
-    def _scores(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """What is predicted for pairs [n], float64."""
-        users, items = self._table("user").tensor, self._table("item").tensor
-        f = self.factors
-        p, q = users.index_select(0, rows), items.index_select(0, columns)
-        found = torch.linalg.vecdot(p[:, :f], q[:, :f]).double() + self.global_bias
-        if self.biases:
-            found += p[:, f].double() + q[:, f].double()
-        bounds = self.rating_range if self.clip is True else self.clip
-        return found.clamp(*bounds) if bounds else found
+    # --- rows by themselves -------------------------------------------------------------------
 
     @torch.no_grad()
-    def predict(self, userids: Any, itemids: Any) -> Any:
-        """The ratings of pairs of a user and an item: m + b_u + b_i + <p_u, q_i>, kept within
-        bounds if ``clip`` says so.
-
-        Args:
-            userids, itemids: integers, of shapes that can be broadcast together.
-
-        Returns: a float32 array of their common shape; a float for two integers.
-
-        Raises: IndexError for a user or an item that is not there; ValueError before ``fit``.
-        """
-        users, items = self._table("user"), self._table("item")
-        pair = np.broadcast_arrays(np.asarray(userids), np.asarray(itemids))
-        shape = pair[0].shape
-        rows, _ = row_numbers("userids", pair[0].reshape(-1), len(users))
-        columns, _ = row_numbers("itemids", pair[1].reshape(-1), len(items))
-        found = np.empty(len(rows), np.float32)
-        for first in range(0, len(rows), _AT_ONCE):
-            part = slice(first, first + _AT_ONCE)
-            at = (torch.from_numpy(ids[part]) for ids in (rows, columns))
-            found[part] = self._scores(*at).numpy()
-        return float(found[0]) if shape == () else found.reshape(shape)
-
-    def _queries(self, table: Tensor) -> tuple[Tensor, Tensor | None]:
-        if not self.biases:
-            return table, None
-        queries = table.clone()
-        queries[:, self.factors] = 1
-        return queries, table[:, self.factors] + self.global_bias
-
-    # --- files --------------------------------------------------------------------------------
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Save to a folder: config.json, model.safetensors, and the interactions of the fit where
-        there are any. All files are replaced together or none; others are left alone.
-
-        Raises:
-            ValueError: a model before ``fit``, or one with factors that are not finite.
-            OSError: if the disk is full, or the folder cannot be written.
-        """
-        tables = {"users": self._table("user").tensor, "items": self._table("item").tensor}
-        parameters = {name: getattr(self, name) for name in _SAVED}
-        state = {
-            "global_bias": self.global_bias,
-            "rating_range": self.rating_range,
-            "history": self.history_,
-        }
-        _factor_files.save(folder, FORMAT, tables, parameters, state, self.interactions)
-
-    @classmethod
-    def load(
-        cls, folder: str | os.PathLike[str], *, num_threads: int | None = None
-    ) -> MatrixFactorizationSGD:
-        """Load a model that :meth:`save` has written.
-
-        Raises:
-            FileNotFoundError: if the folder or one of its files is missing.
-            ValueError: if a file is damaged, of another kind or a later version.
-        """
-
-        def columns(model: MatrixFactorizationSGD) -> tuple[int, int]:
-            return model.factors + int(model.biases), model.factors
-
-        model, state = files.restored(cls, folder, FORMAT, num_threads, columns)
-        try:
-            model.global_bias = check.finite("global_bias", state["global_bias"])
-            least, greatest = state["rating_range"]
-            model.rating_range = (float(least), float(greatest))
-            model.history_ = [dict(measures) for measures in state["history"]]
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{folder}: config.json: damaged ({error!r})") from None
-        return model
-
-
-def _clip(value: Any) -> bool | tuple[float, float]:
-    if isinstance(value, bool):
-        return value
-    try:
-        least, greatest = (check.finite("clip", bound) for bound in value)
-    except (TypeError, ValueError):
-        raise TypeError(f"expected clip to be a bool or (least, greatest); got {value!r}") from None
-    if least > greatest:
-        raise ValueError(f"expected clip's least to be at most its greatest; got {value!r}")
-    return least, greatest
-
-
-def _held_out(ratings: Any, validation: Any, shape: tuple[int, int]) -> ops.Cells:
-    cells = given_cells("validation", validation)
-    if cells.shape != shape:
-        raise ValueError(
-            f"expected validation of shape {list(shape)}, as the ratings; got {list(cells.shape)}"
+    def _recalculated(self, side: str, cells: ops.Cells) -> Tensor:
+        """Where the loss of these cells is least, exactly: no steps are taken."""
+        other = self._table("item" if side == "user" else "user")
+        left, partners = residuals(cells, self.global_bias, other), partner(other)
+        own = self.bias_regularization
+        if self.biases and own is not None and own != self.regularization:
+            ridges = torch.full((partners.shape[1],), self.regularization, dtype=torch.float64)
+            ridges[self.factors] = own
+            return ridge_rows(left, partners, ridges)
+        return ops.als_solve(
+            left,
+            partners,
+            regularization=self.regularization * cells.indptr.diff().double(),
+            implicit=False,
+            num_threads=self._threads(),
         )
-    if not len(cells):
-        raise ValueError("expected validation to have cells; got none")
-    if isinstance(ratings, Interactions) and isinstance(validation, Interactions):
-        for name in ("users", "items"):
-            if not np.array_equal(getattr(ratings, name), getattr(validation, name)):
-                raise ValueError(f"expected validation of the same {name}; got others (reindex)")
-    return cells

@@ -1,11 +1,9 @@
-"""Options, start and stop that the models of alternating least squares have in common."""
+"""Options that factorizations have in common, and the first factors."""
 
 from __future__ import annotations
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,14 +11,10 @@ import torch
 from torch import Tensor
 
 from vecsmith.models import _options as check
-from vecsmith.models._als_training import ALSCheckpoint
 from vecsmith.models._checkpoint import Checkpoint
+from vecsmith.models._factor_training import FactorCheckpoint
 
 METHODS = ("cholesky", "cg", "block")
-# What a model is loaded with may be other than what it was saved with: the machine is.
-MACHINE_OPTIONS = {
-    *("num_threads", "device", "checkpoint", "checkpoint_every", "resume", "progress"),
-}
 
 
 def dtype(value: Any) -> np.dtype:
@@ -62,18 +56,11 @@ def saved_random_state(random_state: Any) -> int | None:
     return int(random_state) if isinstance(random_state, (int, np.integer)) else None
 
 
-def is_seed(random_state: Any) -> bool:
-    """Whether it is a seed or None: what asking does not change."""
-    return not isinstance(random_state, (np.random.Generator, np.random.RandomState))
-
-
-def refuse_overflow(name: str, table: Tensor) -> None:
-    """Raises ValueError for factors that are not finite after training."""
-    if not bool(table.isfinite().all()):
-        raise ValueError(
-            f"expected finite factors; got nan or inf in those of the {name}: values are too "
-            f"large, or the regularization too small, for {str(table.dtype).removeprefix('torch.')}"
-        )
+def random_state(value: Any) -> Any:
+    """Something that :func:`generator` takes; the state of a generator is left as it is."""
+    if not isinstance(value, (np.random.Generator, np.random.RandomState)):
+        generator(value)
+    return value
 
 
 def checkpoint(
@@ -85,15 +72,21 @@ def checkpoint(
         raise ValueError(f"expected dtype float32 with a checkpoint; got {kind}")
     if folder is None or isinstance(folder, Checkpoint):
         return folder
-    return ALSCheckpoint(folder, every, bool(resume))
+    return FactorCheckpoint(folder, every, bool(resume))
 
 
-def load_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``load``. Raises TypeError for others."""
-    unknown = sorted(set(options) - MACHINE_OPTIONS)
-    if unknown:
-        raise TypeError(f"expected options among {sorted(MACHINE_OPTIONS)}; got {unknown}")
-    return options
+def clip(value: Any) -> bool | tuple[float, float]:
+    """Bounds of predictions: those of the ratings seen, or none, or (least, greatest)."""
+    if isinstance(value, (bool, np.bool_)):
+        return bool(value)
+    try:
+        least, greatest = value
+    except (TypeError, ValueError):
+        raise TypeError(f"expected clip to be a bool or (least, greatest); got {value!r}") from None
+    least, greatest = check.finite("clip", least), check.finite("clip", greatest)
+    if least > greatest:
+        raise ValueError(f"expected clip's least to be at most its greatest; got {value!r}")
+    return least, greatest
 
 
 START = 0.03  # standard deviation
@@ -114,17 +107,3 @@ def drawn(rows: int, columns: int, kind: np.dtype, random: np.random.Generator) 
 def visible(show_progress: Any, progress: bool | None) -> bool:
     """Whether there is a progress bar."""
     return bool(show_progress) and (sys.stderr.isatty() if progress is None else bool(progress))
-
-
-@contextlib.contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """So many threads for torch, too; 0: as many as it has."""
-    before = torch.get_num_threads()
-    if count in (0, before):
-        yield
-        return
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
