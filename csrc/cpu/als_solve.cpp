@@ -173,6 +173,8 @@ class HalfStep {
       for (int64_t j = 0; j < count; ++j) ids[j] = index(from + j);
     else
       place(row, from, count, ids, weight, target, scale);
+    // Explicit feedback of weight 0 says nothing.
+    if (!job_.implicit) row.zero = 0;
     return row;
   }
   // Cells of positive, negative and no weight, one behind the other.

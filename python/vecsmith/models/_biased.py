@@ -13,6 +13,8 @@ from vecsmith import ops
 from vecsmith.models._cell_scores import cell_scores
 from vecsmith.models._factor_table import FactorTable
 
+_AT_ONCE = 1 << 20  # cells whose residuals are taken together
+
 Bounds = tuple[float, float] | None
 
 
@@ -35,8 +37,12 @@ def residuals(cells: ops.Cells, mean: float, other: FactorTable) -> ops.Cells:
     biases = bias(other)
     if biases is None:
         return cells
-    values = cells.values.to(biases.dtype) - mean - biases[cells.indices.long()]
-    return ops.Cells(cells.indptr, cells.indices, values, cells.shape)
+    values = torch.empty(len(cells), dtype=biases.dtype, device=biases.device)
+    for first in range(0, len(cells), _AT_ONCE):
+        part = slice(first, first + _AT_ONCE)
+        values[part] = cells.values[part]
+        values[part] -= biases[cells.indices[part].long()] + mean
+    return cells.with_values(values)
 
 
 def pair_scores(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vecsmith import ops
+from vecsmith.ops._cells import trusted_cells
 
 _AT_ONCE = 1 << 21  # numbers that are made doubles together
 # So many products are computed before a second thread has begun.
@@ -75,7 +76,7 @@ class OrderedRows:
         matrix.has_sorted_indices = False
         matrix.sort_indices()
         indices = torch.from_numpy(matrix.indices).to(cells.indices.device)
-        return ops.Cells(cells.indptr, indices, cells.values, cells.shape)
+        return trusted_cells(cells.indptr, indices, cells.values, cells.shape)
 
 
 def cells_of_rows(cells: ops.Cells, rows: Tensor) -> ops.Cells:
@@ -86,7 +87,7 @@ def cells_of_rows(cells: ops.Cells, rows: Tensor) -> ops.Cells:
     at = torch.arange(int(indptr[-1]), device=rows.device)
     at = at + torch.repeat_interleave(starts[rows] - indptr[:-1], lengths)
     shape = (len(rows), cells.shape[1])
-    return ops.Cells(indptr, cells.indices[at], cells.values[at], shape)
+    return trusted_cells(indptr, cells.indices[at], cells.values[at], shape)
 
 
 class FactorTable:

@@ -16,7 +16,7 @@ from vecsmith.data import Interactions
 from vecsmith.models import _options as check
 from vecsmith.models._factor_model import FactorTables
 from vecsmith.models._factor_table import FactorTable
-from vecsmith.ops._cells import cells_of
+from vecsmith.ops._cells import cells_of, trusted_cells
 
 # The score of a place that no item fills, as in implicit.
 NO_SCORE = float(np.finfo(np.float32).min)
@@ -189,7 +189,7 @@ class FactorModel(FactorTables):
                 f"expected {name} of shape [{rows}, {columns}], a row for each id; "
                 f"got {list(cells.shape)}"
             )
-        return ops.Cells(cells.indptr, cells.indices, cells.values, (rows, columns))
+        return trusted_cells(cells.indptr, cells.indices, cells.values, (rows, columns))
 
     def _no_items(self, count: int, N: int) -> tuple[np.ndarray, np.ndarray]:
         ids = np.full((count, N), -1, np.int32)
@@ -306,7 +306,7 @@ def rows_of(cells: ops.Cells, rows: slice) -> ops.Cells:
     indptr = cells.indptr[rows.start : rows.stop + 1]
     part = slice(int(indptr[0]), int(indptr[-1]))
     shape = (rows.stop - rows.start, cells.shape[1])
-    return ops.Cells(indptr - indptr[0], cells.indices[part], cells.values[part], shape)
+    return trusted_cells(indptr - indptr[0], cells.indices[part], cells.values[part], shape)
 
 
 def _columns_of(cells: ops.Cells, columns: np.ndarray) -> ops.Cells:
@@ -318,7 +318,7 @@ def _columns_of(cells: ops.Cells, columns: np.ndarray) -> ops.Cells:
     places = np.minimum(np.searchsorted(columns, indices), len(columns) - 1)
     kept = columns[places] == indices
     counts = np.bincount(rows[kept], minlength=cells.shape[0])
-    return ops.Cells(
+    return trusted_cells(
         torch.from_numpy(np.concatenate([[0], np.cumsum(counts)])),
         torch.from_numpy(places[kept]),
         cells.values.cpu()[torch.from_numpy(kept)],

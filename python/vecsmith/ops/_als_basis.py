@@ -12,13 +12,18 @@ from torch import Tensor
 class Basis(NamedTuple):
     """Z = Y change, and of a row x in the factors' basis t = x forth, x = t back; all [f, f] of
     float64. triangular: change is upper, forth and back are lower triangular. spectrum: float64 [f]
-    or None: A is (spectrum + l_u) of the diagonal, or I."""
+    or None: A is (spectrum + l_u) of the diagonal, or I. Directions in which Y has nothing are
+    columns of zeros beside a spectrum: no solution has a part there."""
 
     change: Tensor
     forth: Tensor
     back: Tensor
     triangular: bool
     spectrum: Tensor | None
+
+
+# Of the largest eigenvalue of Y^T Y: below it float32 factors hold nothing but their rounding.
+_NOTHING = 1e-12
 
 
 def cholesky(gram: Tensor, ridge: float) -> Tensor:
@@ -35,7 +40,14 @@ def cholesky(gram: Tensor, ridge: float) -> Tensor:
 
 
 def basis_of(gram: Tensor, ridge: float, shared: bool) -> Basis:
-    """Of Y^T Y [f, f] of float64; shared: all rows have this ridge."""
+    """Of Y^T Y [f, f] of float64; shared: all rows have this ridge.
+
+    Raises: ValueError: it is not finite.
+    """
+    if not bool(gram.isfinite().all()):
+        raise ValueError(
+            "als_solve: expected factors whose squares can be added up; got sums that overflow"
+        )
     if shared:
         # A = L (I + Z^T (C - 1) Z) L^T with Z = Y L^-T: x = L^-T t.
         lower = cholesky(gram, ridge)
@@ -44,5 +56,7 @@ def basis_of(gram: Tensor, ridge: float, shared: bool) -> Basis:
         return Basis(inverse.T, lower, inverse, True, None)
     # Y^T Y = V S V^T: with Z = Y V every row has its own (S + ridge I) of the diagonal.
     spectrum, vectors = torch.linalg.eigh(gram)
-    spectrum.clamp_(min=1e-12 * float(spectrum[-1].clamp_min(1e-30)))
+    least = _NOTHING * float(spectrum[-1].clamp_min(1e-30))
+    vectors[:, spectrum < least] = 0
+    spectrum.clamp_(min=least)
     return Basis(vectors, vectors, vectors.T, False, spectrum)

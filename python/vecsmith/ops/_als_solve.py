@@ -36,6 +36,8 @@ OPERATOR = register(
     )
 )
 
+_ROWS = 4096  # that are converted together
+
 # csrc/cpu/als_solve.h: where a matrix has numbers that are not zero.
 _FULL, _UPPER, _LOWER = range(3)
 
@@ -67,6 +69,15 @@ def gram_matrix(factors: Tensor, num_threads: int) -> Tensor:
     return gram
 
 
+def _exact_gram_matrix(factors: Tensor) -> Tensor:
+    """The same in sums of float64: small eigenvalues are right, too."""
+    gram = torch.zeros(factors.shape[1], factors.shape[1], dtype=torch.float64)
+    for first in range(0, len(factors), _ROWS):
+        part = factors[first : first + _ROWS].double()
+        gram.addmm_(part.T, part)
+    return gram
+
+
 def _native(
     out: Tensor,
     indptr: Tensor,
@@ -89,9 +100,9 @@ def _native(
     made = None
     rows, ridge = factors, regularization
     if implicit:
-        made = basis_of(
-            gram_matrix(factors, num_threads), regularization, shared=regularizations is None
-        )
+        shared = regularizations is None
+        gram = gram_matrix(factors, num_threads) if shared else _exact_gram_matrix(factors)
+        made = basis_of(gram, regularization, shared)
         # On huge pages: its rows will be read in no order.
         rows = empty_pages(len(factors), f, dtype=factors.dtype)
         shape, other = (_UPPER, _LOWER) if made.triangular else (_FULL, _FULL)

@@ -32,8 +32,13 @@ class Cells:
     """Cells (row, column, value): those of row u are begin = indptr[u] .. indptr[u + 1] - 1, with
     columns indices[begin:end] and values[begin:end]. No cell comes twice.
 
-    indptr: int32 or int64 [rows + 1]; indices: int32 or int64 [cells]; values: [cells] of a dtype
-    in ``TYPES``; shape: (rows, columns).
+    Args:
+        indptr: int32 or int64 [rows + 1], rising from 0 to the number of cells.
+        indices: int32 or int64 [cells], rising within each row.
+        values: [cells], real and finite numbers.
+        shape: (rows, columns).
+
+    Raises: TypeError, ValueError: something else.
     """
 
     indptr: Tensor
@@ -41,13 +46,39 @@ class Cells:
     values: Tensor
     shape: tuple[int, int]
 
+    def __post_init__(self) -> None:
+        op, parts = "Cells", (self.indptr, self.indices, self.values)
+        for what, part in zip(("indptr", "indices", "values"), parts, strict=True):
+            if not isinstance(part, Tensor):
+                raise TypeError(f"{op}: expected {what} to be a tensor; got {type(part).__name__}")
+            if part.dim() != 1 or part.device != self.indptr.device:
+                raise ValueError(
+                    f"{op}: expected {what} in one dimension on {self.indptr.device}; got "
+                    f"{list(part.shape)} on {part.device}"
+                )
+            if what != "values" and part.dtype not in (torch.int32, torch.int64):
+                raise TypeError(f"{op}: expected {what} of int32 or int64; got {part.dtype}")
+        if len(self.values) != len(self.indices):
+            raise ValueError(
+                f"{op}: expected a value for each of {len(self.indices)} cells; "
+                f"got {len(self.values)}"
+            )
+        if not _canonical(op, *parts, self.shape):
+            raise ValueError(f"{op}: expected the columns of each row to rise")
+        found = _checked(op, *parts, self.shape)
+        object.__setattr__(self, "values", found.values)
+
     def __len__(self) -> int:
         return len(self.values)
+
+    def with_values(self, values: Tensor) -> Cells:
+        """Other values, finite ones of a dtype in ``TYPES``, in the same cells."""
+        return trusted_cells(self.indptr, self.indices, values, self.shape)
 
     def to(self, device: torch.device) -> Cells:
         """The cells on a device."""
         parts = (self.indptr.to(device), self.indices.to(device), self.values.to(device))
-        return Cells(*parts, self.shape)
+        return trusted_cells(*parts, self.shape)
 
     def transposed(self) -> Cells:
         """The cells as compressed columns, in memory of their own, sorted."""
@@ -59,6 +90,15 @@ class Cells:
             copy=False,
         )
         return cells_of("Cells.transposed", matrix.T.tocsr()).to(self.values.device)
+
+
+def trusted_cells(indptr: Tensor, indices: Tensor, values: Tensor, shape: tuple[int, int]) -> Cells:
+    """Cells that are known to be what they must be: nothing is looked at."""
+    cells = object.__new__(Cells)
+    given = {"indptr": indptr, "indices": indices, "values": values, "shape": shape}
+    for name, value in given.items():
+        object.__setattr__(cells, name, value)
+    return cells
 
 
 def cells_of(op: str, matrix: Any) -> Cells:
@@ -105,20 +145,36 @@ def cells_of(op: str, matrix: Any) -> Cells:
     found: Any = matrix.tocsr()
     if found.dtype.kind not in "fiub":
         raise TypeError(f"{op}: expected values to be real numbers; got {found.dtype}")
-    _check_structure(op, _tensor(found.indptr), _tensor(found.indices), found.shape)
-    if not found.has_canonical_format:
+    indptr, indices = (_index_tensor(op, part) for part in (found.indptr, found.indices))
+    values = _tensor(found.data)
+    # What scipy remembers of a matrix is not true any more where its arrays were written into.
+    if not _canonical(op, indptr, indices, values, found.shape):
         found = _summed(found)
-    indptr, indices, values = (_tensor(part) for part in (found.indptr, found.indices, found.data))
+        indptr, indices, values = (_tensor(p) for p in (found.indptr, found.indices, found.data))
     return _checked(op, indptr, indices, values, (int(found.shape[0]), int(found.shape[1])))
 
 
 def _summed(matrix: Any) -> sparse.csr_matrix:
     """A copy with sorted columns, in which no cell comes twice."""
-    matrix = matrix.copy()
-    if matrix.dtype.kind == "b":
-        matrix = matrix.astype(np.int8)
+    from scipy import sparse
+
+    # Sums of a narrow type would go round.
+    kind = {"b": np.int64, "i": np.int64, "u": np.float64}.get(matrix.dtype.kind, matrix.dtype)
+    parts = (matrix.data.astype(kind), matrix.indices.copy(), matrix.indptr.copy())
+    matrix = sparse.csr_matrix(parts, shape=matrix.shape)
     matrix.sum_duplicates()
     return matrix
+
+
+def _index_tensor(op: str, array: np.ndarray) -> Tensor:
+    """Row bounds or columns as a tensor of int32 or int64."""
+    if array.dtype.kind not in "iu":
+        raise TypeError(f"{op}: expected indices that are integers; got {array.dtype}")
+    if array.dtype.kind == "u" or array.dtype.itemsize < 4:
+        if array.dtype.itemsize == 8 and len(array) and int(array.max()) >= 2**63:
+            raise ValueError(f"{op}: expected columns below 2^63; got {int(array.max())}")
+        array = array.astype(np.int64)
+    return _tensor(array)
 
 
 def _tensor(array: np.ndarray) -> Tensor:
@@ -179,4 +235,5 @@ def _checked(
             f"{op}: expected values to be finite; got {float(values[at])} in row {row}, column "
             f"{int(indices[at])}"
         )
-    return Cells(indptr.contiguous(), indices.contiguous(), values.contiguous(), shape)
+    parts = (part.contiguous() for part in (indptr, indices, values))
+    return trusted_cells(*parts, shape)

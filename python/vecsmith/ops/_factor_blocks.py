@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vecsmith.ops import _checks as check
-from vecsmith.ops._cells import Cells, cells_of
+from vecsmith.ops._cells import Cells, cells_of, trusted_cells
 from vecsmith.ops._registry import BackendUnavailable, native
 from vecsmith.reference import factor_sgd as reference
 from vecsmith.reference.skipgram import stream_key
@@ -93,7 +93,7 @@ def factor_blocks(
     users = torch.repeat_interleave(torch.arange(rows, dtype=torch.int32), lengths)
     user_band = reference.deal(lengths, bands)
     item_band = reference.deal(torch.bincount(items, minlength=columns), bands)
-    kept = Cells(indptr, items, cells.values, cells.shape)
+    kept = trusted_cells(indptr, items, cells.values, cells.shape)
     try:
         module = native()
     except BackendUnavailable:

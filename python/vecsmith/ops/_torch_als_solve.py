@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vecsmith.reference import als_solve as reference
+from vecsmith.ops._als_basis import Basis, basis_of
 
 _AT_ONCE = 1 << 24  # numbers that are gathered, or stand in systems, together
 
@@ -35,6 +35,8 @@ def als_solve(
     ridges = torch.as_tensor(regularization, dtype=torch.float64, device=y.device)
     ridges = ridges.expand(len(lengths))
     gram = y.double().T @ y.double() if implicit else None
+    ridge = float(ridges[0]) if shared and len(ridges) else 0.0
+    made = None if gram is None else basis_of(gram, ridge, shared)
     eye = torch.eye(f, dtype=y.dtype, device=y.device)
     out = start.clone()
     order = lengths.argsort(descending=True, stable=True)
@@ -73,13 +75,9 @@ def als_solve(
             found = torch.where(exact[:, None], _solve(systems, right), found)
         if not bool(exact.all()):
             if method == "cg":
-                more = _conjugate(p, w, base, right, found, gram is not None, steps)
+                more = _conjugate(p, w, base, right, found, made, ridges[rows], steps)
             else:
-                ridge_of = ridges[rows].tolist()
-                change = [
-                    reference.basis(gram, one, shared) for one in ridge_of[: 1 if shared else None]
-                ]
-                more = _blocks(p, w, base, right, found, change, steps, block_size)
+                more = _blocks(p, w, base, right, found, made, ridges[rows], steps, block_size)
             found = torch.where(exact[:, None], found, more)
         out[rows] = found
     return out
@@ -89,6 +87,10 @@ def _solve(systems: Tensor, right: Tensor) -> Tensor:
     """x of systems [B, f, f] x = right [B, f]; what is singular gets its least squares."""
     lower, failed = torch.linalg.cholesky_ex(systems)
     found = torch.cholesky_solve(right[:, :, None], lower)[:, :, 0]
+    # A pivot that is so small a part of what stood on the diagonal has no digits left.
+    least = 1e-6 if systems.dtype == torch.float32 else 1e-14
+    pivots = lower.diagonal(dim1=1, dim2=2).square()
+    failed = (failed != 0) | (pivots <= least * systems.diagonal(dim1=1, dim2=2)).any(1)
     for row in failed.nonzero().flatten().tolist():
         found[row] = (
             torch.linalg.lstsq(
@@ -100,17 +102,33 @@ def _solve(systems: Tensor, right: Tensor) -> Tensor:
     return found
 
 
+def _scales(made: Basis, ridges: Tensor) -> Tensor:
+    """sqrt(S + l_u) [B, f], or [1, 1] of 1 where all rows have one basis."""
+    if made.spectrum is None:
+        return torch.ones(1, 1, dtype=torch.float64, device=ridges.device)
+    return (made.spectrum + ridges[:, None]).sqrt()
+
+
 def _conjugate(
-    p: Tensor, w: Tensor, base: Tensor, right: Tensor, x: Tensor, conditioned: bool, steps: int
+    p: Tensor,
+    w: Tensor,
+    base: Tensor,
+    right: Tensor,
+    x: Tensor,
+    made: Basis | None,
+    ridges: Tensor,
+    steps: int,
 ) -> Tensor:
-    lower = torch.linalg.cholesky(base) if conditioned else None
+    change = scales = None
+    if made is not None:
+        change, scales = made.change.to(x.dtype), _scales(made, ridges).square().to(x.dtype)
 
     def multiply(v: Tensor) -> Tensor:
         seen = w * (p @ v[:, :, None])[:, :, 0]
         return (base @ v[:, :, None])[:, :, 0] + (seen[:, None] @ p)[:, 0]
 
     def precondition(r: Tensor) -> Tensor:
-        return r if lower is None else torch.cholesky_solve(r[:, :, None], lower)[:, :, 0]
+        return r if change is None else (r @ change / scales) @ change.T
 
     r = right - multiply(x)
     z = precondition(r)
@@ -118,7 +136,7 @@ def _conjugate(
     for _ in range(steps):
         product = multiply(direction)
         curve = (direction * product).sum(1, keepdim=True)
-        length = torch.where(before > 1e-20, before / curve, 0.0)
+        length = torch.where((before > 1e-20) & (curve > 0), before / curve, 0.0)
         x = x + length * direction
         r = r - length * product
         z = precondition(r)
@@ -134,20 +152,25 @@ def _blocks(
     base: Tensor,
     right: Tensor,
     x: Tensor,
-    change: list[Tensor | None],
+    made: Basis | None,
+    ridges: Tensor,
     count: int,
     block_size: int,
 ) -> Tensor:
     systems = base + (p * w[:, :, None]).transpose(1, 2) @ p
-    if change[0] is not None:
-        b = torch.stack([one.to(x.dtype) for one in change if one is not None])
-        systems = b.transpose(1, 2) @ systems @ b
-        right = (right[:, None] @ b)[:, 0]
-        x = torch.linalg.solve(b, x[:, :, None])[:, :, 0]
-    else:
-        b = None
+    if made is None:
+        return sweeps(systems, right, x, count, block_size)
+    # [B or 1, f, f]: to the coordinates in which base is I, and back.
+    scales = _scales(made, ridges)
+    change = (made.change / scales[:, None, :]).to(x.dtype)
+    forth = (made.forth * scales[:, None, :]).to(x.dtype)
+    systems = change.transpose(1, 2) @ systems @ change
+    nothing = ~made.change.any(0)
+    if bool(nothing.any()):
+        systems = systems + torch.diag(nothing.to(x.dtype))
+    right, x = (right[:, None] @ change)[:, 0], (x[:, None] @ forth)[:, 0]
     x = sweeps(systems, right, x, count, block_size)
-    return x if b is None else (b @ x[:, :, None])[:, :, 0]
+    return (x[:, None] @ change.transpose(1, 2))[:, 0]
 
 
 def sweeps(systems: Tensor, right: Tensor, x: Tensor, count: int, block_size: int) -> Tensor:

@@ -130,12 +130,46 @@ def als_solve(
         check.distinct(name, out=out, factors=factors)
         if method != "cholesky" and not check.all_finite(out):
             raise ValueError(f"{name}: expected out to be finite where {method!r} begins with it")
+    if factors.dtype == torch.float32:
+        _check_range(name, cells, implicit, alpha, weights, ridge if ridges is None else ridges)
     torch.ops.vecsmith.als_solve(
         *(out, cells.indptr, cells.indices, cells.values, weights, factors, ridge, ridges),
         *(bool(implicit), alpha, method, steps, block_size, exact_below, backend or ""),
         0 if num_threads is None else check.threads(name, num_threads),
     )
+    if not check.all_finite(out):
+        row = int((~out.isfinite().all(1)).nonzero()[0])
+        raise ValueError(
+            f"{name}: expected values, factors and regularization whose solution {out.dtype} can "
+            f"hold; row {row} is not finite"
+        )
     return out
+
+
+def _check_range(
+    name: str,
+    cells: Cells,
+    implicit: bool,
+    alpha: float,
+    weights: Tensor | None,
+    ridge: float | Tensor,
+) -> None:
+    """That float32 can hold what is computed of values and ridges."""
+    most = torch.finfo(torch.float32).max
+    largest = (
+        max((abs(float(v)) for v in cells.values.aminmax()), default=0.0) if len(cells) else 0.0
+    )
+    if implicit:
+        largest *= abs(alpha)
+    elif weights is not None and len(weights):
+        largest *= max(1.0, float(weights.max()))
+    if largest > most:
+        what = "alpha times the values" if implicit else "values and their weights"
+        raise ValueError(f"{name}: expected {what} within float32; got {largest:.3g}")
+    hardest = float(ridge.max()) if isinstance(ridge, Tensor) and len(ridge) else 0.0
+    hardest = hardest if isinstance(ridge, Tensor) else ridge
+    if hardest > most:
+        raise ValueError(f"{name}: expected regularization within float32; got {hardest:.3g}")
 
 
 def _number(name: str, what: str, value: Any) -> float:
