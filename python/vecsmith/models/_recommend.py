@@ -112,6 +112,8 @@ class FactorModel(FactorTables):
         Raises:
             IndexError: a user or an item that is not there. ValueError: ``user_items`` of another
             shape, or missing; a model that was not fit. TypeError: wrong types.
+            NotImplementedError: ``recalculate_user`` of a model whose rows have no solution by
+            themselves (:class:`vecsmith.BPR`).
         """
         table = self._table("item")
         users = self._users if recalculate_user else self._table("user")
