@@ -164,6 +164,10 @@ bool als_blocks(const AlsTable& table, const AlsRow& row, int64_t block, int64_t
                 float* scratch) {
   const int64_t width = block < table.dim ? block : table.dim, lead = als_leading(width);
   const int64_t cells = row.cells();
+  if (cells + row.zero == 0) {
+    memset(row.out, 0, static_cast<size_t>(table.dim) * 4);
+    return true;
+  }
   float* left = scratch;  // c - S P t, of each cell
   float* q = left + als_padded(cells + row.zero);
   float* v = q + als_leading(table.dim);

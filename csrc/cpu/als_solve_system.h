@@ -9,6 +9,8 @@ namespace vecsmith {
 namespace VECSMITH_LEVEL {
 namespace {
 
+// Of the diagonal of a row's matrix: with a ridge below it the f numbers are solved for.
+constexpr float kLeastRidge = 1e-4f;
 constexpr int kRows = 8;  // of a tile of a system
 #if defined(__AVX512F__)
 constexpr int kVectors = 2;
@@ -155,16 +157,19 @@ inline void solve(const float* matrix, int64_t n, int64_t lead, const float* inv
   }
 }
 
+enum class Solved { kYes, kNo, kOtherwise };
+
 // t [als_leading(dim)] of the row with cells' targets and, where it is not null, q added to the
 // right side.
-inline bool solve_dual(const AlsTable& table, const AlsRow& row, const float* target,
-                       const float* q, float* t, float* scratch) {
+inline Solved solve_dual(const AlsTable& table, const AlsRow& row, const float* target,
+                         const float* q, float* t, float* scratch) {
   const int64_t n = row.cells(), stride = als_leading(table.dim), steps = stride / kLanes;
   const float sign = row.negative ? -1.0f : 1.0f;
+  if (q && !(row.ridge > 0)) return Solved::kOtherwise;
   memset(t, 0, static_cast<size_t>(stride) * 4);
   if (q)
     for (int64_t i = 0; i < table.dim; ++i) t[i] = q[i] / row.ridge;
-  if (n == 0) return true;
+  if (n == 0) return Solved::kYes;
   const int64_t fours = (n + 3) / 4 * 4, rows = (n + kRows - 1) / kRows * kRows;
   const int64_t lead = als_leading(n);
   float* panel = scratch;
@@ -181,15 +186,20 @@ inline bool solve_dual(const AlsTable& table, const AlsRow& row, const float* ta
       for (int r = 0; r < 4; ++r)
         for (int c = 0; c < 4; ++c) matrix[(i + r) * lead + j + c] = sign * found[4 * r + c];
     }
+  // What is left of q / r is the difference of two numbers, r to the matrix's part of it.
+  if (q)
+    for (int64_t i = 0; i < n; ++i)
+      if (!(row.ridge > kLeastRidge * __builtin_fabsf(matrix[i * lead + i])))
+        return Solved::kOtherwise;
   for (int64_t i = 0; i < rows; ++i)
     matrix[i * lead + i] = i < n ? matrix[i * lead + i] + row.ridge : 1;
   memset(right, 0, static_cast<size_t>(lead) * 4);
   for (int64_t i = 0; i < n; ++i)
     right[i] = target[i] - (q ? sign * dot(panel + i * stride, t, steps) : 0.0f);
-  if (!factor(matrix, rows, lead, inverse)) return false;
+  if (!factor(matrix, rows, lead, inverse)) return Solved::kNo;
   solve(matrix, rows, lead, inverse, right);
   combine(panel, stride, n, right, 1, steps, t);
-  return true;
+  return Solved::kYes;
 }
 
 inline bool solve_primal(const AlsTable& table, const AlsRow& row, float* system, float* right) {
@@ -226,7 +236,10 @@ inline int64_t tile_rows(int64_t dim) { return (dim + kRows - 1) / kRows * kRows
 // t of the row, as solve_dual.
 inline bool solve_row(const AlsTable& table, const AlsRow& row, const float* target, const float* q,
                       float* t, float* scratch) {
-  if (als_is_dual(row, table.dim)) return solve_dual(table, row, target, q, t, scratch);
+  if (als_is_dual(row, table.dim)) {
+    const Solved solved = solve_dual(table, row, target, q, t, scratch);
+    if (solved != Solved::kOtherwise) return solved == Solved::kYes;
+  }
   const int64_t lead = als_leading(table.dim);
   float* system = scratch;
   float* right =

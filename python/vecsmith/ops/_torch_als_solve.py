@@ -7,7 +7,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vecsmith.ops._als_basis import Basis, basis_of
+from vecsmith.ops._als_basis import basis_of
 
 _AT_ONCE = 1 << 24  # numbers that are gathered, or stand in systems, together
 
@@ -34,11 +34,14 @@ def als_solve(
     shared = not isinstance(regularization, Tensor)
     ridges = torch.as_tensor(regularization, dtype=torch.float64, device=y.device)
     ridges = ridges.expand(len(lengths))
-    gram = y.double().T @ y.double() if implicit else None
-    ridge = float(ridges[0]) if shared and len(ridges) else 0.0
-    made = None if gram is None else basis_of(gram, ridge, shared)
+    out, made = start, None
+    if implicit:
+        # In the basis in which what is known of cells that are not there is I, or diagonal.
+        ridge = float(ridges[0]) if shared and len(ridges) else 0.0
+        made = basis_of(y.double().T @ y.double(), ridge, shared)
+        y, out = _times(y, made.change), _times(out, made.forth)
+    out = out.clone()
     eye = torch.eye(f, dtype=y.dtype, device=y.device)
-    out = start.clone()
     order = lengths.argsort(descending=True, stable=True)
     sizes = lengths[order].tolist()
     first = 0
@@ -52,7 +55,7 @@ def als_solve(
         places = torch.arange(longest, device=y.device)
         real = places < lengths[rows, None]
         cells = (indptr[rows, None] + places).where(real, 0).long()
-        p = y[indices[cells].long()]  # [B, n, f]
+        p, found = y[indices[cells].long()], out[rows]  # [B, n, f], [B, f]
         r = values[cells].to(y.dtype)
         if implicit:
             c = alpha * r
@@ -61,26 +64,34 @@ def als_solve(
             w = torch.ones_like(r) if weights is None else weights[cells].to(y.dtype)
             b = w * r
         w, b = w.where(real, 0), b.where(real, 0)
+        base, scale = eye, None
+        if made is None:
+            base = ridges[rows].to(y.dtype)[:, None, None] * eye
+        elif made.spectrum is not None:
+            scale = (made.spectrum + ridges[rows, None]).rsqrt().to(y.dtype)
+            p, found = p * scale[:, None], found / scale
         right = (p * b[:, :, None]).sum(1)
-        ridge = ridges[rows].to(y.dtype)
-        base = ridge[:, None, None] * eye
-        if gram is not None:
-            base = base + gram.to(y.dtype)
         exact = torch.ones_like(rows, dtype=torch.bool)
         if method != "cholesky":
             exact = lengths[rows] < exact_below if method == "cg" else exact & False
-        found = out[rows]
-        if bool(exact.any()):
+        systems = None
+        if method == "block" or bool(exact.any()):
             systems = base + (p * w[:, :, None]).transpose(1, 2) @ p
-            found = torch.where(exact[:, None], _solve(systems, right), found)
+        solved = found if systems is None or method == "block" else _solve(systems, right)
         if not bool(exact.all()):
             if method == "cg":
-                more = _conjugate(p, w, base, right, found, made, ridges[rows], steps)
+                more = _conjugate(p, w, base, right, found, steps)
             else:
-                more = _blocks(p, w, base, right, found, made, ridges[rows], steps, block_size)
-            found = torch.where(exact[:, None], found, more)
-        out[rows] = found
-    return out
+                assert systems is not None
+                more = sweeps(systems, right, found, steps, block_size)
+            solved = torch.where(exact[:, None], solved, more)
+        out[rows] = solved if scale is None else solved * scale
+    return out if made is None else _times(out, made.back)
+
+
+def _times(rows: Tensor, matrix: Tensor) -> Tensor:
+    """rows @ matrix, in float64 and then of the dtype of the rows."""
+    return (rows.double() @ matrix).to(rows.dtype)
 
 
 def _solve(systems: Tensor, right: Tensor) -> Tensor:
@@ -102,75 +113,23 @@ def _solve(systems: Tensor, right: Tensor) -> Tensor:
     return found
 
 
-def _scales(made: Basis, ridges: Tensor) -> Tensor:
-    """sqrt(S + l_u) [B, f], or [1, 1] of 1 where all rows have one basis."""
-    if made.spectrum is None:
-        return torch.ones(1, 1, dtype=torch.float64, device=ridges.device)
-    return (made.spectrum + ridges[:, None]).sqrt()
-
-
-def _conjugate(
-    p: Tensor,
-    w: Tensor,
-    base: Tensor,
-    right: Tensor,
-    x: Tensor,
-    made: Basis | None,
-    ridges: Tensor,
-    steps: int,
-) -> Tensor:
-    change = scales = None
-    if made is not None:
-        change, scales = made.change.to(x.dtype), _scales(made, ridges).square().to(x.dtype)
-
+def _conjugate(p: Tensor, w: Tensor, base: Tensor, right: Tensor, x: Tensor, steps: int) -> Tensor:
     def multiply(v: Tensor) -> Tensor:
         seen = w * (p @ v[:, :, None])[:, :, 0]
         return (base @ v[:, :, None])[:, :, 0] + (seen[:, None] @ p)[:, 0]
 
-    def precondition(r: Tensor) -> Tensor:
-        return r if change is None else (r @ change / scales) @ change.T
-
     r = right - multiply(x)
-    z = precondition(r)
-    direction, before = z, (r * z).sum(1, keepdim=True)
+    direction, before = r, r.square().sum(1, keepdim=True)
     for _ in range(steps):
         product = multiply(direction)
         curve = (direction * product).sum(1, keepdim=True)
         length = torch.where((before > 1e-20) & (curve > 0), before / curve, 0.0)
         x = x + length * direction
         r = r - length * product
-        z = precondition(r)
-        after = (r * z).sum(1, keepdim=True)
-        direction = z + torch.where(before > 1e-20, after / before, 0.0) * direction
+        after = r.square().sum(1, keepdim=True)
+        direction = r + torch.where(before > 1e-20, after / before, 0.0) * direction
         before = after
     return x
-
-
-def _blocks(
-    p: Tensor,
-    w: Tensor,
-    base: Tensor,
-    right: Tensor,
-    x: Tensor,
-    made: Basis | None,
-    ridges: Tensor,
-    count: int,
-    block_size: int,
-) -> Tensor:
-    systems = base + (p * w[:, :, None]).transpose(1, 2) @ p
-    if made is None:
-        return sweeps(systems, right, x, count, block_size)
-    # [B or 1, f, f]: to the coordinates in which base is I, and back.
-    scales = _scales(made, ridges)
-    change = (made.change / scales[:, None, :]).to(x.dtype)
-    forth = (made.forth * scales[:, None, :]).to(x.dtype)
-    systems = change.transpose(1, 2) @ systems @ change
-    nothing = ~made.change.any(0)
-    if bool(nothing.any()):
-        systems = systems + torch.diag(nothing.to(x.dtype))
-    right, x = (right[:, None] @ change)[:, 0], (x[:, None] @ forth)[:, 0]
-    x = sweeps(systems, right, x, count, block_size)
-    return (x[:, None] @ change.transpose(1, 2))[:, 0]
 
 
 def sweeps(systems: Tensor, right: Tensor, x: Tensor, count: int, block_size: int) -> Tensor:
