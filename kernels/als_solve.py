@@ -14,8 +14,9 @@ What it computes
     it is taken for 1 + 2^-24, half of the last bit of a float32.
 
 How the work is split
-    `_few_cells`      a program for each row of up to 128 cells: K by tiles of the matrix units, from
-                      rows that are gathered once; then Gauss and Jordan's elimination in registers
+    `_few_cells`      a program for each row of up to 128 cells: K from rows that are gathered once,
+                      a part of their columns at a time; then Gauss and Jordan's elimination in
+                      registers
     `_row_products`   I + V K V of longer rows of n < f cells, a program for each tile of its lower
                       half; torch factors batches of them, and `combine_rows` takes Z^T V u
     `_gram`           Z^T W Z and Z^T b, a program for each tile of the lower half and each part of

@@ -331,7 +331,7 @@ SHARED = torch.ones(40, 16)
         ({"user_factors": torch.ones(4, 40).T}, ValueError, "unit stride"),
         ({"user_factors": torch.ones(1, 4).expand(40, 4)}, ValueError, "rows apart"),
         ({"user_factors": torch.full((40, 4), torch.nan)}, ValueError, "user_factors to be finite"),
-        ({"user_factors": torch.ones(40, 4, device="meta")}, ValueError, "user_factors on cpu"),
+        ({"user_factors": torch.ones(40, 4, device="meta")}, ValueError, "factors on cpu, where"),
         ({"user_bias": torch.ones(30)}, ValueError, r"user_bias of shape \[40\]; got \[30\]"),
         ({"user_bias": [0.0] * 40}, TypeError, "user_bias to be a torch.Tensor; got list"),
         ({"item_bias": torch.ones(30).double()}, TypeError, "item_bias to be torch.float32"),
@@ -352,7 +352,7 @@ SHARED = torch.ones(40, 16)
         ({"bias_regularization": "a"}, TypeError, "bias_regularization to be a float"),
         ({"seed": 1.5}, TypeError, "seed to be an int"),
         ({"epoch": -1}, ValueError, "epoch in 0"),
-        ({"backend": "cuda"}, ValueError, "'native', 'reference'; got 'cuda'"),
+        ({"backend": "cuda"}, ValueError, "'native', 'triton', 'reference'; got 'cuda'"),
         ({"num_threads": 0}, ValueError, "num_threads in 1"),
     ],
 )  # fmt: skip

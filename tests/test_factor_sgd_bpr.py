@@ -244,7 +244,7 @@ def test_torch_knows_the_operator():
         ({"regularization": -0.1}, ValueError, "regularization to be finite and >= 0"),
         ({"epoch": 0.5}, TypeError, "epoch to be an int"),
         ({"seed": None}, TypeError, "seed to be an int"),
-        ({"backend": "triton"}, ValueError, "'native', 'reference'; got 'triton'"),
+        ({"backend": "cuda"}, ValueError, "'native', 'triton', 'reference'; got 'cuda'"),
         ({"num_threads": -1}, ValueError, "num_threads in 1"),
     ],
 )

@@ -29,7 +29,7 @@ class FactorBlocks:
 
     users, items: int32 [n]; values: float32 [n]; offsets: int64 [bands^2 + 1]: those of block
     (a, c) are offsets[a * bands + c] .. offsets[a * bands + c + 1] - 1; cells: the same by row,
-    with int64 indptr and int32 indices. All on the CPU, not to be changed.
+    with int64 indptr and int32 indices. All on one device, not to be changed.
     """
 
     users: Tensor
@@ -48,6 +48,17 @@ class FactorBlocks:
         """(rows, columns)."""
         return self.cells.shape
 
+    def to(self, device: torch.device | str) -> FactorBlocks:
+        """The same on a device: that of the tables that are trained."""
+        device = torch.device(device)
+        return FactorBlocks(
+            self.users.to(device),
+            self.items.to(device),
+            self.values.to(device),
+            self.offsets.to(device),
+            self.cells.to(device),
+        )
+
     def __len__(self) -> int:
         """The number of cells."""
         return len(self.users)
@@ -60,7 +71,7 @@ def factor_blocks(
 
     Rows and columns are dealt to as many bands each, so that every band has about as many cells; a
     block is what a band of rows and a band of columns have in common, and its cells are shuffled.
-    Definitions: :mod:`vecsmith.reference.factor_sgd`.
+    Definitions: :mod:`vecsmith.reference.factor_sgd`. They are made on the CPU; ``to`` moves them.
 
     Args:
         matrix: the cells: scipy.sparse or torch.sparse on the CPU, or :class:`Cells`. Cells that

@@ -4,10 +4,12 @@ The arguments have been checked by :mod:`vecsmith.ops.factor_sgd`."""
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from vecsmith.ops import _triton_factor_sgd
 from vecsmith.ops._registry import Backend, Operator, choose, native, register
 from vecsmith.reference import factor_sgd as reference
 from vecsmith.reference.skipgram import stream_key
@@ -34,6 +36,7 @@ OPERATOR = register(
         "factor_sgd",
         (
             Backend("native", "cpu", (torch.float32,)),
+            Backend("triton", "cuda", (torch.float32,)),
             Backend("reference", "any", DTYPES),
         ),
         ("factor_sgd", "factor_sgd_bpr"),
@@ -94,13 +97,22 @@ def _forward(
             num_threads or torch.get_num_threads(),
         )
         result = torch.tensor(loss, dtype=torch.float64)
+    elif chosen == "triton":
+        result = _triton_factor_sgd.factor_sgd(
+            (user_factors, item_factors, user_bias, item_bias, user_squares, item_squares),
+            cells,
+            (mean, learning_rate, regularization, bias_learning_rate, bias_regularization),
+            *(seed, epoch),
+        )
     else:
+        tables = (user_factors, item_factors, user_bias, item_bias, user_squares, item_squares)
+        host = (user_factors.cpu(), item_factors.cpu(), *(_on_cpu(t) for t in tables[2:]))
         result = reference.factor_sgd(
-            *(user_factors, item_factors, cells),
-            user_bias=user_bias,
-            item_bias=item_bias,
-            user_squares=user_squares,
-            item_squares=item_squares,
+            *(host[0], host[1], _layout_on_cpu(cells)),
+            user_bias=host[2],
+            item_bias=host[3],
+            user_squares=host[4],
+            item_squares=host[5],
             mean=mean,
             learning_rate=learning_rate,
             bias_learning_rate=bias_learning_rate,
@@ -109,6 +121,7 @@ def _forward(
             seed=seed,
             epoch=epoch,
         )
+        _back(tables, host)
     _changed(user_factors, item_factors, user_bias, item_bias, user_squares, item_squares)
     return result
 
@@ -149,21 +162,51 @@ def _forward_bpr(
             1 if ordered else num_threads or torch.get_num_threads(),
         )
         result = torch.tensor(found, dtype=torch.float64)
+    elif chosen == "triton":
+        result = _triton_factor_sgd.factor_sgd_bpr(
+            (user_factors, item_factors, item_bias),
+            cells,
+            (indptr, indices),
+            (learning_rate, regularization),
+            *(seed, epoch),
+            ordered=torch.are_deterministic_algorithms_enabled(),
+        )
     else:
         liked = None
+        tables = (user_factors, item_factors, item_bias)
+        host = (user_factors.cpu(), item_factors.cpu(), _on_cpu(item_bias))
         if indptr is not None:
             bounds = indptr.tolist()
             liked = [set(indices[begin:end].tolist()) for begin, end in itertools.pairwise(bounds)]
         result = reference.factor_sgd_bpr(
-            *(user_factors, item_factors, cells, liked),
-            item_bias=item_bias,
+            *(host[0], host[1], _layout_on_cpu(cells), liked),
+            item_bias=host[2],
             learning_rate=learning_rate,
             regularization=regularization,
             seed=seed,
             epoch=epoch,
         )
+        _back(tables, host)
     _changed(user_factors, item_factors, item_bias)
     return result
+
+
+def _on_cpu(table: Tensor | None) -> Tensor | None:
+    return None if table is None else table.cpu()
+
+
+def _layout_on_cpu(cells: reference.Layout) -> reference.Layout:
+    return reference.Layout(
+        cells.users.cpu(), cells.items.cpu(), cells.values.cpu(), cells.offsets.cpu()
+    )
+
+
+def _back(tables: Sequence[Tensor | None], host: Sequence[Tensor | None]) -> None:
+    """Copies to where the tables are what was changed on the CPU; on the CPU nothing is left to
+    do."""
+    for table, other in zip(tables, host, strict=True):
+        if table is not None and other is not None and table.device != other.device:
+            table.copy_(other)
 
 
 def _changed(*tensors: Tensor | None) -> None:

@@ -70,7 +70,7 @@ def als_solve(
             exact &= steps > 0  # one block is the whole system
         elif method == "cg":
             exact = lengths < exact_below
-            kernels.conjugate(systems, (~exact).nonzero().flatten(), steps)
+            kernels.conjugate(systems, _by_length(lengths, ~exact), steps)
         rescued = 0
         if exact is not None:
             _exact(systems, lengths, exact)
@@ -124,18 +124,18 @@ def _has_negative(systems: Systems) -> Tensor:
     return bounds[1:] > bounds[:-1]
 
 
-def _by_length(lengths: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """(the chosen rows, the longest first; their lengths, on the CPU)."""
+def _by_length(lengths: Tensor, chosen: Tensor) -> Tensor:
+    """The chosen rows, the longest first."""
     rows = chosen.nonzero().flatten()
-    rows = rows[lengths[rows].argsort(descending=True, stable=True)]
-    return rows, lengths[rows].cpu()
+    return rows[lengths[rows].argsort(descending=True, stable=True)]
 
 
 def _dual_batches(systems: Systems, lengths: Tensor, chosen: Tensor) -> None:
     """Solves rows of fewer cells than factors as systems of as many numbers as they have cells."""
     from vecsmith.kernels import als_solve as kernels
 
-    rows, sizes = _by_length(lengths, chosen)
+    rows = _by_length(lengths, chosen)
+    sizes = lengths[rows].cpu()
     first = 0
     while first < len(rows):
         size = -(-int(sizes[first]) // 64) * 64
@@ -156,7 +156,8 @@ def _primal_batches(
     """(rows, the lower halves of their systems [B, f, f], right sides [B, f])."""
     from vecsmith.kernels import als_solve as kernels
 
-    rows, sizes = _by_length(lengths, chosen)
+    rows = _by_length(lengths, chosen)
+    sizes = lengths[rows].cpu()
     pieces = (-(-sizes // kernels.PART)).clamp(1, _MOST_PARTS)
     most = max(1, _AT_ONCE // systems.f**2)
     # A row of one part is its sum; longer ones stand in memory once more.

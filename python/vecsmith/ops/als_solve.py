@@ -49,6 +49,7 @@ def als_solve(
     A row of n cells is solved as n x n system where that is less than f x f (Woodbury). A system
     that is not positive definite in float32 is solved again in float64, and if it is not even
     there, with the least of l_u + 1e-12, 1e-11, ... of the mean of its diagonal with which it is.
+    On a GPU products of float32 follow torch.get_float32_matmul_precision().
 
     Args:
         matrix: the cells [rows, columns]: scipy.sparse or torch.sparse; CSR is read in place (int32

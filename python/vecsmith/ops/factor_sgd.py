@@ -47,14 +47,16 @@ def factor_sgd(
     learning rate / sqrt(G), one G for the factors of a row and one for its bias (Chin et al. 2015).
 
     Several workers take bands of rows that have no column in common at a time: the bits do not
-    depend on the number of threads, whether or not torch.use_deterministic_algorithms is on.
+    depend on the number of threads, whether or not torch.use_deterministic_algorithms is on. On a
+    GPU, too, each step follows those before it that have a row in common with it.
 
     Args:
         user_factors: p [U, f], float32 (the reference takes float64, too), changed in place, with
             unit stride along f. Rows that begin on cache lines are the quickest
             (:func:`empty_table`), and what belongs to a row may stand behind it.
         item_factors: q [I, f], likewise.
-        blocks: the cells of a matrix [U, I] (:func:`factor_blocks`).
+        blocks: the cells of a matrix [U, I] (:func:`factor_blocks`), on the tables' device
+            (:meth:`FactorBlocks.to`).
         user_bias, item_bias: b [U] and [I], changed in place; or None.
         user_squares, item_squares: G [U, 2] and [I, 2], > 0, of the factors and of the bias,
             changed in place; None: the learning rates as they are. Both or none.
@@ -62,7 +64,7 @@ def factor_sgd(
         learning_rate, bias_learning_rate: of factors and biases; None: as the factors.
         regularization, bias_regularization: l and l_b >= 0; None: as the factors.
         seed, epoch: of the order of the blocks.
-        backend: "native" or "reference" to force one.
+        backend: "native", "triton" or "reference" to force one.
         num_threads: default ``torch.get_num_threads()``.
 
     Returns:
@@ -121,8 +123,8 @@ def factor_sgd_bpr(
 
     Several workers have users and liked items of their own at a time; the rows that are drawn they
     read and write without a lock (Hogwild: Niu et al. 2011, arXiv:1106.5730). Under
-    ``torch.use_deterministic_algorithms(True)`` one worker does it all, and the bits are the same
-    whatever ``num_threads`` says.
+    ``torch.use_deterministic_algorithms(True)`` one worker (on a GPU: one program, which is slow)
+    does it all, and the bits are the same whatever ``num_threads`` says.
 
     Args:
         user_factors, item_factors, blocks, seed, epoch, backend, num_threads: as of
@@ -170,8 +172,11 @@ def _check_sides(
             raise TypeError(
                 f"{name}: expected {side}_factors of float32 or float64; got {factors.dtype}"
             )
-        if factors.device.type != "cpu":
-            raise ValueError(f"{name}: expected {side}_factors on cpu; got {factors.device}")
+        if factors.device != blocks.users.device:
+            raise ValueError(
+                f"{name}: expected {side}_factors on {blocks.users.device}, where the blocks are; "
+                f"got them on {factors.device}"
+            )
         like = factors
         given[f"{side}_factors"] = factors
         if bias is not None:
@@ -189,7 +194,11 @@ def _check_sides(
     for what, tensor in given.items():
         # A sum is finite where all are, but for numbers that no training comes to. NumPy's, which
         # starts no workers: where others have the processors, they cost more than the training.
-        if not np.isfinite(np.add.reduce(tensor.detach().numpy(), axis=None, dtype=np.float64)):
+        if tensor.device.type == "cpu":
+            total = np.add.reduce(tensor.detach().numpy(), axis=None, dtype=np.float64)
+        else:
+            total = float(tensor.detach().sum(dtype=torch.float64))
+        if not math.isfinite(total):
             raise ValueError(f"{name}: expected {what} to be finite")
 
 
