@@ -355,6 +355,130 @@ def test_float64_and_parameters():
         assert error(ops.als_solve(matrix, table), expected(matrix, factors)) < 1e-5
 
 
+# --- numbers at the edge --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["torch", *LEVELS])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("ridge", [0.0, 1e-12, 0.01])
+@pytest.mark.parametrize("by_row", [False, True])
+@pytest.mark.parametrize("implicit", [True, False], ids=["implicit", "explicit"])
+def test_more_factors_than_columns(backend, method, ridge, by_row, implicit):
+    """Several half-steps with systems that are singular, or nearly: nothing explodes."""
+    if backend != "torch":
+        _native.set_isa_level(backend)
+    matrix = matrix_of([0, 1, 5, 12, 20, 20, 7, 0, 3], 20)
+    f = 40
+    turned = matrix.T.tocsr()
+    options = {**METHODS[method], "method": method, "implicit": implicit, "alpha": 2.0}
+    options["backend"] = "torch" if backend == "torch" else "native"
+    x, y = factors_of(matrix.shape[0], f), factors_of(20, f)
+    losses = []
+    for _ in range(4):
+        for cells, factors, out in ((matrix, y, x), (turned, x, y)):
+            lengths = torch.from_numpy(np.diff(cells.indptr)).double()
+            reg = ridge * lengths if by_row else ridge
+            ops.als_solve(cells, factors, out=out, regularization=reg, **options)
+        cells = cells_of("", matrix)
+        parts = (cells.indptr, cells.indices, cells.values, x, y)
+        losses.append(
+            float(reference.als_loss(*parts, regularization=0.0, implicit=implicit, alpha=2.0))
+        )
+    assert np.isfinite(losses).all()
+    scale = float((matrix.data.astype(np.float64) ** 2).sum())
+    assert max(losses[1:]) < scale
+    if method == "cholesky" and ridge < 0.01:
+        assert max(losses[1:]) < 1e-3 * scale
+
+
+@pytest.mark.parametrize("backend", ["torch", *LEVELS])
+@pytest.mark.parametrize("ridge", [0.0, 1e-42, 0.1])
+def test_cells_of_weight_zero_say_nothing(backend, ridge):
+    if backend != "torch":
+        _native.set_isa_level(backend)
+    name = "torch" if backend == "torch" else "native"
+    matrix, factors = matrix_of([3, 2, 1, 4], 30), factors_of(30, 8)
+    weights = torch.ones(matrix.nnz)
+    weights[[1, 3, 4, 5]] = 0  # of rows 0, 1 (all) and 2 (all)
+    kept = matrix.copy()
+    kept.data[weights.numpy() == 0] = 0
+    kept.eliminate_zeros()
+    how = {"implicit": False, "regularization": ridge, "backend": name}
+    found = ops.als_solve(matrix, factors, weights=weights, **how)
+    torch.testing.assert_close(found, ops.als_solve(kept, factors, **how), rtol=1e-3, atol=1e-4)
+    assert not found[1:3].any()
+
+
+def test_sums_of_narrow_integers_do_not_go_round():
+    narrow = sparse.csr_matrix(
+        (np.full(200, 100, np.int8), np.zeros(200, np.int32), np.array([0, 200], np.int32)), (1, 3)
+    )
+    wide = sparse.csr_matrix(np.array([[20000.0, 0, 0]]))
+    factors = factors_of(3, 4)
+    torch.testing.assert_close(ops.als_solve(narrow, factors), ops.als_solve(wide, factors))
+    many = narrow.copy()
+    many.data = np.ones(200, bool)
+    two = sparse.csr_matrix(np.array([[200.0, 0, 0]]))
+    torch.testing.assert_close(ops.als_solve(many, factors), ops.als_solve(two, factors))
+
+
+def test_what_scipy_remembers_of_a_matrix_is_not_believed():
+    matrix = matrix_of([4, 4], 10)
+    assert matrix.has_canonical_format
+    matrix.indices[:2] = 3  # twice in row 0
+    right = sparse.csr_matrix(matrix.toarray())
+    factors = factors_of(10, 4)
+    torch.testing.assert_close(ops.als_solve(matrix, factors), ops.als_solve(right, factors))
+
+
+@pytest.mark.parametrize("kind", ["i1", "u1", "i2", "u2", "u4", "u8"])
+def test_indices_of_other_integers(kind):
+    matrix = matrix_of([4, 0, 7], 20)
+    right = ops.als_solve(matrix, factors_of(20, 4))
+    matrix.indptr, matrix.indices = matrix.indptr.astype(kind), matrix.indices.astype(kind)
+    torch.testing.assert_close(ops.als_solve(matrix, factors_of(20, 4)), right)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"factors": 1e20}, "whose squares can be added up"),
+        ({"values": 1e300}, "alpha times the values within float32"),
+        ({"values": 1e38, "implicit": False, "weights": 1e3}, "values and their weights"),
+        ({"regularization": 1e100}, "regularization within float32"),
+        ({"values": 1e37, "implicit": False, "factors": 1e-4}, "whose solution torch.float32 can"),
+    ],
+)
+def test_numbers_beyond_float32_are_refused(changed, words):
+    matrix = matrix_of([4, 2, 7], 20).astype(np.float64)
+    matrix.data *= changed.pop("values", 1.0)
+    factors = factors_of(20, 4) * changed.pop("factors", 1.0)
+    if "weights" in changed:
+        changed["weights"] = torch.full((matrix.nnz,), changed["weights"])
+    with pytest.raises(ValueError, match=words):
+        ops.als_solve(matrix, factors, **changed)
+
+
+@pytest.mark.parametrize(
+    ("parts", "kind", "words"),
+    [
+        (([0, 2], [0, 10**9], [1.0, 1.0]), ValueError, "columns in 0..2"),
+        (([0, 2], [1, 0], [1.0, 1.0]), ValueError, "the columns of each row to rise"),
+        (([0, 2], [1, 1], [1.0, 1.0]), ValueError, "the columns of each row to rise"),
+        (([1, 2], [0, 1], [1.0, 1.0]), ValueError, "indptr to rise from 0"),
+        (([0, 1, 2], [0, 1], [1.0, 1.0]), ValueError, r"indptr of rows \+ 1 = 2"),
+        (([0, 2], [0, 1], [1.0]), ValueError, "a value for each of 2 cells"),
+        (([0, 2], [0, 1], [1.0, float("nan")]), ValueError, "values to be finite"),
+        (([0, 2.0], [0, 1], [1.0, 1.0]), TypeError, "indptr of int32 or int64"),
+        ((None, [0, 1], [1.0, 1.0]), TypeError, "indptr to be a tensor"),
+    ],
+)
+def test_cells_are_checked_where_they_are_made(parts, kind, words):
+    made = [None if part is None else torch.tensor(part) for part in parts]
+    with pytest.raises(kind, match=words):
+        ops.Cells(*made, (1, 3))
+
+
 def with_nan(matrix):
     matrix = matrix.copy()
     matrix.data[7] = np.nan

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vecsmith.ops._als_basis import basis_of
 
+_LEAST_RIDGE = 1e-6  # of the diagonal of a system
 _AT_ONCE = 1 << 24  # numbers that are gathered, or stand in systems, together
 
 
@@ -84,6 +85,11 @@ def als_solve(
             else:
                 assert systems is not None
                 more = sweeps(systems, right, found, steps, block_size)
+                if made is None and steps:
+                    # Without a ridge blocks have no one solution, and sweeps nowhere to come to.
+                    hardest = systems.diagonal(dim1=1, dim2=2).amax(1)
+                    free = (lengths[rows] < f) & (ridges[rows] <= _LEAST_RIDGE * hardest)
+                    _least_squares(systems, right, free, more)
             solved = torch.where(exact[:, None], solved, more)
         out[rows] = solved if scale is None else solved * scale
     return out if made is None else _times(out, made.back)
@@ -102,15 +108,19 @@ def _solve(systems: Tensor, right: Tensor) -> Tensor:
     least = 1e-6 if systems.dtype == torch.float32 else 1e-14
     pivots = lower.diagonal(dim1=1, dim2=2).square()
     failed = (failed != 0) | (pivots <= least * systems.diagonal(dim1=1, dim2=2)).any(1)
-    for row in failed.nonzero().flatten().tolist():
-        found[row] = (
-            torch.linalg.lstsq(
-                systems[row].double().cpu(), right[row, :, None].double().cpu(), driver="gelsd"
-            )
-            .solution[:, 0]
-            .to(found)
-        )
+    _least_squares(systems, right, failed, found)
     return found
+
+
+def _least_squares(systems: Tensor, right: Tensor, chosen: Tensor, found: Tensor) -> None:
+    """Into found [B, f], of the chosen systems (bool [B]), the shortest of the x that solve
+    systems x = right best; what is below the rounding of the dtype counts as nothing."""
+    least = 1e-6 if systems.dtype == torch.float32 else 1e-14
+    for row in chosen.nonzero().flatten().tolist():
+        sides = systems[row].double().cpu(), right[row, :, None].double().cpu()
+        found[row] = (
+            torch.linalg.lstsq(*sides, rcond=least, driver="gelsd").solution[:, 0].to(found)
+        )
 
 
 def _conjugate(p: Tensor, w: Tensor, base: Tensor, right: Tensor, x: Tensor, steps: int) -> Tensor:
