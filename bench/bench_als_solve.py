@@ -26,7 +26,7 @@ from scipy import sparse
 
 from bench._runner import Check, Group, Ratio, finish, parser, run
 from vecsmith import ops
-from vecsmith.models._als_options import drawn
+from vecsmith.models._factor_options import drawn
 from vecsmith.ops._cells import cells_of
 from vecsmith.reference.als_solve import als_loss
 

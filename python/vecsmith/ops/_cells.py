@@ -235,5 +235,4 @@ def _checked(
             f"{op}: expected values to be finite; got {float(values[at])} in row {row}, column "
             f"{int(indices[at])}"
         )
-    parts = (part.contiguous() for part in (indptr, indices, values))
-    return trusted_cells(*parts, shape)
+    return trusted_cells(indptr.contiguous(), indices.contiguous(), values.contiguous(), shape)
