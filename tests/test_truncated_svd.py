@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -287,3 +288,30 @@ def test_products_where_torch_has_no_mkl(monkeypatch):
         torch.testing.assert_close(matrix.times(right.T.contiguous().T), expected)
         back = matrix.transposed_times(expected)
         torch.testing.assert_close(back, torch.from_numpy(X.toarray()).T @ expected)
+
+
+@pytest.mark.parametrize("kind", ["csr", "csc"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_columns_in_any_order_give_the_same(kind, dtype):
+    """Also where a cell comes twice; X stays as it was given."""
+    sorted_one = random_sparse(620, 510, 0.05, seed=3).tocsr().astype(dtype)
+    model = vecsmith.TruncatedSVD(5, random_state=0)
+    expected = model.fit_transform(sorted_one.copy()), model.explained_variance_ratio_
+    draw = np.random.default_rng(0)
+    mixed = sorted_one.copy() if kind == "csr" else sorted_one.tocsc()
+    for begin, end in pairwise(mixed.indptr):
+        turn = begin + draw.permutation(end - begin)
+        mixed.indices[begin:end], mixed.data[begin:end] = mixed.indices[turn], mixed.data[turn]
+    mixed = type(mixed)((mixed.data, mixed.indices, mixed.indptr), mixed.shape)
+    halves = type(mixed)(
+        (np.repeat(mixed.data / 2, 2), np.repeat(mixed.indices, 2), 2 * mixed.indptr), mixed.shape
+    )
+    assert not mixed.has_sorted_indices
+    for X in (mixed, halves):
+        before = X.copy()
+        scores = model.fit_transform(X)
+        for name in ("data", "indices", "indptr"):
+            assert np.array_equal(getattr(X, name), getattr(before, name))
+        tolerance = 1e3 * np.finfo(dtype).eps
+        np.testing.assert_allclose(scores, expected[0], atol=tolerance * np.abs(scores).max())
+        np.testing.assert_allclose(model.explained_variance_ratio_, expected[1], rtol=tolerance)

@@ -14,6 +14,7 @@ from vecsmith import ops
 from vecsmith.ops._cells import cells_of
 
 _CHUNK = 1 << 22  # numbers of a dense matrix that are centered together
+_CELLS = 1 << 15  # and of a sparse one: they stay in the cache
 
 
 def as_array(data: Any) -> Any:
@@ -66,18 +67,18 @@ class Matrix:
     def __init__(self, data: Any, offset: np.ndarray | None = None) -> None:
         self.shape: tuple[int, int] = tuple(data.shape)
         self.sparse = not isinstance(data, np.ndarray)
-        if self.sparse and not data.has_canonical_format:
-            data = data.copy()
-            data.sum_duplicates()  # squares of pieces do not add up to those of cells
-        self._data = data
         self._offset = None if offset is None else torch.from_numpy(offset.astype(data.dtype))
         # [the matrix, its transpose], as they are multiplied with
         self._ways: list[Any] = [None, None]
-        if not self.sparse:
+        if self.sparse:
+            way = 0 if data.format == "csr" else 1
+            self._ways[way], self._ways[1 - way] = _distinct_rows(data if way == 0 else data.T)
+        else:
             if not data.flags.writeable or min(data.strides, default=0) < 0:
                 data = data.copy()  # torch has neither
             dense = torch.from_numpy(data)
             self._ways = [dense, dense.T]
+        self._data = data
         self.dtype: torch.dtype = torch.from_numpy(np.empty(0, data.dtype)).dtype
 
     @property
@@ -116,21 +117,17 @@ class Matrix:
     def _way(self, way: int) -> Rows:
         """The sparse matrix (0) or its transpose (1), by rows."""
         if self._ways[way] is None:
-            self._ways[way] = Rows.of((self._data if way == 0 else self._data.T).tocsr())
+            self._ways[way] = self._ways[1 - way].transposed()
         return self._ways[way]
 
     def column_means(self) -> np.ndarray:
         """Of X itself, [n] in its dtype, summed in float64."""
-        m, n = self.shape
+        m = self.shape[0]
         if not self.sparse:
             return self._data.mean(axis=0, dtype=np.float64).astype(self._data.dtype)
-        # By the columns of the transpose, whose cells lie together.
-        indptr, _, values = (part.numpy() for part in self._way(1).parts())
-        filled = np.flatnonzero(np.diff(indptr))
-        sums = np.zeros(n)
-        if len(filled):
-            sums[filled] = np.add.reduceat(values, indptr[filled], dtype=np.float64)
-        return (sums / m).astype(self._data.dtype)
+        back = self._way(1)
+        sums = csr_product(back.with_values(back.values.double()), torch.ones(m, 1).double())
+        return (sums[:, 0] / m).numpy().astype(self._data.dtype)
 
     def squared_norm(self) -> float:
         """|X - 1 c^T|_F^2, summed in float64."""
@@ -144,12 +141,17 @@ class Matrix:
                 squares += float(np.vdot(part, part))
             return squares
         # Each (x - c)^2 of what is stored, and c^2 of what is not: nothing cancels.
-        indptr, _, values = (part.numpy() for part in self._way(1).parts())
+        _, indices, values = self._way(0).parts()
+        center, squares = torch.from_numpy(offset), 0.0
+        for begin in range(0, len(values), _CELLS):
+            part = values[begin : begin + _CELLS].double()
+            if self._offset is not None:
+                part = part - center[indices[begin : begin + _CELLS]]
+            squares += float(part @ part)
         if self._offset is None:
-            return float(np.einsum("i,i->", values, values, dtype=np.float64))
-        counts = np.diff(indptr)
-        off = values - np.repeat(offset, counts)
-        return float(off @ off + (m - counts) @ offset**2)
+            return squares
+        counts = self._way(1).parts()[0].diff().double()
+        return squares + float((m - counts) @ center.square())
 
     def gram(self) -> Tensor:
         """The product of X - 1 c^T with its transpose over the longer side, float64
@@ -200,6 +202,10 @@ class Rows:
         """(indptr, indices, values)."""
         return self.cells.indptr, self.cells.indices, self.values
 
+    def transposed(self) -> Rows:
+        """The transpose, columns sorted."""
+        return Rows.of(self.scipy().T.tocsr())
+
     def scipy(self) -> Any:
         """The same as a scipy CSR matrix."""
         import scipy.sparse
@@ -211,6 +217,24 @@ class Rows:
     def of(cls, csr: Any) -> Rows:
         """From a canonical scipy CSR matrix of float32 or float64, whatever its flags."""
         return cls(cells_of("Matrix", csr))
+
+
+def _distinct_rows(csr: Any) -> tuple[Rows, Rows | None]:
+    """A scipy CSR matrix in which no cell comes twice, and its transpose where that was made to see
+    it. Columns may be in any order: products do not mind, and sorting costs more than they do."""
+    if csr.has_canonical_format:
+        return Rows.of(csr), None
+    import scipy.sparse
+
+    given = scipy.sparse.csr_matrix((csr.data, csr.indices, csr.indptr), csr.shape, copy=False)
+    given.has_canonical_format = True  # says who asks; what is here alone is not told
+    rows = Rows.of(given)
+    turned = given.T.tocsr()  # which sorts
+    if turned.has_canonical_format:
+        return rows, Rows.of(turned)
+    summed = csr.copy()
+    summed.sum_duplicates()  # squares of pieces do not add up to those of cells
+    return Rows.of(summed), None
 
 
 def csr_product(rows: Rows, right: Tensor) -> Tensor:

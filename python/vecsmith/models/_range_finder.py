@@ -104,18 +104,20 @@ def krylov_triplets(
     if m < n:  # the transpose: V is the shorter side
         m, n, times, transposed_times = n, m, transposed_times, times
     width = block * depth
-    left = torch.empty(m, width, dtype=matrix.dtype)
-    right = torch.empty(n, width, dtype=matrix.dtype)
+    # Columns one behind the other, as all blocks are: products of a few columns with many are twice
+    # as fast so in float64, and LAPACK wants them so.
+    left = torch.empty(width, m, dtype=matrix.dtype).T
+    right = torch.empty(width, n, dtype=matrix.dtype).T
     inner = torch.zeros(width, width, dtype=torch.float64)  # B
     start = torch.from_numpy(random.standard_normal((m, block))).to(matrix.dtype)
-    following = transposed_times(start)
+    following = _by_columns(transposed_times(start))
     neighbor = start  # the last block of U; of the first there is none
     scale = 0.0  # about the greatest singular value: what rounding is measured by
     for j in range(depth):
         past, now = slice(0, j * block), slice(j * block, (j + 1) * block)
         right_basis, left_basis = right[:, past], left[:, past]
-        known = right_basis.T @ following
-        following.addmm_(right_basis, known, alpha=-1)
+        known = (following.T @ right_basis).T
+        following.T.addmm_(known.T, right_basis.T, alpha=-1)
         columns, triangle = _orthonormal(following, known, right_basis, scale, random)
         ended = triangle.diagonal().abs() <= math.sqrt(torch.finfo(matrix.dtype).eps) * scale
         if j and block < rank and bool(ended.all()):
@@ -124,21 +126,21 @@ def krylov_triplets(
                 return exact_triplets(matrix, rank)
             return krylov_triplets(matrix, rank, wide, j + 1, random)
         right[:, now] = columns
-        product = times(columns)
+        product = _by_columns(times(columns))
         # U_i^T A V_j = (A^T U_i)^T V_j: R^T for the block before, 0 for those before that.
         known = torch.zeros(j * block, block, dtype=matrix.dtype)
         if j:
             known[-block:] = triangle.T
-            product.addmm_(neighbor, triangle.T, alpha=-1)
+            product.T.addmm_(triangle, neighbor.T, alpha=-1)
         neighbor, triangle = _orthonormal(product, known, left_basis, scale, random)
         left[:, now] = neighbor
         inner[past, now], inner[now, now] = known.double(), triangle.double()
         scale = max(scale, float(torch.linalg.vector_norm(inner[:, now], dim=0).max()))
         if j + 1 < depth:
-            following = transposed_times(neighbor)
+            following = _by_columns(transposed_times(neighbor))
     turn_left, values, turn_right = torch.linalg.svd(inner)
-    found = left @ turn_left[:, :rank].to(matrix.dtype)
-    axes = right @ turn_right[:rank].T.to(matrix.dtype)
+    found = (turn_left[:, :rank].T.to(matrix.dtype) @ left.T).T
+    axes = (turn_right[:rank].to(matrix.dtype) @ right.T).T
     gram = found.T @ found
     off = float((gram - torch.eye(rank, dtype=matrix.dtype)).abs().max())
     if off > 1e3 * torch.finfo(matrix.dtype).eps:
@@ -150,6 +152,11 @@ def krylov_triplets(
         # That was A^T U = V S. The step to A V = U S makes both a little better.
         found, values, axes = _of_span(matrix.times, found, rank)
     return _flipped(found, values, axes.T)
+
+
+def _by_columns(block: Tensor) -> Tensor:
+    """With columns one behind the other in memory."""
+    return block.T.contiguous().T
 
 
 def _of_span(
@@ -195,4 +202,4 @@ def _flipped(left: Tensor, values: Tensor, right: Tensor) -> Triplets:
         greatest = right.abs().argmax(dim=1, keepdim=True)
         signs = torch.where(right.gather(1, greatest) < 0, -1.0, 1.0).to(right.dtype)
         left, right = left * signs.T, right * signs
-    return left.numpy(), values.numpy(), right.contiguous().numpy()
+    return left.contiguous().numpy(), values.numpy(), right.contiguous().numpy()

@@ -200,9 +200,18 @@ def _check_structure(op: str, indptr: Tensor, indices: Tensor, shape: Any) -> No
         raise ValueError(
             f"{op}: expected indptr to rise from 0 to the number of cells, {len(indices)}"
         )
-    if len(indices) and (int(indices.min()) < 0 or int(indices.max()) >= columns):
+    least, most = _extremes(indices)
+    if least < 0 or most >= columns:
         wrong = indices[(indices < 0) | (indices >= columns)]
         raise ValueError(f"{op}: expected columns in 0..{columns - 1}; got {int(wrong[0])}")
+
+
+def _extremes(numbers: Tensor) -> tuple[float, float]:
+    """(least, greatest), nan where there is one, in one pass; (0, -1) of none."""
+    if not len(numbers):
+        return 0, -1
+    least, most = torch.aminmax(numbers)
+    return least.item(), most.item()
 
 
 def _canonical(op: str, indptr: Tensor, indices: Tensor, values: Tensor, shape: Any) -> bool:
