@@ -214,9 +214,9 @@ class Rows:
         return scipy.sparse.csr_matrix((values, indices, indptr), shape=self.shape)
 
     @classmethod
-    def of(cls, csr: Any) -> Rows:
-        """From a canonical scipy CSR matrix of float32 or float64, whatever its flags."""
-        return cls(cells_of("Matrix", csr))
+    def of(cls, csr: Any, *, ordered: bool = True) -> Rows:
+        """From a scipy CSR matrix of float32 or float64; ordered: as of ``cells_of``."""
+        return cls(cells_of("Matrix", csr, ordered=ordered))
 
 
 def _distinct_rows(csr: Any) -> tuple[Rows, Rows | None]:
@@ -227,8 +227,7 @@ def _distinct_rows(csr: Any) -> tuple[Rows, Rows | None]:
     import scipy.sparse
 
     given = scipy.sparse.csr_matrix((csr.data, csr.indices, csr.indptr), csr.shape, copy=False)
-    given.has_canonical_format = True  # says who asks; what is here alone is not told
-    rows = Rows.of(given)
+    rows = Rows.of(given, ordered=False)
     turned = given.T.tocsr()  # which sorts
     if turned.has_canonical_format:
         return rows, Rows.of(turned)

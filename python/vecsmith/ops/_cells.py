@@ -101,10 +101,13 @@ def trusted_cells(indptr: Tensor, indices: Tensor, values: Tensor, shape: tuple[
     return cells
 
 
-def cells_of(op: str, matrix: Any) -> Cells:
+def cells_of(op: str, matrix: Any, *, ordered: bool = True) -> Cells:
     """The cells of a scipy.sparse matrix or array, or a torch.sparse tensor, without a copy where
     it is CSR and canonical (sorted columns, none twice). Cells that come twice are added up; those
     that are stored as 0 are cells.
+
+    ordered: False: the cells of a scipy CSR matrix as they lie, in any order, some perhaps twice,
+    for those that do not mind.
 
     Raises:
         TypeError: another kind of matrix, or values that are no real numbers.
@@ -148,7 +151,9 @@ def cells_of(op: str, matrix: Any) -> Cells:
     indptr, indices = (_index_tensor(op, part) for part in (found.indptr, found.indices))
     values = _tensor(found.data)
     # What scipy remembers of a matrix is not true any more where its arrays were written into.
-    if not _canonical(op, indptr, indices, values, found.shape):
+    if not ordered:
+        _check_structure(op, indptr, indices, found.shape)
+    elif not _canonical(op, indptr, indices, values, found.shape):
         found = _summed(found)
         indptr, indices, values = (_tensor(p) for p in (found.indptr, found.indices, found.data))
     return _checked(op, indptr, indices, values, (int(found.shape[0]), int(found.shape[1])))
