@@ -3,29 +3,25 @@ that Arrow parses; Python looks at single lines only to find the one that is wro
 
 from __future__ import annotations
 
-import codecs
-import contextlib
 import csv
 import itertools
-import lzma
 import math
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
+from vecsmith.data import _interaction_lines as _lines
 from vecsmith.data._interaction_columns import Columns, choose, compute
-from vecsmith.io._open import is_compressed, open_binary
+from vecsmith.data._interaction_lines import Stream, blocks_of, lines_of, skip
 
-BLOCK_BYTES = 1 << 22
 _LOOKED_AT = 20  # lines, for the separator
 _SEPARATORS = ("::", "\t", ",", ";", "|", " ")
 _INSIDE = "\x1f"  # the unit separator of ASCII, in place of separators longer than a byte
-_EDGES = re.compile(rb"(?m)^ | (?=\r?$)")
+_EDGES = re.compile(rb"(?<![^\r\n]) | (?![^\r\n])")  # spaces at the edges of lines
 
 
 @dataclass
@@ -55,100 +51,6 @@ def _is_quoted(separator: str) -> bool:
     """Fields between commas may stand in double quotes; elsewhere a quote is a letter (names of
     artists begin with one)."""
     return separator in (",", ";")
-
-
-# --- lines ----------------------------------------------------------------------------------------
-
-
-def _blocks(path: str, encoding: str) -> Iterator[bytes]:
-    """Whole lines as UTF-8, without a byte order mark. Raises ValueError for what is no text."""
-    damage = _damage(path)
-    utf8 = codecs.lookup(encoding).name == "utf-8"
-    decoder = None if utf8 else codecs.getincrementaldecoder(encoding)()
-    rest: list[bytes] = []
-    at_start = True
-    with open_binary(path) as file:
-        while True:
-            try:
-                data = file.read(BLOCK_BYTES)
-            except damage as error:
-                raise ValueError(f"{path}: damaged or truncated ({error})") from None
-            done = not data
-            if decoder is not None:
-                try:
-                    data = decoder.decode(data, done).encode()
-                except UnicodeError as error:
-                    raise ValueError(f"{path}: expected {encoding}; got {error}") from None
-            if at_start and data:
-                data, at_start = data.removeprefix(codecs.BOM_UTF8), False
-                if b"\0" in data[:4096]:
-                    raise ValueError(
-                        f"{path}: expected text, but it looks binary: it holds NUL (UTF-16 is read "
-                        "with encoding='utf-16', compressed files by the end of their names)"
-                    )
-            end = data.rfind(b"\n") + 1
-            if end:
-                yield b"".join([*rest, data[:end]])
-                rest = []
-            rest.append(data[end:])
-            if done:
-                break
-    if any(rest):
-        yield b"".join(rest)
-
-
-def _damage(path: str) -> tuple[type[Exception], ...]:
-    """What reading a damaged file of that kind raises."""
-    if not is_compressed(path):
-        return ()
-    errors: list[type[Exception]] = [EOFError, OSError, zlib.error, lzma.LZMAError]
-    with contextlib.suppress(ImportError):
-        import zstandard
-
-        errors.append(zstandard.ZstdError)
-    return tuple(errors)
-
-
-def _lines(path: str, encoding: str) -> Iterator[bytes]:
-    for block in _blocks(path, encoding):
-        yield from block.splitlines(keepends=True)
-
-
-def _skip(blocks: Iterator[bytes], lines: int) -> Iterator[bytes]:
-    """The blocks without the first lines."""
-    for block in blocks:
-        while lines and block:
-            _, newline, block = block.partition(b"\n")
-            lines -= 1
-            if not newline:
-                break
-        if block:
-            yield block
-
-
-class _Stream:
-    """Blocks of bytes as a file that is read from beginning to end."""
-
-    closed = False
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks, self._block = blocks, memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        while not len(self._block):
-            block = next(self._blocks, None)
-            if block is None:
-                return b""
-            self._block = memoryview(block)
-        size = len(self._block) if size < 0 else size
-        data, self._block = bytes(self._block[:size]), self._block[size:]
-        return data
-
-    def close(self) -> None:
-        self.closed = True
 
 
 # --- separated columns ----------------------------------------------------------------------------
@@ -205,7 +107,7 @@ def _look(
 ) -> _Layout:
     """What the first lines say."""
     first, heads = skip_lines + 1, []
-    for number, line in enumerate(_lines(path, encoding), 1):
+    for number, line in enumerate(lines_of(path, encoding), 1):
         if number <= skip_lines:
             continue
         try:
@@ -241,7 +143,7 @@ def _one_byte(blocks: Iterator[bytes], separator: str, path: str) -> Iterator[by
             block = block.replace(b"\t", b" ")
             while b"  " in block:
                 block = block.replace(b"  ", b" ")
-            if block[:1] == b" " or b"\n " in block or b" \n" in block or b" \r" in block:
+            if block[:1] == b" " or any(edge in block for edge in (b"\n ", b"\r ", b" \n", b" \r")):
                 block = _EDGES.sub(b"", block)
             elif block[-1:] == b" ":
                 block = block[:-1]
@@ -271,7 +173,7 @@ def text_columns(
     from pyarrow import csv as arrow_csv
 
     layout = _look(path, sep, header, skip_lines, encoding, asked)
-    blocks = _skip(_blocks(path, encoding), layout.first - 1)
+    blocks = skip(blocks_of(path, encoding), layout.first - 1)
     delimiter = layout.separator
     if len(delimiter.encode()) > 1 or delimiter == " ":
         blocks = _one_byte(blocks, delimiter, path)
@@ -282,8 +184,8 @@ def text_columns(
     chosen = {role: str(place) for role, place in layout.chosen.items()}
     try:
         table = arrow_csv.read_csv(
-            _Stream(blocks),
-            read_options=arrow_csv.ReadOptions(column_names=names, block_size=BLOCK_BYTES),
+            Stream(blocks),
+            read_options=arrow_csv.ReadOptions(column_names=names, block_size=_lines.BLOCK_BYTES),
             parse_options=arrow_csv.ParseOptions(
                 delimiter=delimiter, quote_char='"' if _is_quoted(delimiter) else False
             ),
@@ -318,7 +220,7 @@ def _not_utf8(path: str, number: int, error: UnicodeDecodeError) -> str:
 
 def _complain(path: str, layout: _Layout, encoding: str, otherwise: str) -> NoReturn:
     """Raise ValueError with the first line that is wrong."""
-    for number, line in enumerate(_lines(path, encoding), 1):
+    for number, line in enumerate(lines_of(path, encoding), 1):
         if number < layout.first or not line.rstrip(b"\r\n"):
             continue
         try:
@@ -369,8 +271,8 @@ def _is_date(field: str) -> bool:
 
 
 def list_columns(path: str, skip_lines: int, encoding: str) -> tuple[Any, np.ndarray, Any]:
-    """A file of lines ``user item item ...`` as (users [L], lengths int64 [L], items [n]): a line
-    without items is a user without any.
+    """A file of lines ``user item item ...`` between ASCII white space, as (users [L], lengths
+    int64 [L], items [n]): a line without items is a user without any.
 
     Raises: ValueError for an empty file or one that is not UTF-8.
     """
@@ -378,18 +280,20 @@ def list_columns(path: str, skip_lines: int, encoding: str) -> tuple[Any, np.nda
 
     users, items, lengths = [], [], []
     number = skip_lines
-    for block in _skip(_blocks(path, encoding), skip_lines):
+    for block in skip(blocks_of(path, encoding), skip_lines):
+        if b"\r" in block:
+            block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         try:
             lines = block.decode().split("\n")
         except UnicodeDecodeError as error:
             number += block[: error.start].count(b"\n") + 1
             raise ValueError(_not_utf8(path, number, error)) from None
         number += len(lines) - 1
-        stripped = compute().utf8_trim_whitespace(pa.array(lines, pa.large_string()))
+        stripped = compute().ascii_trim_whitespace(pa.array(lines, pa.large_string()))
         stripped = stripped.filter(compute().not_equal(stripped, ""))
         if not len(stripped):
             continue
-        tokens: Any = compute().utf8_split_whitespace(stripped)
+        tokens: Any = compute().ascii_split_whitespace(stripped)
         ends = tokens.offsets.to_numpy().astype(np.int64)
         values = tokens.flatten()
         is_user = np.zeros(len(values), bool)

@@ -118,9 +118,9 @@ class Interactions:
                 stars, plays, timestamp, ..., without regard to case and marks), without a header
                 the first, second and third column, and the fourth of exactly four. False for
                 rating or timestamp: leave it out. Without ratings each is 1.
-            format: "text" (columns), "lists" (lines ``user item item ...`` between white space, as
-                LightGCN has them; a user without items has a row without cells) or "parquet";
-                None: Parquet or text.
+            format: "text" (columns), "lists" (lines ``user item item ...`` between ASCII white
+                space, as LightGCN has them; a user without items has a row without cells) or
+                "parquet"; None: Parquet or text.
             sep: what is between the columns of text: any string; " " is any run of spaces and
                 tabs. None guesses among ``::``, tab, comma, semicolon, bar and space. Between
                 commas or semicolons fields may stand in double quotes.
