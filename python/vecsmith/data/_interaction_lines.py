@@ -8,6 +8,9 @@ import lzma
 import re
 import zlib
 from collections.abc import Iterator
+from functools import cache
+
+import numpy as np
 
 from vecsmith.io._open import is_compressed, open_binary
 
@@ -104,3 +107,36 @@ class Stream:
 
     def close(self) -> None:
         self.closed = True
+
+
+# --- quotes ---------------------------------------------------------------------------------------
+
+
+def has_open_quote(block: bytes, separator: str) -> bool:
+    """True if a field of some line begins with a double quote that the line does not close.
+
+    A quote opens at the beginning of a field alone (RFC 4180; elsewhere it is a letter), and two in
+    a quoted field are one.
+    """
+    if b'"' not in block:
+        return False
+    data = np.frombuffer(block, np.uint8)
+    quotes = np.flatnonzero(data == ord('"'))
+    opening, closing = quotes[::2], quotes[1::2]
+    if len(opening) == len(closing):
+        # Most files quote whole fields: quotes in turn open and close, and no line ends between.
+        before = data[np.maximum(opening - 1, 0)]
+        at_start = (opening == 0) | np.isin(before, np.frombuffer(b'\n\r"', np.uint8))
+        ends = np.flatnonzero((data == ord("\n")) | (data == ord("\r")))
+        same_line = np.searchsorted(ends, opening) == np.searchsorted(ends, closing)
+        if (at_start | (before == ord(separator))).all() and same_line.all():
+            return False
+    return _open_quote(separator).search(block) is not None
+
+
+@cache
+def _open_quote(separator: str) -> re.Pattern[bytes]:
+    mark = re.escape(separator.encode())
+    open_quote = rb'"[^"\r\n]*(?:""[^"\r\n]*)*'
+    whole_field = rb"(?:" + open_quote + rb'"(?!")|(?!"))[^' + mark + rb"\r\n]*" + mark
+    return re.compile(rb"(?<![^\r\n])(?:" + whole_field + rb")*" + open_quote + rb"(?![^\r\n])")

@@ -3,6 +3,7 @@ that Arrow parses; Python looks at single lines only to find the one that is wro
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import math
@@ -16,10 +17,11 @@ import numpy as np
 
 from vecsmith.data import _interaction_lines as _lines
 from vecsmith.data._interaction_columns import Columns, choose, compute
-from vecsmith.data._interaction_lines import Stream, blocks_of, lines_of, skip
+from vecsmith.data._interaction_lines import Stream, blocks_of, has_open_quote, lines_of, skip
 
 _LOOKED_AT = 20  # lines, for the separator
 _SEPARATORS = ("::", "\t", ",", ";", "|", " ")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _INSIDE = "\x1f"  # the unit separator of ASCII, in place of separators longer than a byte
 _EDGES = re.compile(rb"(?<![^\r\n]) | (?![^\r\n])")  # spaces at the edges of lines
 
@@ -42,8 +44,9 @@ def _split(line: str, separator: str) -> list[str]:
     line = line.rstrip("\r\n")
     if separator == " ":
         return line.split()
-    if _is_quoted(separator):
-        return next(csv.reader([line], delimiter=separator), [])
+    if _is_quoted(separator) and '"' in line:
+        with contextlib.suppress(csv.Error):  # a field of more than 131,072 characters
+            return next(csv.reader([line], delimiter=separator), [])
     return line.split(separator)
 
 
@@ -57,24 +60,26 @@ def _is_quoted(separator: str) -> bool:
 
 
 def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return any(map(str.isdigit, field))  # "nan" is a word
+    """As Arrow has it: "1_000" is none, and "nan" is a word."""
+    return _NUMBER.fullmatch(field.strip(" \t")) is not None
 
 
 def _guess_separator(path: str, lines: list[str]) -> str:
-    present = []
-    for separator in _SEPARATORS:
-        widths = {len(_split(line, separator)) for line in lines}
-        if widths == {1}:
-            continue
-        if len(widths) == 1:
-            return separator
-        present.append(separator)
-    if present:
-        return present[0]
+    widths = {mark: {len(_split(line, mark)) for line in lines} for mark in _SEPARATORS}
+    whole = [mark for mark in _SEPARATORS if min(widths[mark]) > 1]
+    even = [mark for mark in whole if len(widths[mark]) == 1 and mark != " "]
+    if len(even) > 1 and "\t" not in even:
+        found = " and ".join(f"{max(widths[mark])} between {mark!r}" for mark in even)
+        raise ValueError(
+            f"{path}: expected columns between one of {', '.join(map(repr, _SEPARATORS))}; got "
+            f"{found} in all of the first lines: say what is between them with sep="
+        )
+    if "\t" in even:  # nobody writes one inside a field
+        return "\t"
+    # Spaces are in dates and titles, too.
+    for marks in (even, whole, [mark for mark in _SEPARATORS if widths[mark] != {1}]):
+        if marks:
+            return marks[0]
     raise ValueError(
         f"{path}: expected at least two columns between {', '.join(map(repr, _SEPARATORS))}; "
         f"got the line {lines[0][:60]!r}: say what is between them with sep="
@@ -106,7 +111,7 @@ def _look(
     asked: dict[str, Any],
 ) -> _Layout:
     """What the first lines say."""
-    first, heads = skip_lines + 1, []
+    first, heads, numbers = skip_lines + 1, [], []
     for number, line in enumerate(lines_of(path, encoding), 1):
         if number <= skip_lines:
             continue
@@ -119,12 +124,16 @@ def _look(
         if not heads:
             first = number
         heads.append(text)
+        numbers.append(number)
         if len(heads) == _LOOKED_AT:
             break
     if not heads:
         raise ValueError(f"{path}: expected interactions; got an empty file")
     if separator is None:
         separator = _guess_separator(path, heads)
+    for number, line in zip(numbers, heads, strict=True):
+        if _is_quoted(separator) and has_open_quote(line.encode(), separator):
+            raise ValueError(f"{path}: line {number}: {_unclosed(line)}")
     rows = [_split(line, separator) for line in heads]
     named = _has_header(rows, asked) if header is None else header
     names = [name.strip() for name in rows[0]] if named else None
@@ -156,6 +165,21 @@ def _one_byte(blocks: Iterator[bytes], separator: str, path: str) -> Iterator[by
             yield block.replace(separator.encode(), inside)
 
 
+def _closed_quotes(
+    blocks: Iterator[bytes], path: str, layout: _Layout, encoding: str
+) -> Iterator[bytes]:
+    """The blocks, if no line end is in quotes. No id holds one, but a stray quote would make one
+    field of all lines up to the next, and blocks end where lines do."""
+    for block in blocks:
+        if has_open_quote(block, layout.separator):
+            _complain(path, layout, encoding, "a quote opens and its line does not close it")
+        yield block
+
+
+def _unclosed(line: str) -> str:
+    return f"expected quotes that close in the line in which they open; got {line[:80]!r}"
+
+
 def text_columns(
     path: str,
     asked: dict[str, Any],
@@ -178,6 +202,8 @@ def text_columns(
     if len(delimiter.encode()) > 1 or delimiter == " ":
         blocks = _one_byte(blocks, delimiter, path)
         delimiter = " " if delimiter == " " else _INSIDE
+    elif _is_quoted(delimiter):
+        blocks = _closed_quotes(blocks, path, layout, encoding)
     types: dict[str, Any] = {"user": pa.dictionary(pa.int32(), pa.string())}
     types.update(item=types["user"], rating=pa.float64())
     names = [str(place) for place in range(layout.width)]
@@ -235,6 +261,8 @@ def _complain(path: str, layout: _Layout, encoding: str, otherwise: str) -> NoRe
 
 def _problem(layout: _Layout, line: str) -> str | None:
     """What is wrong with a line of data."""
+    if _is_quoted(layout.separator) and has_open_quote(line.encode(), layout.separator):
+        return _unclosed(line.rstrip())
     fields = layout.split(line)
     if not fields:
         return None

@@ -122,8 +122,10 @@ class Interactions:
                 space, as LightGCN has them; a user without items has a row without cells) or
                 "parquet"; None: Parquet or text.
             sep: what is between the columns of text: any string; " " is any run of spaces and
-                tabs. None guesses among ``::``, tab, comma, semicolon, bar and space. Between
-                commas or semicolons fields may stand in double quotes.
+                tabs. None guesses: what makes as many columns, two or more, of each of the first
+                lines among tab (first), ``::``, comma, semicolon and bar (an error if several of
+                these do), then space. Between commas or semicolons fields may stand in double
+                quotes, which close in the line in which they open.
             header: whether the first line of text names the columns. None guesses: it does if a
                 name is asked for, if it names both user and item, and if it has no number where the
                 second line has one.
@@ -136,9 +138,10 @@ class Interactions:
         Raises:
             FileNotFoundError: there is no such file. IsADirectoryError: it is a folder.
             ValueError: an empty file; a column that is not there (the message lists those that
-                are); with the line's number: a line with too few or too many columns, a missing
-                key, a rating that is no finite number, a timestamp that is neither number nor date,
-                text in another encoding; a pair that comes twice; damaged files.
+                are); with the line's number: a line with too few or too many columns, a quote
+                that it does not close, a missing key, a rating that is no finite number, a
+                timestamp that is neither number nor date, text in another encoding; a separator
+                that cannot be guessed; a pair that comes twice; damaged files.
             IndexError: a position beyond the columns. TypeError: an argument of another type; a
                 column of Parquet that holds neither keys nor numbers.
         """
