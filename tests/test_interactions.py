@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -420,6 +421,49 @@ def test_keys_that_are_unknown():
             made.user_index(key)
     with pytest.raises(KeyError, match="no user 7"):
         Interactions.from_arrays([], []).user_index(7)
+
+
+def test_a_long_key_takes_no_room_of_the_others(tmp_path):
+    words = [f"u{number:05d}" for number in range(20_000)]
+    users = [*words, "x" * 4000]
+    tracemalloc.start()
+    made = Interactions.from_arrays(users, [1] * len(users), np.arange(len(users)))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20e6  # with 16,000 bytes for each it would be 320e6
+    assert made.users.dtype == object
+    assert isinstance(made.users[0], np.str_)
+    assert made.users.tolist() == users
+    assert made.user_index("x" * 4000) == 20_000
+    assert made.user_index([["u00007"], ["x" * 4000]]).tolist() == [[7], [20_000]]
+    assert made.user_index(np.array(["u00009"])).tolist() == [9]
+    assert made.user_index(np.array(["u00009"], object)).tolist() == [9]
+    for key, words_of_it in (("u7", "no user 'u7'"), (["u00007", "y"], "no user 'y'")):
+        with pytest.raises(KeyError, match=words_of_it):
+            made.user_index(key)
+    for key in (7, [7], [2**80], np.array([7, "u00007"], object)):
+        with pytest.raises(KeyError, match="no user"):
+            made.user_index(key)
+    made.save(tmp_path / "saved")
+    back = Interactions.load(tmp_path / "saved")
+    assert back.users.dtype == object
+    assert back.users.tolist() == users
+    # With others, in both directions; long keys that begin as short ones do are others.
+    short = Interactions.from_arrays(words[:50], [1] * 50)
+    assert short.users.dtype.kind == "U"
+    assert len(made.reindex(users=short.users, unknown="drop")) == 50
+    assert len(short.reindex(users=made.users)) == 50
+    with pytest.raises(KeyError, match="no user 'u00007x"):
+        short.user_index(np.array(["u00007" + "x" * 100], object))
+    with pytest.raises(KeyError, match="no user 'xxx"):
+        made.reindex(users=words)
+    twice = [*users, "u00003"]
+    with pytest.raises(ValueError, match="user 'u00003' with item 1 more than once"):
+        Interactions.from_arrays(twice, [1] * len(twice))
+    with pytest.raises(ValueError, match="different keys of users; got 'u00003' more than once"):
+        made.reindex(users=twice)
+    fewer = made.filter(min_user=1)
+    assert fewer.users.tolist() == users
 
 
 def test_the_cells_in_the_rows_of_other_keys():

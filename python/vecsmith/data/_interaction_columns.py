@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vecsmith.data._interaction_keys import strings
+
 if TYPE_CHECKING:
     import pyarrow
 
-# NumPy keeps every str of an array as long as its longest, at 4 bytes a character.
-LONGEST_KEY = 4096
+LONGEST_KEY = 4096  # a longer one is no id, but text in the place of one
 _INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
 
 
@@ -173,7 +174,7 @@ def to_keys(values: Any, what: str) -> np.ndarray:
             f"expected keys of {what} of at most {LONGEST_KEY} characters; got one of {longest}, "
             f"{key[:60]!r}..."
         )
-    return np.array(values.to_pylist(), dtype=f"<U{max(longest, 1)}")
+    return strings(values.to_pylist())
 
 
 def distinct_keys(values: Any, what: str) -> np.ndarray:

@@ -34,7 +34,8 @@ class Interactions:
             one of rating 0. Canonical (sorted, each cell once), finite; indices are int32 where
             they suffice, else int64. What is made from these interactions may share it: not to be
             changed.
-        users: int64 or str [U]: row u belongs to ``users[u]``.
+        users: int64 or str [U]: row u belongs to ``users[u]``. Where one str is far longer than
+            most, an array of objects that are ``np.str_``: the memory is that of the keys.
         items: int64 or str [I]: column i belongs to ``items[i]``.
         timestamps: int64, float64 or datetime64[us] [nnz], of ``matrix.data``'s cells; or None.
 
