@@ -100,6 +100,11 @@ def test_any_kind_of_column():
         (np.array(times, "M8[D]"), "M8[us]"),
         (pd.Series(pd.to_datetime(times, unit="s", utc=True)), "M8[us]"),
         ([datetime.datetime(2020, 1, day) for day in times], "M8[us]"),
+        ([datetime.date(2020, 1, day) for day in times], "M8[us]"),
+        (np.array(times, "M8[Y]"), "M8[us]"),
+        (pa.array([time * 86_400_000 for time in times], pa.date64()), "M8[us]"),
+        (pa.array([time * 1000 + 7 for time in times], pa.timestamp("ns")), "M8[us]"),
+        (pd.Series(times).astype("category"), np.int64),
     ):
         made = Interactions.from_arrays(users, items, timestamps=given_times)
         assert made.timestamps.dtype == kind
@@ -160,6 +165,21 @@ def test_no_interactions_at_all():
         ),
         (([1, 2], [1, 2], None, [1.5, np.inf]), ValueError, "timestamps that are finite; got inf"),
         (([1, 2], [1, 2], None, np.array([1, "NaT"], "M8[s]")), ValueError, "none in row 1"),
+        *(
+            (([1, 2], [1, 2], None, times), ValueError, r"within datetime64\[us\]; got")
+            for times in (
+                np.array(["2020-01-01", "300000-01-01"], "M8[s]"),
+                np.array(["2020-01-01", "-300000-01-01"], "M8[D]"),
+                np.array([50, 10**12], "M8[Y]"),
+                np.array([50, -(10**18)], "M8[Y]"),
+                np.array([50, 2**62], "M8[ms]"),
+                pa.array([0, 10**13], pa.timestamp("s")),
+                pa.array([0, -(2**62)], pa.timestamp("ms")),
+                pa.array([0, -(2**63)], pa.timestamp("us")),
+                pa.array([0, 2**31 - 1], pa.date32()),
+                pa.array([0, 86_400_000 * 2**36], pa.date64()),
+            )
+        ),
         (([1, 2], [1, 2], None, ["x", "y"]), TypeError, "numbers or dates; got"),
         (([1, 1], [2, 2]), ValueError, r"user 1 with item 2 more than once \(1 rows too many\)"),
         ((["x", "x"], ["y", "y"]), ValueError, "user 'x' with item 'y' more than once"),
@@ -200,6 +220,14 @@ def test_cells_that_come_more_than_once(rows, how, timed):
 def test_a_sum_beyond_float32():
     with pytest.raises(ValueError, match="within float32; got one beyond, or a sum of some"):
         Interactions.from_arrays([1, 1], [1, 1], [3e38, 3e38], duplicates="sum")
+
+
+def test_dates_keep_their_values():
+    days = np.array(["1677-01-01", "2262-05-01", "9999-12-31"], "M8[D]")
+    most = np.array([2**63 - 1, -(2**63) + 1, 5], "M8[us]")
+    for given_times in (days, days.astype("M8[ms]"), pa.array(days), days.tolist(), most):
+        made = Interactions.from_arrays([1, 2, 3], [1, 1, 1], timestamps=given_times)
+        np.testing.assert_array_equal(made.timestamps, np.asarray(given_times, "M8[us]"))
 
 
 # --- frames ---------------------------------------------------------------------------------------

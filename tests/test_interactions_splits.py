@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
@@ -151,8 +152,23 @@ def test_split_by_time():
     for at in ("2020-01-02", np.datetime64("2020-01-02"), datetime.datetime(2020, 1, 2)):
         train, test = dated.split_by_time(at)
         assert (len(train), len(test)) == (1, 2)
+    for at in (
+        datetime.date(2020, 1, 2),
+        pd.Timestamp("2020-01-02"),
+        pd.Timestamp("2020-01-02", tz="UTC"),
+        datetime.datetime(2020, 1, 2, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=1))),
+    ):
+        assert len(dated.split_by_time(at)[0]) == 1
     assert len(dated.split_by_time(quantile=0.5)[0]) == 2
-    with pytest.raises(TypeError, match=r"at to be a date; got 5.5"):
+    for at in (1590969600, 1.5, True, np.int64(3), "noon", np.timedelta64(5, "s"), b"2020"):
+        with pytest.raises(TypeError, match="at to be a date, as the timestamps are; got"):
+            dated.split_by_time(at)
+    with pytest.raises(ValueError, match=r"at within datetime64\[us\]; got 300000-01-01"):
+        dated.split_by_time("300000-01-01")
+    for at in (True, np.bool_(True), np.datetime64("2020")):
+        with pytest.raises(TypeError, match="at to be a number, as the timestamps are; got"):
+            made.split_by_time(at)
+    with pytest.raises(TypeError, match=r"at to be a date, as the timestamps are; got 5.5"):
         dated.split_by_time(5.5)
     with pytest.raises(TypeError, match="at to be a number, as the timestamps are; got '2020'"):
         made.split_by_time("2020")

@@ -76,7 +76,7 @@ def _one_dimensional(values: Any, what: str) -> Any:
         if values.ndim != 1:
             raise ValueError(f"expected {what} of one dimension; got shape {list(values.shape)}")
         if values.dtype.kind == "M":
-            values = values.astype("datetime64[us]")
+            values = microseconds(values, what)
         if values.dtype == np.float16:
             values = values.astype(np.float32)
         return np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False))
@@ -84,6 +84,31 @@ def _one_dimensional(values: Any, what: str) -> Any:
         return list(values)
     except TypeError:
         raise TypeError(f"expected {what} to be a sequence; got {type(values).__name__}") from None
+
+
+def microseconds(times: np.ndarray, what: str) -> np.ndarray:
+    """datetime64[us], of any dates of NumPy. Raises ValueError for one that these do not reach:
+    NumPy wraps around."""
+    made = times.astype("datetime64[us]")
+    if np.datetime_data(times.dtype)[0] in ("Y", "M", "W", "D", "h", "m", "s", "ms"):
+        bad = np.flatnonzero((made.astype(times.dtype) != times) & ~np.isnat(times))
+        if len(bad):
+            raise ValueError(
+                f"expected {what} within datetime64[us]; got {times[bad[0]]} (number {bad[0]})"
+            )
+    return made
+
+
+def values_of_categories(values: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
+    """A column of categories as one of their values; of values as it is. A category may be null,
+    and one that no row has."""
+    import pyarrow as pa
+
+    kind: Any = values.type
+    if not pa.types.is_dictionary(kind):
+        return values
+    chunks = [chunk.dictionary.take(chunk.indices) for chunk in values.chunks]
+    return pa.chunked_array(chunks, kind.value_type)
 
 
 def first_null(values: pyarrow.ChunkedArray) -> int:
@@ -101,15 +126,15 @@ def encode(
     """
     import pyarrow as pa
 
+    if not is_text:
+        values = values_of_categories(values)
     if values.null_count:
         row = where(first_null(values))
         raise ValueError(f"expected a key of {what} in every row; got none in {row}")
     kind: Any = values.type
-    if pa.types.is_null(kind):  # an empty list has no type
-        values, kind = values.cast(pa.int64()), pa.int64()
-    if pa.types.is_dictionary(kind) and not is_text:
-        # Categories may hold values that no row has.
-        values, kind = values.cast(kind.value_type), kind.value_type
+    if not len(values):  # what is empty is of no type, or of one that nobody chose
+        of_text = is_text or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        return np.empty(0, np.int32), np.empty(0, "<U1" if of_text else np.int64)
     if pa.types.is_integer(kind):
         try:
             values = values.cast(pa.int64())
@@ -127,9 +152,6 @@ def encode(
         coded = values.unify_dictionaries()
     else:
         coded = values.dictionary_encode().unify_dictionaries()
-    if not coded.num_chunks or not len(coded):
-        empty = np.empty(0, np.int64 if pa.types.is_integer(values.type) else "<U1")
-        return np.empty(0, np.int32), empty
     found = coded.chunk(0).dictionary
     codes = np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
     if is_text:
@@ -207,6 +229,7 @@ def ratings_of(
 
     if values is None:
         return np.ones(size)
+    values = values_of_categories(values)
     kind: Any = values.type
     number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
     if not any(is_kind(kind) for is_kind in (*number, pa.types.is_null)):
@@ -221,44 +244,6 @@ def ratings_of(
         row = int(np.abs(ratings).argmax())
         raise ValueError(f"expected ratings within float32; got {ratings[row]} in {where(row)}")
     return ratings
-
-
-def timestamps_of(
-    values: pyarrow.ChunkedArray | None, where: Callable[[int], str]
-) -> np.ndarray | None:
-    """int64, float64 or datetime64[us] [n]; None for None.
-
-    Raises: ValueError for one that is missing or not finite; TypeError for neither numbers nor
-        dates.
-    """
-    import pyarrow as pa
-
-    if values is None:
-        return None
-    kind: Any = values.type
-    if values.null_count:
-        row = where(first_null(values))
-        raise ValueError(f"expected a timestamp in every row; got none in {row}")
-    if pa.types.is_integer(kind):
-        try:
-            return values.cast(pa.int64()).to_numpy()
-        except pa.ArrowInvalid:
-            raise ValueError("expected timestamps within int64; got one beyond") from None
-    if pa.types.is_floating(kind):
-        times = values.cast(pa.float64()).to_numpy()
-        bad = np.flatnonzero(~np.isfinite(times))
-        if len(bad):
-            row = int(bad[0])
-            raise ValueError(
-                f"expected timestamps that are finite; got {times[row]} in {where(row)}"
-            )
-        return times
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        microseconds = values.cast(pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False)
-        return microseconds.cast(pa.int64()).to_numpy().view("datetime64[us]")
-    if pa.types.is_null(kind):
-        return np.empty(0, np.int64)
-    raise TypeError(f"expected timestamps that are numbers or dates; got {kind}")
 
 
 # --- tables ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from vecsmith.data import _interaction_columns as _columns
 from vecsmith.data import _interaction_files as _files
 from vecsmith.data import _interaction_keys as _keys
 from vecsmith.data import _interaction_text as _text
+from vecsmith.data import _interaction_times as _times
 from vecsmith.data._interaction_matrix import cells_of
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -266,7 +267,7 @@ class Interactions:
         places, items = _columns.encode(columns.items, "items", where, columns.is_text)
         columns.items = None
         ratings = _columns.ratings_of(columns.ratings, len(rows), where)
-        timestamps = _columns.timestamps_of(columns.timestamps, where)
+        timestamps = _times.timestamps_of(columns.timestamps, where)
         columns.ratings = columns.timestamps = None
         matrix, timestamps = _cells.compressed(
             rows, places, ratings, timestamps, users, items, duplicates
@@ -424,7 +425,9 @@ class Interactions:
         later is not known to the training.
 
         Args:
-            at: a timestamp: a number, or a date (``datetime64``, ``datetime`` or "2015-01-31").
+            at: a timestamp: a number where they are numbers, a date where they are dates
+                (``datetime64``, ``datetime``, ``date`` or "2015-01-31"; UTC where nothing else is
+                said).
             quantile: in its place: the share of the cells that are to come before, rounded to whole
                 cells (half up); all of the same time go together, to the test.
 
@@ -441,17 +444,8 @@ class Interactions:
                 raise ValueError(f"expected quantile between 0 and 1; got {quantile}")
             place = min(int(np.floor(quantile * len(times) + 0.5)), len(times) - 1)
             when = np.partition(times, place)[place] if len(times) else 0
-        elif times.dtype.kind == "M":
-            try:
-                when = np.datetime64(at, "us")
-            except (ValueError, TypeError):
-                raise TypeError(f"expected at to be a date; got {at!r}") from None
-        elif isinstance(at, (int, float, np.integer, np.floating)) and not isinstance(at, bool):
-            when = at
         else:
-            raise TypeError(f"expected at to be a number, as the timestamps are; got {at!r}")
-        if when != when:
-            raise ValueError(f"expected at to be a time; got {at}")
+            when = _times.moment(at, times)
         return self._split(times >= when if len(times) else np.zeros(0, bool))
 
     def cross_validation(
