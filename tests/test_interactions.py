@@ -84,8 +84,12 @@ def test_any_kind_of_column():
     for given_ratings in (
         np.array(ratings, np.float16),
         np.array(ratings, np.int8),
-        np.array(ratings, np.longdouble).astype(np.float64)[::-1][::-1],
-        torch.tensor(ratings, dtype=torch.float64),
+        np.array(ratings, np.longdouble),
+        np.array(ratings)[::-1][::-1],
+        np.ma.array(ratings),
+        torch.tensor(ratings, dtype=torch.float64, requires_grad=True),
+        torch.tensor(ratings, dtype=torch.bfloat16),
+        pd.Series(ratings).astype("category"),
         pd.Series(ratings, dtype="Float32"),
         pa.array([1, 2, 3], pa.decimal128(5, 2)),
     ):
@@ -129,6 +133,11 @@ def test_no_interactions_at_all():
             assert len(train) == len(test) == 0
         assert made.filter(min_user=1).shape == (0, 0)
     assert Interactions.from_scipy(np.zeros((3, 0))).shape == (3, 0)
+    for frame in (pd.DataFrame({"user": [], "item": []}), pd.DataFrame(columns=["user", "item"])):
+        assert Interactions.from_frame(frame).shape == (0, 0)
+        assert Interactions.from_frame(frame.astype("float64")).users.dtype == np.int64
+    words = pd.DataFrame({"user": ["a"], "item": [1]})
+    assert Interactions.from_frame(words[:0]).users.dtype == "<U1"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +166,24 @@ def test_no_interactions_at_all():
         (([1, 2], [1, 2], [1, np.inf]), ValueError, "ratings that are finite; got inf in row 1"),
         (([1, 2], [1, 2], [1, -1e39]), ValueError, r"within float32; got -1e\+39 in row 1"),
         (([1, 2], [1, 2], ["1", "2"]), TypeError, "ratings that are numbers; got"),
-        (([1, 2], [1, 2], np.array([1j, 2])), TypeError, "expected ratings of one type"),
+        (([1, 2], [1, 2], np.array([1j, 2])), TypeError, "ratings that Arrow .* got complex128"),
+        (([1, 2], np.zeros(2, "i4, f4")), TypeError, "items that Arrow has a type for; got"),
+        (
+            (np.ma.array([1, 2], mask=[0, 1]), [1, 2]),
+            ValueError,
+            "users .* masked; got row 1 masked",
+        ),
+        (([1, 2], np.ma.array([1, 2], mask=True)), ValueError, "items .* masked; got row 0 masked"),
+        (
+            ([1, 2], [1, 2], np.ma.array([1.0, 2.0], mask=[0, 1])),
+            ValueError,
+            "ratings that are not masked; got row 1 masked",
+        ),
+        (
+            ([1, 2], [1, 2], None, np.ma.array([1, 2], mask=[1, 0])),
+            ValueError,
+            "timestamps that are not masked; got row 0 masked",
+        ),
         (
             ([1, 2], [1, 2], None, [1, None]),
             ValueError,
@@ -362,6 +388,57 @@ def test_cells_that_an_array_lacks():
     assert triples(masked) == {pair: rating for pair, rating in triples(made).items() if rating}
     with pytest.raises(ValueError, match=r"got nan in row 0, column 2 .missing=nan where"):
         Interactions.from_scipy(array)
+    for missing in (0.1, np.float32(0.1), np.float64(0.1)):
+        for dtype in (np.float16, np.float32, np.float64):
+            tenth = np.array([[0.1, 1], [2, 0.1]], dtype)
+            if dtype == np.float64 and missing.__class__ is np.float32:
+                continue
+            found = Interactions.from_scipy(tenth, missing=missing)
+            assert triples(found) == {(0, 1): 1.0, (1, 0): 2.0}
+    counts = np.array([[0, 1], [1, 0]], np.int8)
+    assert len(Interactions.from_scipy(counts, missing=0.5)) == 4
+    assert len(Interactions.from_scipy(counts, missing=-999)) == 4
+    assert len(Interactions.from_scipy(counts, missing=np.float64(1))) == 2
+    assert len(Interactions.from_scipy(counts.astype(np.float32), missing=1e39)) == 4
+    with pytest.raises(ValueError, match="finite; got inf in row 0, column 0"):
+        Interactions.from_scipy(np.array([[np.inf]], np.float32), missing=1e39)
+    assert len(Interactions.from_scipy(np.array([[np.inf, 1]]), missing=np.inf)) == 1
+    for wrong in ("x", None, 1j):
+        with pytest.raises(TypeError, match="missing to be a number; got"):
+            Interactions.from_scipy(counts, missing=wrong)
+    tensor = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    assert triples(Interactions.from_scipy(tensor)) == {(0, 0): 1.0}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_stored_zeros_are_cells(kind):
+    matrix = sparse.csr_matrix(([0.0, 2.0, 3.0], ([0, 0, 1], [0, 1, 2])), shape=(2, 3))
+    made = Interactions.from_scipy(matrix.asformat(kind))
+    # The diagonals of DIA have zeros where nothing was stored.
+    zeros = {} if kind == "dia" else {(0, 0): 0.0}
+    assert triples(made) == {(0, 1): 2.0, (1, 2): 3.0, **zeros}
+
+
+def test_more_columns_than_anyone_can_number():
+    wide = sparse.coo_matrix(([1.0, 2.0], ([0, 1], [2**33, 5])), shape=(2, 2**33 + 1))
+    with pytest.raises(ValueError, match=r"at most 2147483647 items .* got 8589934593: .* 69 GB"):
+        Interactions.from_scipy(wide)
+    with pytest.raises(ValueError, match=r"at most 2147483647 users .* got 8589934593"):
+        Interactions.from_scipy(wide.T)
+    made = Interactions.from_arrays(wide.row, wide.col, wide.data)
+    assert triples(made) == {(0, 2**33): 1.0, (1, 5): 2.0}
+
+
+def test_categories_that_are_null():
+    keys = pa.DictionaryArray.from_arrays(pa.array([1, 0, 1]), pa.array(["a", None]))
+    with pytest.raises(ValueError, match="key of users in every row; got none in row 0"):
+        Interactions.from_arrays(keys, [1, 2, 3])
+    table = pa.table({"user": [1, 2, 3], "item": keys.take(pa.array([1, 1, 0]))})
+    with pytest.raises(ValueError, match="key of items in every row; got none in row 2 of the Ta"):
+        Interactions.from_frame(table)
+    ratings = pa.DictionaryArray.from_arrays(pa.array([1, 0, 0]), pa.array([4.0, None]))
+    with pytest.raises(ValueError, match="ratings that are finite; got none in row 0"):
+        Interactions.from_arrays([1, 2, 3], [1, 2, 3], ratings)
 
 
 def damaged(**parts):
@@ -447,6 +524,9 @@ def test_keys_that_are_unknown():
     for key in (1.5, None, True, [1.5], b"a"):
         with pytest.raises(TypeError, match="expected a key of the users, or an array of them"):
             made.user_index(key)
+    assert made.user_index(np.ma.array([7, -3])).tolist() == [1, 0]
+    with pytest.raises(TypeError, match="keys of the users that are not masked; got masked_array"):
+        made.user_index(np.ma.array([7, -3], mask=[0, 1]))
     with pytest.raises(KeyError, match="no user 7"):
         Interactions.from_arrays([], []).user_index(7)
 

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from vecsmith.data._interaction_keys import strings
 
 if TYPE_CHECKING:
     import pyarrow
 
+MOST_NUMBERED = 2**31 - 1
 LONGEST_KEY = 4096  # a longer one is no id, but text in the place of one
 _INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
 
@@ -72,18 +74,34 @@ def _one_dimensional(values: Any, what: str) -> Any:
     if isinstance(values, (str, bytes)):
         raise TypeError(f"expected {what} to be a sequence; got {type(values).__name__}")
     if hasattr(values, "__array__"):
-        values = np.asarray(values)
+        masked = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
+        values = as_numpy(values)
         if values.ndim != 1:
             raise ValueError(f"expected {what} of one dimension; got shape {list(values.shape)}")
+        if masked is not None and masked.any():
+            row = int(masked.argmax())
+            raise ValueError(f"expected {what} that are not masked; got row {row} masked")
+        if values.dtype.kind == "T":  # NumPy's strings of any length
+            return values.tolist()
+        if values.dtype.kind not in "biufMmUSO":
+            raise TypeError(f"expected {what} that Arrow has a type for; got {values.dtype}")
         if values.dtype.kind == "M":
             values = microseconds(values, what)
-        if values.dtype == np.float16:
-            values = values.astype(np.float32)
+        if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8):
+            values = values.astype(np.float32 if values.dtype.itemsize == 2 else np.float64)
         return np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False))
     try:
         return list(values)
     except TypeError:
         raise TypeError(f"expected {what} to be a sequence; got {type(values).__name__}") from None
+
+
+def as_numpy(values: Any) -> np.ndarray:
+    """What has ``__array__`` as an array; tensors also where they are of a graph, and bfloat16."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    return np.asarray(values)
 
 
 def microseconds(times: np.ndarray, what: str) -> np.ndarray:
@@ -211,6 +229,12 @@ def distinct_keys(values: Any, what: str) -> np.ndarray:
 def given_keys(values: Any, size: int, what: str) -> np.ndarray:
     """Keys that somebody gives, [size], each different; 0, 1, ... for None."""
     if values is None:
+        if size > MOST_NUMBERED:
+            raise ValueError(
+                f"expected at most {MOST_NUMBERED} {what} whose keys are not given; got {size}: "
+                f"their numbers would take {size * 8 / 1e9:.0f} GB, and most of them have no cell "
+                "(from_arrays(matrix.row, matrix.col, matrix.data) of a COO matrix has the others)"
+            )
         return np.arange(size, dtype=np.int64)
     keys = distinct_keys(values, what)
     if len(keys) != size:

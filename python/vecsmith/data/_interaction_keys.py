@@ -63,6 +63,8 @@ def index_of(keys: np.ndarray, order: np.ndarray | None, key: Any, what: str) ->
         if places < 0 or (isinstance(key, str) and key.endswith("\0")):
             raise KeyError(_unknown(keys, key, what))
         return int(places)
+    if isinstance(key, np.ma.MaskedArray) and np.ma.getmaskarray(key).any():
+        raise TypeError(f"expected keys of the {what}s that are not masked; got {key!r}")
     try:
         asked = np.asarray(key)
     except ValueError as error:

@@ -188,14 +188,15 @@ class Interactions:
         """Interaction n is ``users[n]``, ``items[n]``, ``ratings[n]``.
 
         Args:
-            users, items: [N] keys: sequences, arrays, or columns of pandas, polars or pyarrow, of
-                integers or of strings.
+            users, items: [N] keys: sequences, arrays, tensors, or columns of pandas, polars or
+                pyarrow, of integers or of strings.
             ratings: [N] numbers or bool, finite; ones if None.
             timestamps: [N] integers, floating point numbers or dates; or None.
             duplicates: as in :meth:`read`.
 
-        Raises: ValueError for lengths that differ, missing keys, ratings that are not finite and
-            pairs that come twice; TypeError for other types.
+        Raises: ValueError for lengths that differ, missing keys, masked values, ratings that are
+            not finite, dates beyond datetime64[us], and pairs that come twice; TypeError for other
+            types.
         """
         given = {"users": users, "items": items, "ratings": ratings, "timestamps": timestamps}
         taken = {
@@ -243,15 +244,18 @@ class Interactions:
 
         Args:
             matrix: [U, I]: a scipy.sparse matrix or array of any format, sorted or not, of numbers
-                or bool: stored zeros are kept. Or an array.
+                or bool: stored zeros are kept (those in the blocks of BSR, too; but not those of
+                DIA, which fill its diagonals). Or an array.
             users: U different keys, in the order of the rows; 0, 1, ... if None.
             items: I different keys, in the order of the columns; 0, 1, ... if None.
-            missing: what an array has where there is nothing; may be nan. The masked cells of a
-                ``numpy.ma`` array are missing, too.
+            missing: what an array has where there is nothing, rounded to the array's type; may be
+                nan. The masked cells of a ``numpy.ma`` array are missing, too.
             duplicates: as in :meth:`read`, for formats that may store a cell twice.
 
-        Raises: ValueError for cells that are not finite or come twice, indices out of range, and
-            keys that repeat or are too few; TypeError for other types.
+        Raises: ValueError for cells that are not finite or come twice, indices out of range, keys
+            that repeat or are too few, and 2^31 users or items and more whose keys are not given
+            (:meth:`from_arrays` takes any ids, and has rows for those alone that have cells);
+            TypeError for other types.
         """
         rows, columns, ratings, shape = cells_of(matrix, missing)
         row_keys = _columns.given_keys(users, shape[0], "users")
