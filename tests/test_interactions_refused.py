@@ -114,6 +114,7 @@ def test_damaged_compressed_files(tmp_path, suffix):
         ({"sep": ""}, ValueError, "sep to be a string"),
         ({"sep": 1}, ValueError, "sep to be a string"),
         ({"skip_lines": -1}, ValueError, "skip_lines >= 0"),
+        ({"skip_lines": 1.5}, TypeError, "skip_lines to be an int; got float"),
         ({"encoding": "klingon"}, ValueError, "name of an encoding; got 'klingon'"),
         ({"duplicates": "first"}, ValueError, "duplicates in .* got 'first'"),
         ({"user": True}, TypeError, "user to be a column's name or position; got True"),
@@ -137,8 +138,9 @@ def test_files_that_are_not_there(tmp_path):
         Interactions.read(tmp_path / "none")
     with pytest.raises(IsADirectoryError, match="got the folder"):
         Interactions.read(tmp_path)
-    with pytest.raises(TypeError, match="path that is a str"):
-        Interactions.read([b"bytes"])
+    for wrong in ([b"bytes"], b"bytes", None, 3, [None]):
+        with pytest.raises(TypeError, match="a path that is a str or a PathLike; got"):
+            Interactions.read(wrong)
     twice = write(tmp_path, "user,user,item\n1,2,3\n")
     with pytest.raises(ValueError, match=r"column 'user' \(user\); got two: its columns are"):
         Interactions.read(twice, user="user")

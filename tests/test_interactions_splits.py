@@ -48,6 +48,10 @@ def test_filter_and_binarize_refuse():
         made.filter(min_item=1.5)
     with pytest.raises(ValueError, match="threshold that is finite; got nan"):
         made.binarize(np.nan)
+    for wrong in ("x", True, 1j, [4]):
+        with pytest.raises(TypeError, match="threshold to be a number; got"):
+            made.binarize(wrong)
+    assert len(made.binarize(np.float32(4))) == len(made.binarize(4))
 
 
 def test_binarize():
@@ -185,6 +189,19 @@ def test_split_by_time():
             splitter.split_by_time(at)
 
 
+def test_splits_of_one_seed_know_nothing_of_each_other():
+    made = Interactions.from_scipy(np.ones((4000, 10)))
+    for seed in (0, 7):
+        ratio = made.split_ratio(0.3, seed=seed)[1].matrix
+        one = made.split_leave_one_out(seed=seed)[1].matrix
+        folds = [test.matrix for _, test in made.cross_validation(5, seed=seed)]
+        # 4,000 cells in the test with probability 0.3: 0.3 +- 0.007; and so on.
+        assert abs(ratio.multiply(one).nnz / one.nnz - 0.3) < 0.036
+        for fold in folds:
+            assert abs(fold.multiply(ratio).nnz / fold.nnz - 0.3) < 0.026
+            assert abs(fold.multiply(one).nnz / one.nnz - 0.2) < 0.032
+
+
 @pytest.mark.parametrize("folds", [2, 3, 7])
 def test_cross_validation(folds):
     made = random_interactions()
@@ -209,6 +226,10 @@ def test_splits_refuse():
     for share in (0, 1, -0.5, np.nan):
         with pytest.raises(ValueError, match="test between 0 and 1; got"):
             made.split_ratio(share)
+    with pytest.raises(TypeError, match="test to be a number; got 'x'"):
+        made.split_ratio("x")
+    with pytest.raises(TypeError, match="quantile to be a number; got 'x'"):
+        made.split_by_time(quantile="x")
     with pytest.raises(ValueError, match="folds >= 2; got 1"):
         made.cross_validation(1)
     for split in (made.split_ratio, made.split_leave_one_out, made.cross_validation):

@@ -337,14 +337,15 @@ def list_columns(path: str, skip_lines: int, encoding: str) -> tuple[Any, np.nda
 
 def paths_of(path: Any) -> list[str]:
     """One path or several, as str. Raises TypeError, ValueError, FileNotFoundError."""
-    several = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    one = isinstance(path, (str, bytes, os.PathLike)) or not hasattr(path, "__iter__")
+    several = [path] if one else list(path)
     if not several:
         raise ValueError("expected a file; got an empty sequence")
     paths = []
-    for one in several:
-        name = os.fspath(one)
+    for each in several:
+        name = os.fspath(each) if isinstance(each, os.PathLike) else each
         if not isinstance(name, str):
-            raise TypeError(f"expected a path that is a str; got {name!r}")
+            raise TypeError(f"expected a path that is a str or a PathLike; got {each!r}")
         if os.path.isdir(name):
             raise IsADirectoryError(f"expected a file; got the folder {name}")
         if not os.path.exists(name):

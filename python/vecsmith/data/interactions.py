@@ -6,6 +6,7 @@ import operator
 import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -152,7 +153,7 @@ class Interactions:
             raise ValueError(f"expected format 'text', 'lists' or 'parquet'; got {format!r}")
         if sep is not None and (not isinstance(sep, str) or not sep or "\n" in sep):
             raise ValueError(f"expected sep to be a string without line ends; got {sep!r}")
-        if skip_lines < 0:
+        if _integer("skip_lines", skip_lines) < 0:
             raise ValueError(f"expected skip_lines >= 0; got {skip_lines}")
         try:
             "".encode(encoding)
@@ -370,7 +371,7 @@ class Interactions:
     def binarize(self, threshold: float | None = None) -> Interactions:
         """Ones where the rating is at least ``threshold``, and no cell elsewhere; ones in all cells
         if None. Users and items stay."""
-        if threshold is not None and not np.isfinite(threshold):
+        if threshold is not None and not np.isfinite(_number("threshold", threshold)):
             raise ValueError(f"expected a threshold that is finite; got {threshold}")
         all_of_them = np.ones(len(self), bool)
         made = self._kept(all_of_them if threshold is None else self.matrix.data >= threshold)
@@ -403,7 +404,9 @@ class Interactions:
 
         Both have the users and items of this one. The same seed gives the same split everywhere.
         """
-        return self._split(_cells.last_of_rows(self.matrix, self.timestamps, _seed(seed)))
+        return self._split(
+            _cells.last_of_rows(self.matrix, self.timestamps, _seed("one out", seed))
+        )
 
     def split_ratio(self, test: float = 0.2, *, seed: int = 0) -> tuple[Interactions, Interactions]:
         """(train, test): of every user's n cells, at random, n * test for the test, rounded (half
@@ -413,11 +416,11 @@ class Interactions:
 
         Raises: ValueError for a share that is not between 0 and 1.
         """
-        if not 0 < test < 1:
+        if not 0 < _number("test", test) < 1:
             raise ValueError(f"expected test between 0 and 1; got {test}")
         lengths = np.diff(self.matrix.indptr).astype(np.int64)
         taken = np.minimum(np.floor(lengths * test + 0.5).astype(np.int64), lengths - 1)
-        ranks = _cells.random_ranks(self.matrix, _seed(seed))
+        ranks = _cells.random_ranks(self.matrix, _seed("", seed))
         return self._split(ranks < taken[_cells.rows_of(self.matrix)])
 
     def split_by_time(
@@ -444,7 +447,7 @@ class Interactions:
             raise ValueError(f"expected at or quantile; got at={at}, quantile={quantile}")
         times = self.timestamps
         if quantile is not None:
-            if not 0 < quantile < 1:
+            if not 0 < _number("quantile", quantile) < 1:
                 raise ValueError(f"expected quantile between 0 and 1; got {quantile}")
             place = min(int(np.floor(quantile * len(times) + 0.5)), len(times) - 1)
             when = np.partition(times, place)[place] if len(times) else 0
@@ -468,10 +471,9 @@ class Interactions:
         lengths = np.diff(self.matrix.indptr)
         rows = _cells.rows_of(self.matrix)
         # Else the first folds would have the odd cells of all users.
-        firsts = _cells.random_bits(len(lengths), ~_seed(seed)) % np.uint64(folds)
-        dealt = (
-            _cells.random_ranks(self.matrix, _seed(seed)) + firsts.astype(np.int64)[rows]
-        ) % folds
+        bits = _cells.random_bits(len(lengths), _seed("firsts", seed))
+        firsts = (bits % np.uint64(folds)).astype(np.int64)
+        dealt = (_cells.random_ranks(self.matrix, _seed("folds", seed)) + firsts[rows]) % folds
         dealt[lengths[rows] < 2] = -1
         return (self._split(dealt == fold) for fold in range(folds))
 
@@ -497,8 +499,9 @@ class Interactions:
         return cls(*_files.load_folder(folder))
 
 
-def _seed(seed: Any) -> int:
-    return _integer("seed", seed)
+def _seed(kind: str, seed: Any) -> int:
+    """The same seed says nothing about the splits of another kind."""
+    return _integer("seed", seed) ^ int.from_bytes(kind.encode(), "little")
 
 
 def _integer(name: str, value: Any) -> int:
@@ -506,3 +509,9 @@ def _integer(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"expected {name} to be an int; got {type(value).__name__}") from None
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"expected {name} to be a number; got {value!r}")
+    return float(value)
