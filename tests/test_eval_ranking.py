@@ -4,6 +4,7 @@ what they refuse."""
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -279,6 +280,8 @@ def test_evaluate_ranking_refuses():
         (np.zeros((number, 3), int), np.ones((number, 3)), rf"shape \[{number}, 2\]; got"),
         (shown, np.ones((number, 1)), r"scores of shape"),
         (shown, np.full((number, 2), np.nan), "got nan for user"),
+        (np.ma.array(shown, mask=shown > 0), shown + 1.0, "items that are not masked"),
+        (shown, np.ma.array(shown + 1.0, mask=shown > 0), "scores that are not masked"),
     ]:
         with pytest.raises(ValueError, match=words):
             measures.evaluate_ranking(Wrong(items, scores), train, test, 2)
@@ -289,7 +292,18 @@ def test_errors_of_predicted_ratings():
     assert measures.mae(torch.tensor([1.0, 2.0]), np.array([2.0, 4.0], np.float32)) == 1.5
     # Sums of float32 would lose these.
     assert measures.mae(np.full(3, 1e8, np.float32), np.full(3, 1e8 + 8, np.float64)) == 8
+    assert measures.mae(torch.tensor([1.0, 2.0], dtype=torch.bfloat16), [2, 4]) == 1.5
+    assert measures.mae(torch.tensor([1.0, 2.0], requires_grad=True), [2, 4]) == 1.5
+    assert measures.mae(np.array([1, 2], np.uint8), np.array([2, 4], np.uint8)) == 1.5
+    assert measures.mae([Fraction(1), 2], np.ma.array([2, 4])) == 1.5
     for measure in (measures.rmse, measures.mae):
+        with pytest.raises(ValueError, match="predicted ratings that are not masked; got some"):
+            measure(np.ma.array([1.0, 2.0], mask=[0, 1]), [1, 2])
+        with pytest.raises(ValueError, match="actual ratings that are not masked; got some"):
+            measure([1, 2], np.ma.array([1.0, 2.0], mask=[1, 0]))
+        for wrong in (["1", "2"], [1j, 2], [object(), 2], np.array(["2020", "2021"], "M8[Y]")):
+            with pytest.raises(TypeError, match="actual ratings that are numbers; got"):
+                measure([1, 2], wrong)
         with pytest.raises(ValueError, match=r"got \[2\] and \[3\]"):
             measure([1, 2], [1, 2, 3])
         with pytest.raises(ValueError, match="at least one rating"):
