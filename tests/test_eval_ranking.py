@@ -4,7 +4,9 @@ what they refuse."""
 from __future__ import annotations
 
 import math
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,8 @@ from scipy import sparse
 
 from vecsmith import eval as measures
 from vecsmith.data import Interactions
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def plain(recommended, test, k, gains=None, capped=("map", "ndcg")):
@@ -371,3 +375,17 @@ def test_cross_validation_of_a_model():
     names = iter("abcde")
     with pytest.raises(ValueError, match="the same measures in every fold"):
         measures.cross_validate(make_model, interactions, measure=lambda *_: {next(names): 1.0})
+
+
+def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "ratings.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 6
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for block in blocks:
+        exec(compile(block, "docs/ratings.md", "exec"), scope)
+    assert len(scope["ratings"]) == 72
+    assert scope["held"].shape == scope["known"].shape == (2, 5)
+    assert len(scope["measures"].users) == 12
+    assert scope["found"].mean["ndcg@20"] > 0

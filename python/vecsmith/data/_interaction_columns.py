@@ -111,9 +111,9 @@ def microseconds(times: np.ndarray, what: str) -> np.ndarray:
     if np.datetime_data(times.dtype)[0] in ("Y", "M", "W", "D", "h", "m", "s", "ms"):
         bad = np.flatnonzero((made.astype(times.dtype) != times) & ~np.isnat(times))
         if len(bad):
-            raise ValueError(
-                f"expected {what} within datetime64[us]; got {times[bad[0]]} (number {bad[0]})"
-            )
+            row = f" in row {bad[0]}" if times.ndim else ""
+            got = f"{times.flat[bad[0]]}{row}"
+            raise ValueError(f"expected {what} within datetime64[us]; got {got}")
     return made
 
 

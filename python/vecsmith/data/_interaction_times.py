@@ -95,4 +95,4 @@ def _date(at: Any) -> np.datetime64:
         when = np.datetime64(given)
     except ValueError:
         raise TypeError(f"expected at to be a date, as the timestamps are; got {at!r}") from None
-    return microseconds(np.array([when]), "at")[0]
+    return microseconds(np.asarray(when), "at")[()]
