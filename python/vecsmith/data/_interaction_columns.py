@@ -117,7 +117,7 @@ def microseconds(times: np.ndarray, what: str) -> np.ndarray:
     return made
 
 
-def values_of_categories(values: pyarrow.ChunkedArray) -> pyarrow.ChunkedArray:
+def values_of_categories(values: Any) -> Any:
     """A column of categories as one of their values; of values as it is. A category may be null,
     and one that no row has."""
     import pyarrow as pa
@@ -253,15 +253,15 @@ def ratings_of(
 
     if values is None:
         return np.ones(size)
-    values = values_of_categories(values)
-    kind: Any = values.type
+    plain: Any = values_of_categories(values)
+    kind: Any = plain.type
     number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
     if not any(is_kind(kind) for is_kind in (*number, pa.types.is_null)):
         raise TypeError(f"expected ratings that are numbers; got {kind}")
-    ratings = values.cast(pa.float64(), safe=False).to_numpy()  # null becomes nan
+    ratings = plain.cast(pa.float64(), safe=False).to_numpy()  # null becomes nan
     bad = np.flatnonzero(~np.isfinite(ratings))
     if len(bad):
-        row, value = int(bad[0]), values[int(bad[0])].as_py()
+        row, value = int(bad[0]), plain[int(bad[0])].as_py()
         told = "none" if value is None else value
         raise ValueError(f"expected ratings that are finite; got {told} in {where(row)}")
     if ratings.size and np.abs(ratings).max() > np.finfo(np.float32).max:

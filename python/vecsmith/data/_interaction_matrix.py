@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from numbers import Real
 from typing import Any
 
@@ -90,12 +91,12 @@ def _is_missing(array: np.ndarray, missing: Any) -> np.ndarray:
     none of float32."""
     if not isinstance(missing, Real):
         raise TypeError(f"expected missing to be a number; got {missing!r}")
-    if np.isnan(missing):
+    if missing != missing:
         return np.isnan(array)
     if array.dtype.kind == "f":
         with np.errstate(over="ignore"):
             rounded = array.dtype.type(missing)
-        if np.isinf(rounded) and not np.isinf(missing):
+        if np.isinf(rounded) and missing not in (-math.inf, math.inf):
             return np.zeros(array.shape, bool)
         return array == rounded
     return array == missing

@@ -337,8 +337,9 @@ def list_columns(path: str, skip_lines: int, encoding: str) -> tuple[Any, np.nda
 
 def paths_of(path: Any) -> list[str]:
     """One path or several, as str. Raises TypeError, ValueError, FileNotFoundError."""
-    one = isinstance(path, (str, bytes, os.PathLike)) or not hasattr(path, "__iter__")
-    several = [path] if one else list(path)
+    several = [path]
+    if hasattr(path, "__iter__") and not isinstance(path, (str, bytes, os.PathLike)):
+        several = list(path)
     if not several:
         raise ValueError("expected a file; got an empty sequence")
     paths = []

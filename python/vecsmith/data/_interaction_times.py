@@ -29,18 +29,18 @@ def timestamps_of(
 
     if values is None:
         return None
-    values = values_of_categories(values)
-    kind: Any = values.type
-    if values.null_count:
-        row = where(first_null(values))
+    plain: Any = values_of_categories(values)
+    kind: Any = plain.type
+    if plain.null_count:
+        row = where(first_null(plain))
         raise ValueError(f"expected a timestamp in every row; got none in {row}")
     if pa.types.is_integer(kind):
         try:
-            return values.cast(pa.int64()).to_numpy()
+            return plain.cast(pa.int64()).to_numpy()
         except pa.ArrowInvalid:
             raise ValueError("expected timestamps within int64; got one beyond") from None
     if pa.types.is_floating(kind):
-        times = values.cast(pa.float64()).to_numpy()
+        times = plain.cast(pa.float64()).to_numpy()
         bad = np.flatnonzero(~np.isfinite(times))
         if len(bad):
             row = int(bad[0])
@@ -49,10 +49,10 @@ def timestamps_of(
             )
         return times
     if pa.types.is_date(kind):
-        values = values.cast(pa.timestamp("s" if pa.types.is_date32(kind) else "ms"))
-        kind = values.type
+        plain = plain.cast(pa.timestamp("s" if pa.types.is_date32(kind) else "ms"))
+        kind = plain.type
     if pa.types.is_timestamp(kind):
-        times = values.cast(pa.int64()).to_numpy()
+        times = plain.cast(pa.int64()).to_numpy()
         if kind.unit == "ns":
             return (times // 1000).view("datetime64[us]")
         # Arrow's cast and NumPy's wrap around.
@@ -84,7 +84,7 @@ def moment(at: Any, times: np.ndarray) -> Any:
     return when
 
 
-def _date(at: Any) -> np.datetime64:
+def _date(at: Any) -> Any:
     # Numbers are dates for NumPy, too: but of which unit?
     if not isinstance(at, (str, datetime.date, np.datetime64)):
         raise TypeError(f"expected at to be a date, as the timestamps are; got {at!r}")
