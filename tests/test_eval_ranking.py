@@ -4,6 +4,9 @@ what they refuse."""
 from __future__ import annotations
 
 import math
+import re
+from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +17,8 @@ from scipy import sparse
 
 from vecsmith import eval as measures
 from vecsmith.data import Interactions
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def plain(recommended, test, k, gains=None, capped=("map", "ndcg")):
@@ -279,6 +284,8 @@ def test_evaluate_ranking_refuses():
         (np.zeros((number, 3), int), np.ones((number, 3)), rf"shape \[{number}, 2\]; got"),
         (shown, np.ones((number, 1)), r"scores of shape"),
         (shown, np.full((number, 2), np.nan), "got nan for user"),
+        (np.ma.array(shown, mask=shown > 0), shown + 1.0, "items that are not masked"),
+        (shown, np.ma.array(shown + 1.0, mask=shown > 0), "scores that are not masked"),
     ]:
         with pytest.raises(ValueError, match=words):
             measures.evaluate_ranking(Wrong(items, scores), train, test, 2)
@@ -289,7 +296,18 @@ def test_errors_of_predicted_ratings():
     assert measures.mae(torch.tensor([1.0, 2.0]), np.array([2.0, 4.0], np.float32)) == 1.5
     # Sums of float32 would lose these.
     assert measures.mae(np.full(3, 1e8, np.float32), np.full(3, 1e8 + 8, np.float64)) == 8
+    assert measures.mae(torch.tensor([1.0, 2.0], dtype=torch.bfloat16), [2, 4]) == 1.5
+    assert measures.mae(torch.tensor([1.0, 2.0], requires_grad=True), [2, 4]) == 1.5
+    assert measures.mae(np.array([1, 2], np.uint8), np.array([2, 4], np.uint8)) == 1.5
+    assert measures.mae([Fraction(1), 2], np.ma.array([2, 4])) == 1.5
     for measure in (measures.rmse, measures.mae):
+        with pytest.raises(ValueError, match="predicted ratings that are not masked; got some"):
+            measure(np.ma.array([1.0, 2.0], mask=[0, 1]), [1, 2])
+        with pytest.raises(ValueError, match="actual ratings that are not masked; got some"):
+            measure([1, 2], np.ma.array([1.0, 2.0], mask=[1, 0]))
+        for wrong in (["1", "2"], [1j, 2], [object(), 2], np.array(["2020", "2021"], "M8[Y]")):
+            with pytest.raises(TypeError, match="actual ratings that are numbers; got"):
+                measure([1, 2], wrong)
         with pytest.raises(ValueError, match=r"got \[2\] and \[3\]"):
             measure([1, 2], [1, 2, 3])
         with pytest.raises(ValueError, match="at least one rating"):
@@ -357,3 +375,17 @@ def test_cross_validation_of_a_model():
     names = iter("abcde")
     with pytest.raises(ValueError, match="the same measures in every fold"):
         measures.cross_validate(make_model, interactions, measure=lambda *_: {next(names): 1.0})
+
+
+def test_the_examples_of_the_documentation_run(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "ratings.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 6
+    monkeypatch.chdir(tmp_path)
+    scope = {}
+    for block in blocks:
+        exec(compile(block, "docs/ratings.md", "exec"), scope)
+    assert len(scope["ratings"]) == 72
+    assert scope["held"].shape == scope["known"].shape == (2, 5)
+    assert len(scope["measures"].users) == 12
+    assert scope["found"].mean["ndcg@20"] > 0

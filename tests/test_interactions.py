@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -83,8 +84,12 @@ def test_any_kind_of_column():
     for given_ratings in (
         np.array(ratings, np.float16),
         np.array(ratings, np.int8),
-        np.array(ratings, np.longdouble).astype(np.float64)[::-1][::-1],
-        torch.tensor(ratings, dtype=torch.float64),
+        np.array(ratings, np.longdouble),
+        np.array(ratings)[::-1][::-1],
+        np.ma.array(ratings),
+        torch.tensor(ratings, dtype=torch.float64, requires_grad=True),
+        torch.tensor(ratings, dtype=torch.bfloat16),
+        pd.Series(ratings).astype("category"),
         pd.Series(ratings, dtype="Float32"),
         pa.array([1, 2, 3], pa.decimal128(5, 2)),
     ):
@@ -99,6 +104,11 @@ def test_any_kind_of_column():
         (np.array(times, "M8[D]"), "M8[us]"),
         (pd.Series(pd.to_datetime(times, unit="s", utc=True)), "M8[us]"),
         ([datetime.datetime(2020, 1, day) for day in times], "M8[us]"),
+        ([datetime.date(2020, 1, day) for day in times], "M8[us]"),
+        (np.array(times, "M8[Y]"), "M8[us]"),
+        (pa.array([time * 86_400_000 for time in times], pa.date64()), "M8[us]"),
+        (pa.array([time * 1000 + 7 for time in times], pa.timestamp("ns")), "M8[us]"),
+        (pd.Series(times).astype("category"), np.int64),
     ):
         made = Interactions.from_arrays(users, items, timestamps=given_times)
         assert made.timestamps.dtype == kind
@@ -123,6 +133,11 @@ def test_no_interactions_at_all():
             assert len(train) == len(test) == 0
         assert made.filter(min_user=1).shape == (0, 0)
     assert Interactions.from_scipy(np.zeros((3, 0))).shape == (3, 0)
+    for frame in (pd.DataFrame({"user": [], "item": []}), pd.DataFrame(columns=["user", "item"])):
+        assert Interactions.from_frame(frame).shape == (0, 0)
+        assert Interactions.from_frame(frame.astype("float64")).users.dtype == np.int64
+    words = pd.DataFrame({"user": ["a"], "item": [1]})
+    assert Interactions.from_frame(words[:0]).users.dtype == "<U1"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +166,24 @@ def test_no_interactions_at_all():
         (([1, 2], [1, 2], [1, np.inf]), ValueError, "ratings that are finite; got inf in row 1"),
         (([1, 2], [1, 2], [1, -1e39]), ValueError, r"within float32; got -1e\+39 in row 1"),
         (([1, 2], [1, 2], ["1", "2"]), TypeError, "ratings that are numbers; got"),
-        (([1, 2], [1, 2], np.array([1j, 2])), TypeError, "expected ratings of one type"),
+        (([1, 2], [1, 2], np.array([1j, 2])), TypeError, "ratings that Arrow .* got complex128"),
+        (([1, 2], np.zeros(2, "i4, f4")), TypeError, "items that Arrow has a type for; got"),
+        (
+            (np.ma.array([1, 2], mask=[0, 1]), [1, 2]),
+            ValueError,
+            "users .* masked; got row 1 masked",
+        ),
+        (([1, 2], np.ma.array([1, 2], mask=True)), ValueError, "items .* masked; got row 0 masked"),
+        (
+            ([1, 2], [1, 2], np.ma.array([1.0, 2.0], mask=[0, 1])),
+            ValueError,
+            "ratings that are not masked; got row 1 masked",
+        ),
+        (
+            ([1, 2], [1, 2], None, np.ma.array([1, 2], mask=[1, 0])),
+            ValueError,
+            "timestamps that are not masked; got row 0 masked",
+        ),
         (
             ([1, 2], [1, 2], None, [1, None]),
             ValueError,
@@ -159,6 +191,21 @@ def test_no_interactions_at_all():
         ),
         (([1, 2], [1, 2], None, [1.5, np.inf]), ValueError, "timestamps that are finite; got inf"),
         (([1, 2], [1, 2], None, np.array([1, "NaT"], "M8[s]")), ValueError, "none in row 1"),
+        *(
+            (([1, 2], [1, 2], None, times), ValueError, r"within datetime64\[us\]; got")
+            for times in (
+                np.array(["2020-01-01", "300000-01-01"], "M8[s]"),
+                np.array(["2020-01-01", "-300000-01-01"], "M8[D]"),
+                np.array([50, 10**12], "M8[Y]"),
+                np.array([50, -(10**18)], "M8[Y]"),
+                np.array([50, 2**62], "M8[ms]"),
+                pa.array([0, 10**13], pa.timestamp("s")),
+                pa.array([0, -(2**62)], pa.timestamp("ms")),
+                pa.array([0, -(2**63)], pa.timestamp("us")),
+                pa.array([0, 2**31 - 1], pa.date32()),
+                pa.array([0, 86_400_000 * 2**36], pa.date64()),
+            )
+        ),
         (([1, 2], [1, 2], None, ["x", "y"]), TypeError, "numbers or dates; got"),
         (([1, 1], [2, 2]), ValueError, r"user 1 with item 2 more than once \(1 rows too many\)"),
         ((["x", "x"], ["y", "y"]), ValueError, "user 'x' with item 'y' more than once"),
@@ -199,6 +246,14 @@ def test_cells_that_come_more_than_once(rows, how, timed):
 def test_a_sum_beyond_float32():
     with pytest.raises(ValueError, match="within float32; got one beyond, or a sum of some"):
         Interactions.from_arrays([1, 1], [1, 1], [3e38, 3e38], duplicates="sum")
+
+
+def test_dates_keep_their_values():
+    days = np.array(["1677-01-01", "2262-05-01", "9999-12-31"], "M8[D]")
+    most = np.array([2**63 - 1, -(2**63) + 1, 5], "M8[us]")
+    for given_times in (days, days.astype("M8[ms]"), pa.array(days), days.tolist(), most):
+        made = Interactions.from_arrays([1, 2, 3], [1, 1, 1], timestamps=given_times)
+        np.testing.assert_array_equal(made.timestamps, np.asarray(given_times, "M8[us]"))
 
 
 # --- frames ---------------------------------------------------------------------------------------
@@ -333,6 +388,57 @@ def test_cells_that_an_array_lacks():
     assert triples(masked) == {pair: rating for pair, rating in triples(made).items() if rating}
     with pytest.raises(ValueError, match=r"got nan in row 0, column 2 .missing=nan where"):
         Interactions.from_scipy(array)
+    for missing in (0.1, np.float32(0.1), np.float64(0.1)):
+        for dtype in (np.float16, np.float32, np.float64):
+            tenth = np.array([[0.1, 1], [2, 0.1]], dtype)
+            if dtype == np.float64 and missing.__class__ is np.float32:
+                continue
+            found = Interactions.from_scipy(tenth, missing=missing)
+            assert triples(found) == {(0, 1): 1.0, (1, 0): 2.0}
+    counts = np.array([[0, 1], [1, 0]], np.int8)
+    assert len(Interactions.from_scipy(counts, missing=0.5)) == 4
+    assert len(Interactions.from_scipy(counts, missing=-999)) == 4
+    assert len(Interactions.from_scipy(counts, missing=np.float64(1))) == 2
+    assert len(Interactions.from_scipy(counts.astype(np.float32), missing=1e39)) == 4
+    with pytest.raises(ValueError, match="finite; got inf in row 0, column 0"):
+        Interactions.from_scipy(np.array([[np.inf]], np.float32), missing=1e39)
+    assert len(Interactions.from_scipy(np.array([[np.inf, 1]]), missing=np.inf)) == 1
+    for wrong in ("x", None, 1j):
+        with pytest.raises(TypeError, match="missing to be a number; got"):
+            Interactions.from_scipy(counts, missing=wrong)
+    tensor = torch.tensor([[1.0, 0.0]], requires_grad=True)
+    assert triples(Interactions.from_scipy(tensor)) == {(0, 0): 1.0}
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+def test_stored_zeros_are_cells(kind):
+    matrix = sparse.csr_matrix(([0.0, 2.0, 3.0], ([0, 0, 1], [0, 1, 2])), shape=(2, 3))
+    made = Interactions.from_scipy(matrix.asformat(kind))
+    # The diagonals of DIA have zeros where nothing was stored.
+    zeros = {} if kind == "dia" else {(0, 0): 0.0}
+    assert triples(made) == {(0, 1): 2.0, (1, 2): 3.0, **zeros}
+
+
+def test_more_columns_than_anyone_can_number():
+    wide = sparse.coo_matrix(([1.0, 2.0], ([0, 1], [2**33, 5])), shape=(2, 2**33 + 1))
+    with pytest.raises(ValueError, match=r"at most 2147483647 items .* got 8589934593: .* 69 GB"):
+        Interactions.from_scipy(wide)
+    with pytest.raises(ValueError, match=r"at most 2147483647 users .* got 8589934593"):
+        Interactions.from_scipy(wide.T)
+    made = Interactions.from_arrays(wide.row, wide.col, wide.data)
+    assert triples(made) == {(0, 2**33): 1.0, (1, 5): 2.0}
+
+
+def test_categories_that_are_null():
+    keys = pa.DictionaryArray.from_arrays(pa.array([1, 0, 1]), pa.array(["a", None]))
+    with pytest.raises(ValueError, match="key of users in every row; got none in row 0"):
+        Interactions.from_arrays(keys, [1, 2, 3])
+    table = pa.table({"user": [1, 2, 3], "item": keys.take(pa.array([1, 1, 0]))})
+    with pytest.raises(ValueError, match="key of items in every row; got none in row 2 of the Ta"):
+        Interactions.from_frame(table)
+    ratings = pa.DictionaryArray.from_arrays(pa.array([1, 0, 0]), pa.array([4.0, None]))
+    with pytest.raises(ValueError, match="ratings that are finite; got none in row 0"):
+        Interactions.from_arrays([1, 2, 3], [1, 2, 3], ratings)
 
 
 def damaged(**parts):
@@ -418,8 +524,54 @@ def test_keys_that_are_unknown():
     for key in (1.5, None, True, [1.5], b"a"):
         with pytest.raises(TypeError, match="expected a key of the users, or an array of them"):
             made.user_index(key)
+    assert made.user_index(np.ma.array([7, -3])).tolist() == [1, 0]
+    with pytest.raises(TypeError, match="keys of the users that are not masked; got masked_array"):
+        made.user_index(np.ma.array([7, -3], mask=[0, 1]))
     with pytest.raises(KeyError, match="no user 7"):
         Interactions.from_arrays([], []).user_index(7)
+
+
+def test_a_long_key_takes_no_room_of_the_others(tmp_path):
+    words = [f"u{number:05d}" for number in range(20_000)]
+    users = [*words, "x" * 4000]
+    tracemalloc.start()
+    made = Interactions.from_arrays(users, [1] * len(users), np.arange(len(users)))
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 20e6  # with 16,000 bytes for each it would be 320e6
+    assert made.users.dtype == object
+    assert isinstance(made.users[0], np.str_)
+    assert made.users.tolist() == users
+    assert made.user_index("x" * 4000) == 20_000
+    assert made.user_index([["u00007"], ["x" * 4000]]).tolist() == [[7], [20_000]]
+    assert made.user_index(np.array(["u00009"])).tolist() == [9]
+    assert made.user_index(np.array(["u00009"], object)).tolist() == [9]
+    for key, words_of_it in (("u7", "no user 'u7'"), (["u00007", "y"], "no user 'y'")):
+        with pytest.raises(KeyError, match=words_of_it):
+            made.user_index(key)
+    for key in (7, [7], [2**80], np.array([7, "u00007"], object)):
+        with pytest.raises(KeyError, match="no user"):
+            made.user_index(key)
+    made.save(tmp_path / "saved")
+    back = Interactions.load(tmp_path / "saved")
+    assert back.users.dtype == object
+    assert back.users.tolist() == users
+    # With others, in both directions; long keys that begin as short ones do are others.
+    short = Interactions.from_arrays(words[:50], [1] * 50)
+    assert short.users.dtype.kind == "U"
+    assert len(made.reindex(users=short.users, unknown="drop")) == 50
+    assert len(short.reindex(users=made.users)) == 50
+    with pytest.raises(KeyError, match="no user 'u00007x"):
+        short.user_index(np.array(["u00007" + "x" * 100], object))
+    with pytest.raises(KeyError, match="no user 'xxx"):
+        made.reindex(users=words)
+    twice = [*users, "u00003"]
+    with pytest.raises(ValueError, match="user 'u00003' with item 1 more than once"):
+        Interactions.from_arrays(twice, [1] * len(twice))
+    with pytest.raises(ValueError, match="different keys of users; got 'u00003' more than once"):
+        made.reindex(users=twice)
+    fewer = made.filter(min_user=1)
+    assert fewer.users.tolist() == users
 
 
 def test_the_cells_in_the_rows_of_other_keys():

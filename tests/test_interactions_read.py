@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rating_files import DENSE, ROWS, check, joined, write
 from vecsmith.data import Interactions
-from vecsmith.data import _interaction_text as text
+from vecsmith.data import _interaction_lines as lines
 
 
 @pytest.mark.parametrize("separator", ["\t", ",", ";", "|", "::", " ", "  "])
@@ -42,6 +42,23 @@ def test_separators_may_be_said(tmp_path):
     assert one.items.tolist() == [":b", "c"]
 
 
+@pytest.mark.parametrize("separator", [",", "::", " "])
+@pytest.mark.parametrize("end", ["\r", "\r\r\n", "\n\r"])
+def test_carriage_returns_end_lines(tmp_path, separator, end):
+    header = separator.join(("userId", "movieId", "rating", "timestamp")) + "\n"
+    data = ("a note\n\n" + header + joined(separator)).replace("\n", end)
+    found = Interactions.read(
+        write(tmp_path, data), skip_lines=data.count("\r", 0, data.index("u"))
+    )
+    check(found)
+    check(Interactions.read(write(tmp_path, joined(separator).replace("\n", end))))
+    spaces = joined(" ").replace("\n", f" {end} ")
+    check(Interactions.read(write(tmp_path, " " + spaces), sep=" "))
+    bad = write(tmp_path, joined(separator).replace("\n", "\r") + f"1{separator}2\r")
+    with pytest.raises(ValueError, match=r"line 5: expected 4 columns .* got 2"):
+        Interactions.read(bad)
+
+
 @pytest.mark.parametrize(
     ("suffix", "compress"),
     [(".gz", gzip.compress), (".bz2", bz2.compress), (".xz", lzma.compress)],
@@ -65,11 +82,11 @@ def test_zst_files(tmp_path):
 def test_blocks_may_end_anywhere(tmp_path, monkeypatch, separator):
     path = write(tmp_path, "\ufeff" + joined(separator))
     for size in (3, 4, 7, 20):  # no block is less than a byte order mark
-        monkeypatch.setattr(text, "BLOCK_BYTES", size)
-        blocks = list(text._blocks(str(path), "utf-8"))
+        monkeypatch.setattr(lines, "BLOCK_BYTES", size)
+        blocks = list(lines.blocks_of(str(path), "utf-8"))
         assert b"".join(blocks) == joined(separator).encode()
         assert all(block.endswith(b"\n") for block in blocks)
-    monkeypatch.setattr(text, "BLOCK_BYTES", 64)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 64)
     many = [(u, i, u + i, 0) for u in range(30) for i in range(20)]
     found = Interactions.read(write(tmp_path, joined(separator, many)))
     np.testing.assert_array_equal(found.matrix.toarray(), np.add.outer(range(30), range(20)))
@@ -230,10 +247,23 @@ def test_lists(tmp_path):
         Interactions.read(write(tmp_path, " \n"), format="lists")
 
 
+def test_lists_are_split_at_ascii_white_space(tmp_path):
+    found = Interactions.read(
+        write(tmp_path, "u a\u00a0b\u3000c\fd\v\r\nv\u0085 d\r"), format="lists"
+    )
+    assert found.users.tolist() == ["u", "v\u0085"]
+    assert found.items.tolist() == ["a\u00a0b\u3000c", "d"]
+    former = Interactions.read(write(tmp_path, "5 1 3\r2\r9 3 4\r"), format="lists", skip_lines=1)
+    assert former.users.tolist() == [2, 9]
+    assert former.items.tolist() == [3, 4]
+    with pytest.raises(ValueError, match="line 3 is not UTF-8"):
+        Interactions.read(write(tmp_path, b"1 2\r2 3\r\n3 \xe9\n"), format="lists")
+
+
 def test_lists_in_many_blocks(tmp_path, monkeypatch):
     rows = {u: sorted({(u * k) % 50 for k in range(1, u % 7)}) for u in range(40)}
     data = "".join(f"{u} {' '.join(map(str, items))}\n" for u, items in rows.items())
-    monkeypatch.setattr(text, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(lines, "BLOCK_BYTES", 16)
     found = Interactions.read(write(tmp_path, data), format="lists")
     assert found.users.tolist() == list(rows)
     for u, items in rows.items():

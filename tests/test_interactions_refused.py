@@ -35,7 +35,10 @@ BAD_TEXTS = {
     "too large": ("1,2,3\n1,3,1e39\n", "line 2: expected a rating .* got '1e39'"),
     "a word for a time": ("1,2,3,4\n1,3,4,noon\n", "line 2: expected a timestamp .* 'noon'"),
     "no time": ("1,2,3,4\n1,3,4,\n", "line 2: expected a timestamp .* got ''"),
-    "an open quote": ('1,2,3\n1,"3,4\n', "line 2: expected 3 columns"),
+    "an open quote": ('1,2,3\n1,"3,4\n', "line 2: expected quotes that close in the line"),
+    "an underscore": ("1,2,3\n1,3,1_000\n", "line 2: expected a rating .* got '1_000'"),
+    "digits of others": ("1,2,3\n1,3,\uff11\n", "line 2: expected a rating .* got"),
+    "an underscore in a time": ("1,2,3,4\n1,3,4,1_0\n", "line 2: expected a timestamp .* '1_0'"),
     "latin-1": ("1,2,3\né,3,4\n".encode("latin-1"), "line 2 is not UTF-8 .* encoding="),
     "latin-1 far down": (
         b"".join(b"a%d,1,1\n" % i for i in range(50)) + b"\xe9,1,1\n",
@@ -62,7 +65,7 @@ def test_text_that_is_refused(tmp_path, name):
 
 PIECES = st.sampled_from(
     [
-        *(piece.encode() for piece in '12,| \t\n\r"aé.-\ufeff\x1f\0'),
+        *(piece.encode() for piece in '12,;"| \t\n\r"aé.-\ufeff\x1f\0'),
         *(b"::", b"user,item,rating\n", b"\xff", b"nan", b"PAR1", b"2020-01-01"),
     ]
 )
@@ -111,6 +114,7 @@ def test_damaged_compressed_files(tmp_path, suffix):
         ({"sep": ""}, ValueError, "sep to be a string"),
         ({"sep": 1}, ValueError, "sep to be a string"),
         ({"skip_lines": -1}, ValueError, "skip_lines >= 0"),
+        ({"skip_lines": 1.5}, TypeError, "skip_lines to be an int; got float"),
         ({"encoding": "klingon"}, ValueError, "name of an encoding; got 'klingon'"),
         ({"duplicates": "first"}, ValueError, "duplicates in .* got 'first'"),
         ({"user": True}, TypeError, "user to be a column's name or position; got True"),
@@ -134,8 +138,9 @@ def test_files_that_are_not_there(tmp_path):
         Interactions.read(tmp_path / "none")
     with pytest.raises(IsADirectoryError, match="got the folder"):
         Interactions.read(tmp_path)
-    with pytest.raises(TypeError, match="path that is a str"):
-        Interactions.read([b"bytes"])
+    for wrong in ([b"bytes"], b"bytes", None, 3, [None]):
+        with pytest.raises(TypeError, match="a path that is a str or a PathLike; got"):
+            Interactions.read(wrong)
     twice = write(tmp_path, "user,user,item\n1,2,3\n")
     with pytest.raises(ValueError, match=r"column 'user' \(user\); got two: its columns are"):
         Interactions.read(twice, user="user")

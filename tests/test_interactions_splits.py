@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import sparse
 
@@ -47,6 +48,10 @@ def test_filter_and_binarize_refuse():
         made.filter(min_item=1.5)
     with pytest.raises(ValueError, match="threshold that is finite; got nan"):
         made.binarize(np.nan)
+    for wrong in ("x", True, 1j, [4]):
+        with pytest.raises(TypeError, match="threshold to be a number; got"):
+            made.binarize(wrong)
+    assert len(made.binarize(np.float32(4))) == len(made.binarize(4))
 
 
 def test_binarize():
@@ -151,8 +156,23 @@ def test_split_by_time():
     for at in ("2020-01-02", np.datetime64("2020-01-02"), datetime.datetime(2020, 1, 2)):
         train, test = dated.split_by_time(at)
         assert (len(train), len(test)) == (1, 2)
+    for at in (
+        datetime.date(2020, 1, 2),
+        pd.Timestamp("2020-01-02"),
+        pd.Timestamp("2020-01-02", tz="UTC"),
+        datetime.datetime(2020, 1, 2, 1, tzinfo=datetime.timezone(datetime.timedelta(hours=1))),
+    ):
+        assert len(dated.split_by_time(at)[0]) == 1
     assert len(dated.split_by_time(quantile=0.5)[0]) == 2
-    with pytest.raises(TypeError, match=r"at to be a date; got 5.5"):
+    for at in (1590969600, 1.5, True, np.int64(3), "noon", np.timedelta64(5, "s"), b"2020"):
+        with pytest.raises(TypeError, match="at to be a date, as the timestamps are; got"):
+            dated.split_by_time(at)
+    with pytest.raises(ValueError, match=r"at within datetime64\[us\]; got 300000-01-01"):
+        dated.split_by_time("300000-01-01")
+    for at in (True, np.bool_(True), np.datetime64("2020")):
+        with pytest.raises(TypeError, match="at to be a number, as the timestamps are; got"):
+            made.split_by_time(at)
+    with pytest.raises(TypeError, match=r"at to be a date, as the timestamps are; got 5.5"):
         dated.split_by_time(5.5)
     with pytest.raises(TypeError, match="at to be a number, as the timestamps are; got '2020'"):
         made.split_by_time("2020")
@@ -167,6 +187,19 @@ def test_split_by_time():
     for splitter, at in ((made, float("nan")), (dated, "NaT")):
         with pytest.raises(ValueError, match="expected at to be a time; got"):
             splitter.split_by_time(at)
+
+
+def test_splits_of_one_seed_know_nothing_of_each_other():
+    made = Interactions.from_scipy(np.ones((4000, 10)))
+    for seed in (0, 7):
+        ratio = made.split_ratio(0.3, seed=seed)[1].matrix
+        one = made.split_leave_one_out(seed=seed)[1].matrix
+        folds = [test.matrix for _, test in made.cross_validation(5, seed=seed)]
+        # 4,000 cells in the test with probability 0.3: 0.3 +- 0.007; and so on.
+        assert abs(ratio.multiply(one).nnz / one.nnz - 0.3) < 0.036
+        for fold in folds:
+            assert abs(fold.multiply(ratio).nnz / fold.nnz - 0.3) < 0.026
+            assert abs(fold.multiply(one).nnz / one.nnz - 0.2) < 0.032
 
 
 @pytest.mark.parametrize("folds", [2, 3, 7])
@@ -193,6 +226,10 @@ def test_splits_refuse():
     for share in (0, 1, -0.5, np.nan):
         with pytest.raises(ValueError, match="test between 0 and 1; got"):
             made.split_ratio(share)
+    with pytest.raises(TypeError, match="test to be a number; got 'x'"):
+        made.split_ratio("x")
+    with pytest.raises(TypeError, match="quantile to be a number; got 'x'"):
+        made.split_by_time(quantile="x")
     with pytest.raises(ValueError, match="folds >= 2; got 1"):
         made.cross_validation(1)
     for split in (made.split_ratio, made.split_leave_one_out, made.cross_validation):

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
+
+from vecsmith.data._interaction_keys import strings
 
 if TYPE_CHECKING:
     import pyarrow
 
-# NumPy keeps every str of an array as long as its longest, at 4 bytes a character.
-LONGEST_KEY = 4096
+MOST_NUMBERED = 2**31 - 1
+LONGEST_KEY = 4096  # a longer one is no id, but text in the place of one
 _INTEGER = r"^(0|-?[1-9][0-9]{0,18})$"
 
 
@@ -71,18 +74,59 @@ def _one_dimensional(values: Any, what: str) -> Any:
     if isinstance(values, (str, bytes)):
         raise TypeError(f"expected {what} to be a sequence; got {type(values).__name__}")
     if hasattr(values, "__array__"):
-        values = np.asarray(values)
+        masked = np.ma.getmaskarray(values) if isinstance(values, np.ma.MaskedArray) else None
+        values = as_numpy(values)
         if values.ndim != 1:
             raise ValueError(f"expected {what} of one dimension; got shape {list(values.shape)}")
+        if masked is not None and masked.any():
+            row = int(masked.argmax())
+            raise ValueError(f"expected {what} that are not masked; got row {row} masked")
+        if values.dtype.kind == "T":  # NumPy's strings of any length
+            return values.tolist()
+        if values.dtype.kind not in "biufMmUSO":
+            raise TypeError(f"expected {what} that Arrow has a type for; got {values.dtype}")
         if values.dtype.kind == "M":
-            values = values.astype("datetime64[us]")
-        if values.dtype == np.float16:
-            values = values.astype(np.float32)
+            values = microseconds(values, what)
+        if values.dtype.kind == "f" and values.dtype.itemsize not in (4, 8):
+            values = values.astype(np.float32 if values.dtype.itemsize == 2 else np.float64)
         return np.ascontiguousarray(values.astype(values.dtype.newbyteorder("="), copy=False))
     try:
         return list(values)
     except TypeError:
         raise TypeError(f"expected {what} to be a sequence; got {type(values).__name__}") from None
+
+
+def as_numpy(values: Any) -> np.ndarray:
+    """What has ``__array__`` as an array; tensors also where they are of a graph, and bfloat16."""
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    return np.asarray(values)
+
+
+def microseconds(times: np.ndarray, what: str) -> np.ndarray:
+    """datetime64[us], of any dates of NumPy. Raises ValueError for one that these do not reach:
+    NumPy wraps around."""
+    made = times.astype("datetime64[us]")
+    if np.datetime_data(times.dtype)[0] in ("Y", "M", "W", "D", "h", "m", "s", "ms"):
+        bad = np.flatnonzero((made.astype(times.dtype) != times) & ~np.isnat(times))
+        if len(bad):
+            row = f" in row {bad[0]}" if times.ndim else ""
+            got = f"{times.flat[bad[0]]}{row}"
+            raise ValueError(f"expected {what} within datetime64[us]; got {got}")
+    return made
+
+
+def values_of_categories(values: Any) -> Any:
+    """A column of categories as one of their values; of values as it is. A category may be null,
+    and one that no row has."""
+    import pyarrow as pa
+
+    kind: Any = values.type
+    if not pa.types.is_dictionary(kind):
+        return values
+    chunks = [chunk.dictionary.take(chunk.indices) for chunk in values.chunks]
+    return pa.chunked_array(chunks, kind.value_type)
 
 
 def first_null(values: pyarrow.ChunkedArray) -> int:
@@ -100,15 +144,15 @@ def encode(
     """
     import pyarrow as pa
 
+    if not is_text:
+        values = values_of_categories(values)
     if values.null_count:
         row = where(first_null(values))
         raise ValueError(f"expected a key of {what} in every row; got none in {row}")
     kind: Any = values.type
-    if pa.types.is_null(kind):  # an empty list has no type
-        values, kind = values.cast(pa.int64()), pa.int64()
-    if pa.types.is_dictionary(kind) and not is_text:
-        # Categories may hold values that no row has.
-        values, kind = values.cast(kind.value_type), kind.value_type
+    if not len(values):  # what is empty is of no type, or of one that nobody chose
+        of_text = is_text or pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        return np.empty(0, np.int32), np.empty(0, "<U1" if of_text else np.int64)
     if pa.types.is_integer(kind):
         try:
             values = values.cast(pa.int64())
@@ -126,9 +170,6 @@ def encode(
         coded = values.unify_dictionaries()
     else:
         coded = values.dictionary_encode().unify_dictionaries()
-    if not coded.num_chunks or not len(coded):
-        empty = np.empty(0, np.int64 if pa.types.is_integer(values.type) else "<U1")
-        return np.empty(0, np.int32), empty
     found = coded.chunk(0).dictionary
     codes = np.concatenate([chunk.indices.to_numpy() for chunk in coded.chunks])
     if is_text:
@@ -173,7 +214,7 @@ def to_keys(values: Any, what: str) -> np.ndarray:
             f"expected keys of {what} of at most {LONGEST_KEY} characters; got one of {longest}, "
             f"{key[:60]!r}..."
         )
-    return np.array(values.to_pylist(), dtype=f"<U{max(longest, 1)}")
+    return strings(values.to_pylist())
 
 
 def distinct_keys(values: Any, what: str) -> np.ndarray:
@@ -188,6 +229,12 @@ def distinct_keys(values: Any, what: str) -> np.ndarray:
 def given_keys(values: Any, size: int, what: str) -> np.ndarray:
     """Keys that somebody gives, [size], each different; 0, 1, ... for None."""
     if values is None:
+        if size > MOST_NUMBERED:
+            raise ValueError(
+                f"expected at most {MOST_NUMBERED} {what} whose keys are not given; got {size}: "
+                f"their numbers would take {size * 8 / 1e9:.0f} GB, and most of them have no cell "
+                "(from_arrays(matrix.row, matrix.col, matrix.data) of a COO matrix has the others)"
+            )
         return np.arange(size, dtype=np.int64)
     keys = distinct_keys(values, what)
     if len(keys) != size:
@@ -206,58 +253,21 @@ def ratings_of(
 
     if values is None:
         return np.ones(size)
-    kind: Any = values.type
+    plain: Any = values_of_categories(values)
+    kind: Any = plain.type
     number = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_boolean)
     if not any(is_kind(kind) for is_kind in (*number, pa.types.is_null)):
         raise TypeError(f"expected ratings that are numbers; got {kind}")
-    ratings = values.cast(pa.float64(), safe=False).to_numpy()  # null becomes nan
+    ratings = plain.cast(pa.float64(), safe=False).to_numpy()  # null becomes nan
     bad = np.flatnonzero(~np.isfinite(ratings))
     if len(bad):
-        row, value = int(bad[0]), values[int(bad[0])].as_py()
+        row, value = int(bad[0]), plain[int(bad[0])].as_py()
         told = "none" if value is None else value
         raise ValueError(f"expected ratings that are finite; got {told} in {where(row)}")
     if ratings.size and np.abs(ratings).max() > np.finfo(np.float32).max:
         row = int(np.abs(ratings).argmax())
         raise ValueError(f"expected ratings within float32; got {ratings[row]} in {where(row)}")
     return ratings
-
-
-def timestamps_of(
-    values: pyarrow.ChunkedArray | None, where: Callable[[int], str]
-) -> np.ndarray | None:
-    """int64, float64 or datetime64[us] [n]; None for None.
-
-    Raises: ValueError for one that is missing or not finite; TypeError for neither numbers nor
-        dates.
-    """
-    import pyarrow as pa
-
-    if values is None:
-        return None
-    kind: Any = values.type
-    if values.null_count:
-        row = where(first_null(values))
-        raise ValueError(f"expected a timestamp in every row; got none in {row}")
-    if pa.types.is_integer(kind):
-        try:
-            return values.cast(pa.int64()).to_numpy()
-        except pa.ArrowInvalid:
-            raise ValueError("expected timestamps within int64; got one beyond") from None
-    if pa.types.is_floating(kind):
-        times = values.cast(pa.float64()).to_numpy()
-        bad = np.flatnonzero(~np.isfinite(times))
-        if len(bad):
-            row = int(bad[0])
-            raise ValueError(
-                f"expected timestamps that are finite; got {times[row]} in {where(row)}"
-            )
-        return times
-    if pa.types.is_timestamp(kind) or pa.types.is_date(kind):
-        microseconds = values.cast(pa.timestamp("us", tz=getattr(kind, "tz", None)), safe=False)
-        return microseconds.cast(pa.int64()).to_numpy().view("datetime64[us]")
-    if pa.types.is_null(kind):
-        return np.empty(0, np.int64)
-    raise TypeError(f"expected timestamps that are numbers or dates; got {kind}")
 
 
 # --- tables ---------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from vecsmith.data._interaction_cells import csr
+from vecsmith.data._interaction_keys import strings
 from vecsmith.io import atomic_folder, load_safetensors, load_words, read_folder, save_safetensors
 from vecsmith.io import save_words as _save_words
 
@@ -101,18 +102,13 @@ def read_parts(
     matrix = csr(arrays["ratings"], indices, indptr, (num_users, num_items))
     keys = {}
     for name, file, size in (("users", USERS, num_users), ("items", ITEMS, num_items)):
-        keys[name] = arrays[name] if kinds[name] == "int64" else _strings(find(file))
+        keys[name] = arrays[name] if kinds[name] == "int64" else strings(load_words(find(file))[0])
         if len(keys[name]) != size or len(np.unique(keys[name])) != size:
             raise ValueError(f"{path.parent}: expected {size} different keys of {name}")
     timestamps = arrays.get("timestamps")
     if time == "datetime64[us]" and timestamps is not None:
         timestamps = timestamps.view(time)
     return matrix, keys["users"], keys["items"], timestamps
-
-
-def _strings(path: Path) -> np.ndarray:
-    words = load_words(path)[0]
-    return np.array(words, dtype=f"<U{max((len(word) for word in words), default=1) or 1}")
 
 
 def save_folder(folder: str | os.PathLike[str], *parts: Any) -> None:

@@ -1,10 +1,25 @@
-"""From keys to the rows that they have."""
+"""Keys as arrays, and from keys to the rows that they have."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
+
+# What a str of NumPy takes by itself, in the characters of an array of them.
+_OBJECT_CHARACTERS = 32
+
+
+def strings(words: list[str]) -> np.ndarray:
+    """str [K]. An array of NumPy's str gives each key the room of the longest, 4 bytes a character;
+    where single ones would take a quarter of that, they are ``np.str_`` of an array of objects."""
+    lengths = np.fromiter(map(len, words), np.int64, len(words))
+    longest = max(int(lengths.max(initial=0)), 1)
+    if not words or longest <= 4 * _OBJECT_CHARACTERS + lengths.mean():
+        return np.array(words, dtype=f"<U{longest}")
+    keys = np.empty(len(words), object)
+    keys[:] = [np.str_(word) for word in words]
+    return keys
 
 
 def order_of(keys: np.ndarray) -> np.ndarray | None:
@@ -17,9 +32,19 @@ def order_of(keys: np.ndarray) -> np.ndarray | None:
 def find(keys: np.ndarray, order: np.ndarray | None, asked: np.ndarray) -> np.ndarray:
     """int64, of the shape of ``asked``: where each is among the keys [K], each different; -1 where
     it is not. ``order`` is that of :func:`order_of`."""
-    if not len(keys) or keys.dtype.kind != asked.dtype.kind:
+    text = keys.dtype.kind != "i"
+    if (
+        not len(keys)
+        or text != (asked.dtype.kind in "UO")
+        or (not text and asked.dtype.kind != "i")
+    ):
         return np.full(asked.shape, -1, np.int64)
-    places = np.searchsorted(keys, asked, sorter=order)
+    if keys.dtype.kind == "U" and asked.dtype.kind == "O":
+        # One character more than the longest key: what was cut is none. A long one takes no room.
+        sought = asked.astype(f"<U{keys.dtype.itemsize // 4 + 1}")
+    else:
+        sought = asked.astype(object) if keys.dtype.kind == "O" else asked
+    places = np.searchsorted(keys, sought, sorter=order)
     places = np.minimum(places, len(keys) - 1)
     if order is not None:
         places = order[places]
@@ -38,6 +63,8 @@ def index_of(keys: np.ndarray, order: np.ndarray | None, key: Any, what: str) ->
         if places < 0 or (isinstance(key, str) and key.endswith("\0")):
             raise KeyError(_unknown(keys, key, what))
         return int(places)
+    if isinstance(key, np.ma.MaskedArray) and np.ma.getmaskarray(key).any():
+        raise TypeError(f"expected keys of the {what}s that are not masked; got {key!r}")
     try:
         asked = np.asarray(key)
     except ValueError as error:
@@ -55,13 +82,12 @@ def index_of(keys: np.ndarray, order: np.ndarray | None, key: Any, what: str) ->
 
 
 def _as_keys(asked: np.ndarray) -> np.ndarray:
-    """As int64 or str; as a dtype that is neither if some are of another type."""
+    """As int64, str or objects that are str; as another dtype if some are neither."""
     if asked.dtype.kind == "O":
         values = asked.ravel().tolist()
-        if all(isinstance(value, str) for value in values):
-            return asked.astype(str)
         # Integers beyond int64 are objects, too, and keys of no user.
-        return asked
+        is_text = all(isinstance(value, str) for value in values)
+        return asked if is_text else np.zeros(asked.shape, bool)
     if asked.dtype.kind == "u":
         beyond = asked > np.iinfo(np.int64).max
         return asked.astype(np.float64) if beyond.any() else asked.astype(np.int64)

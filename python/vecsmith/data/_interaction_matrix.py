@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+from numbers import Real
 from typing import Any
 
 import numpy as np
+
+from vecsmith.data._interaction_columns import as_numpy
 
 Cells = tuple[np.ndarray, np.ndarray, np.ndarray, tuple[int, int]]
 
@@ -65,7 +69,7 @@ def _present(matrix: Any, missing: float) -> Cells:
     masked = isinstance(matrix, np.ma.MaskedArray)
     there = ~np.ma.getmaskarray(matrix) if masked else None
     try:
-        array = np.asarray(matrix)
+        array = as_numpy(matrix)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"expected a sparse matrix or an array; got {error}") from None
     if array.ndim != 2:
@@ -75,8 +79,24 @@ def _present(matrix: Any, missing: float) -> Cells:
         )
     if array.dtype.kind not in "biuf":
         raise TypeError(f"expected a matrix of numbers; got {array.dtype}")
-    present = ~np.isnan(array) if np.isnan(missing) else array != missing
+    present = ~_is_missing(array, missing)
     if there is not None:
         present &= there
     rows, columns = np.nonzero(present)
     return rows, columns, array[rows, columns], (array.shape[0], array.shape[1])
+
+
+def _is_missing(array: np.ndarray, missing: Any) -> np.ndarray:
+    """bool [U, I]: where the array has ``missing``, as a number of its own type: 0.1 of float64 is
+    none of float32."""
+    if not isinstance(missing, Real):
+        raise TypeError(f"expected missing to be a number; got {missing!r}")
+    if missing != missing:
+        return np.isnan(array)
+    if array.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            rounded = array.dtype.type(missing)
+        if np.isinf(rounded) and missing not in (-math.inf, math.inf):
+            return np.zeros(array.shape, bool)
+        return array == rounded
+    return array == missing

@@ -3,29 +3,27 @@ that Arrow parses; Python looks at single lines only to find the one that is wro
 
 from __future__ import annotations
 
-import codecs
 import contextlib
 import csv
 import itertools
-import lzma
 import math
 import os
 import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 
+from vecsmith.data import _interaction_lines as _lines
 from vecsmith.data._interaction_columns import Columns, choose, compute
-from vecsmith.io._open import is_compressed, open_binary
+from vecsmith.data._interaction_lines import Stream, blocks_of, has_open_quote, lines_of, skip
 
-BLOCK_BYTES = 1 << 22
 _LOOKED_AT = 20  # lines, for the separator
 _SEPARATORS = ("::", "\t", ",", ";", "|", " ")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _INSIDE = "\x1f"  # the unit separator of ASCII, in place of separators longer than a byte
-_EDGES = re.compile(rb"(?m)^ | (?=\r?$)")
+_EDGES = re.compile(rb"(?<![^\r\n]) | (?![^\r\n])")  # spaces at the edges of lines
 
 
 @dataclass
@@ -46,8 +44,9 @@ def _split(line: str, separator: str) -> list[str]:
     line = line.rstrip("\r\n")
     if separator == " ":
         return line.split()
-    if _is_quoted(separator):
-        return next(csv.reader([line], delimiter=separator), [])
+    if _is_quoted(separator) and '"' in line:
+        with contextlib.suppress(csv.Error):  # a field of more than 131,072 characters
+            return next(csv.reader([line], delimiter=separator), [])
     return line.split(separator)
 
 
@@ -57,122 +56,30 @@ def _is_quoted(separator: str) -> bool:
     return separator in (",", ";")
 
 
-# --- lines ----------------------------------------------------------------------------------------
-
-
-def _blocks(path: str, encoding: str) -> Iterator[bytes]:
-    """Whole lines as UTF-8, without a byte order mark. Raises ValueError for what is no text."""
-    damage = _damage(path)
-    utf8 = codecs.lookup(encoding).name == "utf-8"
-    decoder = None if utf8 else codecs.getincrementaldecoder(encoding)()
-    rest: list[bytes] = []
-    at_start = True
-    with open_binary(path) as file:
-        while True:
-            try:
-                data = file.read(BLOCK_BYTES)
-            except damage as error:
-                raise ValueError(f"{path}: damaged or truncated ({error})") from None
-            done = not data
-            if decoder is not None:
-                try:
-                    data = decoder.decode(data, done).encode()
-                except UnicodeError as error:
-                    raise ValueError(f"{path}: expected {encoding}; got {error}") from None
-            if at_start and data:
-                data, at_start = data.removeprefix(codecs.BOM_UTF8), False
-                if b"\0" in data[:4096]:
-                    raise ValueError(
-                        f"{path}: expected text, but it looks binary: it holds NUL (UTF-16 is read "
-                        "with encoding='utf-16', compressed files by the end of their names)"
-                    )
-            end = data.rfind(b"\n") + 1
-            if end:
-                yield b"".join([*rest, data[:end]])
-                rest = []
-            rest.append(data[end:])
-            if done:
-                break
-    if any(rest):
-        yield b"".join(rest)
-
-
-def _damage(path: str) -> tuple[type[Exception], ...]:
-    """What reading a damaged file of that kind raises."""
-    if not is_compressed(path):
-        return ()
-    errors: list[type[Exception]] = [EOFError, OSError, zlib.error, lzma.LZMAError]
-    with contextlib.suppress(ImportError):
-        import zstandard
-
-        errors.append(zstandard.ZstdError)
-    return tuple(errors)
-
-
-def _lines(path: str, encoding: str) -> Iterator[bytes]:
-    for block in _blocks(path, encoding):
-        yield from block.splitlines(keepends=True)
-
-
-def _skip(blocks: Iterator[bytes], lines: int) -> Iterator[bytes]:
-    """The blocks without the first lines."""
-    for block in blocks:
-        while lines and block:
-            _, newline, block = block.partition(b"\n")
-            lines -= 1
-            if not newline:
-                break
-        if block:
-            yield block
-
-
-class _Stream:
-    """Blocks of bytes as a file that is read from beginning to end."""
-
-    closed = False
-
-    def __init__(self, blocks: Iterator[bytes]) -> None:
-        self._blocks, self._block = blocks, memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        while not len(self._block):
-            block = next(self._blocks, None)
-            if block is None:
-                return b""
-            self._block = memoryview(block)
-        size = len(self._block) if size < 0 else size
-        data, self._block = bytes(self._block[:size]), self._block[size:]
-        return data
-
-    def close(self) -> None:
-        self.closed = True
-
-
 # --- separated columns ----------------------------------------------------------------------------
 
 
 def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return any(map(str.isdigit, field))  # "nan" is a word
+    """As Arrow has it: "1_000" is none, and "nan" is a word."""
+    return _NUMBER.fullmatch(field.strip(" \t")) is not None
 
 
 def _guess_separator(path: str, lines: list[str]) -> str:
-    present = []
-    for separator in _SEPARATORS:
-        widths = {len(_split(line, separator)) for line in lines}
-        if widths == {1}:
-            continue
-        if len(widths) == 1:
-            return separator
-        present.append(separator)
-    if present:
-        return present[0]
+    widths = {mark: {len(_split(line, mark)) for line in lines} for mark in _SEPARATORS}
+    whole = [mark for mark in _SEPARATORS if min(widths[mark]) > 1]
+    even = [mark for mark in whole if len(widths[mark]) == 1 and mark != " "]
+    if len(even) > 1 and "\t" not in even:
+        found = " and ".join(f"{max(widths[mark])} between {mark!r}" for mark in even)
+        raise ValueError(
+            f"{path}: expected columns between one of {', '.join(map(repr, _SEPARATORS))}; got "
+            f"{found} in all of the first lines: say what is between them with sep="
+        )
+    if "\t" in even:  # nobody writes one inside a field
+        return "\t"
+    # Spaces are in dates and titles, too.
+    for marks in (even, whole, [mark for mark in _SEPARATORS if widths[mark] != {1}]):
+        if marks:
+            return marks[0]
     raise ValueError(
         f"{path}: expected at least two columns between {', '.join(map(repr, _SEPARATORS))}; "
         f"got the line {lines[0][:60]!r}: say what is between them with sep="
@@ -204,8 +111,8 @@ def _look(
     asked: dict[str, Any],
 ) -> _Layout:
     """What the first lines say."""
-    first, heads = skip_lines + 1, []
-    for number, line in enumerate(_lines(path, encoding), 1):
+    first, heads, numbers = skip_lines + 1, [], []
+    for number, line in enumerate(lines_of(path, encoding), 1):
         if number <= skip_lines:
             continue
         try:
@@ -217,12 +124,16 @@ def _look(
         if not heads:
             first = number
         heads.append(text)
+        numbers.append(number)
         if len(heads) == _LOOKED_AT:
             break
     if not heads:
         raise ValueError(f"{path}: expected interactions; got an empty file")
     if separator is None:
         separator = _guess_separator(path, heads)
+    for number, line in zip(numbers, heads, strict=True):
+        if _is_quoted(separator) and has_open_quote(line.encode(), separator):
+            raise ValueError(f"{path}: line {number}: {_unclosed(line)}")
     rows = [_split(line, separator) for line in heads]
     named = _has_header(rows, asked) if header is None else header
     names = [name.strip() for name in rows[0]] if named else None
@@ -241,7 +152,7 @@ def _one_byte(blocks: Iterator[bytes], separator: str, path: str) -> Iterator[by
             block = block.replace(b"\t", b" ")
             while b"  " in block:
                 block = block.replace(b"  ", b" ")
-            if block[:1] == b" " or b"\n " in block or b" \n" in block or b" \r" in block:
+            if block[:1] == b" " or any(edge in block for edge in (b"\n ", b"\r ", b" \n", b" \r")):
                 block = _EDGES.sub(b"", block)
             elif block[-1:] == b" ":
                 block = block[:-1]
@@ -252,6 +163,21 @@ def _one_byte(blocks: Iterator[bytes], separator: str, path: str) -> Iterator[by
                     f"{path}: expected no control character 0x1f beside the separator {separator!r}"
                 )
             yield block.replace(separator.encode(), inside)
+
+
+def _closed_quotes(
+    blocks: Iterator[bytes], path: str, layout: _Layout, encoding: str
+) -> Iterator[bytes]:
+    """The blocks, if no line end is in quotes. No id holds one, but a stray quote would make one
+    field of all lines up to the next, and blocks end where lines do."""
+    for block in blocks:
+        if has_open_quote(block, layout.separator):
+            _complain(path, layout, encoding, "a quote opens and its line does not close it")
+        yield block
+
+
+def _unclosed(line: str) -> str:
+    return f"expected quotes that close in the line in which they open; got {line[:80]!r}"
 
 
 def text_columns(
@@ -271,19 +197,21 @@ def text_columns(
     from pyarrow import csv as arrow_csv
 
     layout = _look(path, sep, header, skip_lines, encoding, asked)
-    blocks = _skip(_blocks(path, encoding), layout.first - 1)
+    blocks = skip(blocks_of(path, encoding), layout.first - 1)
     delimiter = layout.separator
     if len(delimiter.encode()) > 1 or delimiter == " ":
         blocks = _one_byte(blocks, delimiter, path)
         delimiter = " " if delimiter == " " else _INSIDE
+    elif _is_quoted(delimiter):
+        blocks = _closed_quotes(blocks, path, layout, encoding)
     types: dict[str, Any] = {"user": pa.dictionary(pa.int32(), pa.string())}
     types.update(item=types["user"], rating=pa.float64())
     names = [str(place) for place in range(layout.width)]
     chosen = {role: str(place) for role, place in layout.chosen.items()}
     try:
         table = arrow_csv.read_csv(
-            _Stream(blocks),
-            read_options=arrow_csv.ReadOptions(column_names=names, block_size=BLOCK_BYTES),
+            Stream(blocks),
+            read_options=arrow_csv.ReadOptions(column_names=names, block_size=_lines.BLOCK_BYTES),
             parse_options=arrow_csv.ParseOptions(
                 delimiter=delimiter, quote_char='"' if _is_quoted(delimiter) else False
             ),
@@ -318,7 +246,7 @@ def _not_utf8(path: str, number: int, error: UnicodeDecodeError) -> str:
 
 def _complain(path: str, layout: _Layout, encoding: str, otherwise: str) -> NoReturn:
     """Raise ValueError with the first line that is wrong."""
-    for number, line in enumerate(_lines(path, encoding), 1):
+    for number, line in enumerate(lines_of(path, encoding), 1):
         if number < layout.first or not line.rstrip(b"\r\n"):
             continue
         try:
@@ -333,6 +261,8 @@ def _complain(path: str, layout: _Layout, encoding: str, otherwise: str) -> NoRe
 
 def _problem(layout: _Layout, line: str) -> str | None:
     """What is wrong with a line of data."""
+    if _is_quoted(layout.separator) and has_open_quote(line.encode(), layout.separator):
+        return _unclosed(line.rstrip())
     fields = layout.split(line)
     if not fields:
         return None
@@ -369,8 +299,8 @@ def _is_date(field: str) -> bool:
 
 
 def list_columns(path: str, skip_lines: int, encoding: str) -> tuple[Any, np.ndarray, Any]:
-    """A file of lines ``user item item ...`` as (users [L], lengths int64 [L], items [n]): a line
-    without items is a user without any.
+    """A file of lines ``user item item ...`` between ASCII white space, as (users [L], lengths
+    int64 [L], items [n]): a line without items is a user without any.
 
     Raises: ValueError for an empty file or one that is not UTF-8.
     """
@@ -378,18 +308,20 @@ def list_columns(path: str, skip_lines: int, encoding: str) -> tuple[Any, np.nda
 
     users, items, lengths = [], [], []
     number = skip_lines
-    for block in _skip(_blocks(path, encoding), skip_lines):
+    for block in skip(blocks_of(path, encoding), skip_lines):
+        if b"\r" in block:
+            block = block.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         try:
             lines = block.decode().split("\n")
         except UnicodeDecodeError as error:
             number += block[: error.start].count(b"\n") + 1
             raise ValueError(_not_utf8(path, number, error)) from None
         number += len(lines) - 1
-        stripped = compute().utf8_trim_whitespace(pa.array(lines, pa.large_string()))
+        stripped = compute().ascii_trim_whitespace(pa.array(lines, pa.large_string()))
         stripped = stripped.filter(compute().not_equal(stripped, ""))
         if not len(stripped):
             continue
-        tokens: Any = compute().utf8_split_whitespace(stripped)
+        tokens: Any = compute().ascii_split_whitespace(stripped)
         ends = tokens.offsets.to_numpy().astype(np.int64)
         values = tokens.flatten()
         is_user = np.zeros(len(values), bool)
@@ -405,14 +337,16 @@ def list_columns(path: str, skip_lines: int, encoding: str) -> tuple[Any, np.nda
 
 def paths_of(path: Any) -> list[str]:
     """One path or several, as str. Raises TypeError, ValueError, FileNotFoundError."""
-    several = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+    several = [path]
+    if hasattr(path, "__iter__") and not isinstance(path, (str, bytes, os.PathLike)):
+        several = list(path)
     if not several:
         raise ValueError("expected a file; got an empty sequence")
     paths = []
-    for one in several:
-        name = os.fspath(one)
+    for each in several:
+        name = os.fspath(each) if isinstance(each, os.PathLike) else each
         if not isinstance(name, str):
-            raise TypeError(f"expected a path that is a str; got {name!r}")
+            raise TypeError(f"expected a path that is a str or a PathLike; got {each!r}")
         if os.path.isdir(name):
             raise IsADirectoryError(f"expected a file; got the folder {name}")
         if not os.path.exists(name):

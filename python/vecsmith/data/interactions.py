@@ -6,6 +6,7 @@ import operator
 import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from vecsmith.data import _interaction_columns as _columns
 from vecsmith.data import _interaction_files as _files
 from vecsmith.data import _interaction_keys as _keys
 from vecsmith.data import _interaction_text as _text
+from vecsmith.data import _interaction_times as _times
 from vecsmith.data._interaction_matrix import cells_of
 
 Paths = str | os.PathLike[str] | Iterable[str | os.PathLike[str]]
@@ -34,7 +36,8 @@ class Interactions:
             one of rating 0. Canonical (sorted, each cell once), finite; indices are int32 where
             they suffice, else int64. What is made from these interactions may share it: not to be
             changed.
-        users: int64 or str [U]: row u belongs to ``users[u]``.
+        users: int64 or str [U]: row u belongs to ``users[u]``. Where one str is far longer than
+            most, an array of objects that are ``np.str_``: the memory is that of the keys.
         items: int64 or str [I]: column i belongs to ``items[i]``.
         timestamps: int64, float64 or datetime64[us] [nnz], of ``matrix.data``'s cells; or None.
 
@@ -118,12 +121,14 @@ class Interactions:
                 stars, plays, timestamp, ..., without regard to case and marks), without a header
                 the first, second and third column, and the fourth of exactly four. False for
                 rating or timestamp: leave it out. Without ratings each is 1.
-            format: "text" (columns), "lists" (lines ``user item item ...`` between white space, as
-                LightGCN has them; a user without items has a row without cells) or "parquet";
-                None: Parquet or text.
+            format: "text" (columns), "lists" (lines ``user item item ...`` between ASCII white
+                space, as LightGCN has them; a user without items has a row without cells) or
+                "parquet"; None: Parquet or text.
             sep: what is between the columns of text: any string; " " is any run of spaces and
-                tabs. None guesses among ``::``, tab, comma, semicolon, bar and space. Between
-                commas or semicolons fields may stand in double quotes.
+                tabs. None guesses: what makes as many columns, two or more, of each of the first
+                lines among tab (first), ``::``, comma, semicolon and bar (an error if several of
+                these do), then space. Between commas or semicolons fields may stand in double
+                quotes, which close in the line in which they open.
             header: whether the first line of text names the columns. None guesses: it does if a
                 name is asked for, if it names both user and item, and if it has no number where the
                 second line has one.
@@ -136,9 +141,10 @@ class Interactions:
         Raises:
             FileNotFoundError: there is no such file. IsADirectoryError: it is a folder.
             ValueError: an empty file; a column that is not there (the message lists those that
-                are); with the line's number: a line with too few or too many columns, a missing
-                key, a rating that is no finite number, a timestamp that is neither number nor date,
-                text in another encoding; a pair that comes twice; damaged files.
+                are); with the line's number: a line with too few or too many columns, a quote
+                that it does not close, a missing key, a rating that is no finite number, a
+                timestamp that is neither number nor date, text in another encoding; a separator
+                that cannot be guessed; a pair that comes twice; damaged files.
             IndexError: a position beyond the columns. TypeError: an argument of another type; a
                 column of Parquet that holds neither keys nor numbers.
         """
@@ -147,7 +153,7 @@ class Interactions:
             raise ValueError(f"expected format 'text', 'lists' or 'parquet'; got {format!r}")
         if sep is not None and (not isinstance(sep, str) or not sep or "\n" in sep):
             raise ValueError(f"expected sep to be a string without line ends; got {sep!r}")
-        if skip_lines < 0:
+        if _integer("skip_lines", skip_lines) < 0:
             raise ValueError(f"expected skip_lines >= 0; got {skip_lines}")
         try:
             "".encode(encoding)
@@ -183,14 +189,15 @@ class Interactions:
         """Interaction n is ``users[n]``, ``items[n]``, ``ratings[n]``.
 
         Args:
-            users, items: [N] keys: sequences, arrays, or columns of pandas, polars or pyarrow, of
-                integers or of strings.
+            users, items: [N] keys: sequences, arrays, tensors, or columns of pandas, polars or
+                pyarrow, of integers or of strings.
             ratings: [N] numbers or bool, finite; ones if None.
             timestamps: [N] integers, floating point numbers or dates; or None.
             duplicates: as in :meth:`read`.
 
-        Raises: ValueError for lengths that differ, missing keys, ratings that are not finite and
-            pairs that come twice; TypeError for other types.
+        Raises: ValueError for lengths that differ, missing keys, masked values, ratings that are
+            not finite, dates beyond datetime64[us], and pairs that come twice; TypeError for other
+            types.
         """
         given = {"users": users, "items": items, "ratings": ratings, "timestamps": timestamps}
         taken = {
@@ -238,15 +245,18 @@ class Interactions:
 
         Args:
             matrix: [U, I]: a scipy.sparse matrix or array of any format, sorted or not, of numbers
-                or bool: stored zeros are kept. Or an array.
+                or bool: stored zeros are kept (those in the blocks of BSR, too; but not those of
+                DIA, which fill its diagonals). Or an array.
             users: U different keys, in the order of the rows; 0, 1, ... if None.
             items: I different keys, in the order of the columns; 0, 1, ... if None.
-            missing: what an array has where there is nothing; may be nan. The masked cells of a
-                ``numpy.ma`` array are missing, too.
+            missing: what an array has where there is nothing, rounded to the array's type; may be
+                nan. The masked cells of a ``numpy.ma`` array are missing, too.
             duplicates: as in :meth:`read`, for formats that may store a cell twice.
 
-        Raises: ValueError for cells that are not finite or come twice, indices out of range, and
-            keys that repeat or are too few; TypeError for other types.
+        Raises: ValueError for cells that are not finite or come twice, indices out of range, keys
+            that repeat or are too few, and 2^31 users or items and more whose keys are not given
+            (:meth:`from_arrays` takes any ids, and has rows for those alone that have cells);
+            TypeError for other types.
         """
         rows, columns, ratings, shape = cells_of(matrix, missing)
         row_keys = _columns.given_keys(users, shape[0], "users")
@@ -262,7 +272,7 @@ class Interactions:
         places, items = _columns.encode(columns.items, "items", where, columns.is_text)
         columns.items = None
         ratings = _columns.ratings_of(columns.ratings, len(rows), where)
-        timestamps = _columns.timestamps_of(columns.timestamps, where)
+        timestamps = _times.timestamps_of(columns.timestamps, where)
         columns.ratings = columns.timestamps = None
         matrix, timestamps = _cells.compressed(
             rows, places, ratings, timestamps, users, items, duplicates
@@ -361,7 +371,7 @@ class Interactions:
     def binarize(self, threshold: float | None = None) -> Interactions:
         """Ones where the rating is at least ``threshold``, and no cell elsewhere; ones in all cells
         if None. Users and items stay."""
-        if threshold is not None and not np.isfinite(threshold):
+        if threshold is not None and not np.isfinite(_number("threshold", threshold)):
             raise ValueError(f"expected a threshold that is finite; got {threshold}")
         all_of_them = np.ones(len(self), bool)
         made = self._kept(all_of_them if threshold is None else self.matrix.data >= threshold)
@@ -394,7 +404,9 @@ class Interactions:
 
         Both have the users and items of this one. The same seed gives the same split everywhere.
         """
-        return self._split(_cells.last_of_rows(self.matrix, self.timestamps, _seed(seed)))
+        return self._split(
+            _cells.last_of_rows(self.matrix, self.timestamps, _seed("one out", seed))
+        )
 
     def split_ratio(self, test: float = 0.2, *, seed: int = 0) -> tuple[Interactions, Interactions]:
         """(train, test): of every user's n cells, at random, n * test for the test, rounded (half
@@ -404,11 +416,11 @@ class Interactions:
 
         Raises: ValueError for a share that is not between 0 and 1.
         """
-        if not 0 < test < 1:
+        if not 0 < _number("test", test) < 1:
             raise ValueError(f"expected test between 0 and 1; got {test}")
         lengths = np.diff(self.matrix.indptr).astype(np.int64)
         taken = np.minimum(np.floor(lengths * test + 0.5).astype(np.int64), lengths - 1)
-        ranks = _cells.random_ranks(self.matrix, _seed(seed))
+        ranks = _cells.random_ranks(self.matrix, _seed("", seed))
         return self._split(ranks < taken[_cells.rows_of(self.matrix)])
 
     def split_by_time(
@@ -420,7 +432,9 @@ class Interactions:
         later is not known to the training.
 
         Args:
-            at: a timestamp: a number, or a date (``datetime64``, ``datetime`` or "2015-01-31").
+            at: a timestamp: a number where they are numbers, a date where they are dates
+                (``datetime64``, ``datetime``, ``date`` or "2015-01-31"; UTC where nothing else is
+                said).
             quantile: in its place: the share of the cells that are to come before, rounded to whole
                 cells (half up); all of the same time go together, to the test.
 
@@ -433,21 +447,12 @@ class Interactions:
             raise ValueError(f"expected at or quantile; got at={at}, quantile={quantile}")
         times = self.timestamps
         if quantile is not None:
-            if not 0 < quantile < 1:
+            if not 0 < _number("quantile", quantile) < 1:
                 raise ValueError(f"expected quantile between 0 and 1; got {quantile}")
             place = min(int(np.floor(quantile * len(times) + 0.5)), len(times) - 1)
             when = np.partition(times, place)[place] if len(times) else 0
-        elif times.dtype.kind == "M":
-            try:
-                when = np.datetime64(at, "us")
-            except (ValueError, TypeError):
-                raise TypeError(f"expected at to be a date; got {at!r}") from None
-        elif isinstance(at, (int, float, np.integer, np.floating)) and not isinstance(at, bool):
-            when = at
         else:
-            raise TypeError(f"expected at to be a number, as the timestamps are; got {at!r}")
-        if when != when:
-            raise ValueError(f"expected at to be a time; got {at}")
+            when = _times.moment(at, times)
         return self._split(times >= when if len(times) else np.zeros(0, bool))
 
     def cross_validation(
@@ -466,10 +471,9 @@ class Interactions:
         lengths = np.diff(self.matrix.indptr)
         rows = _cells.rows_of(self.matrix)
         # Else the first folds would have the odd cells of all users.
-        firsts = _cells.random_bits(len(lengths), ~_seed(seed)) % np.uint64(folds)
-        dealt = (
-            _cells.random_ranks(self.matrix, _seed(seed)) + firsts.astype(np.int64)[rows]
-        ) % folds
+        bits = _cells.random_bits(len(lengths), _seed("firsts", seed))
+        firsts = (bits % np.uint64(folds)).astype(np.int64)
+        dealt = (_cells.random_ranks(self.matrix, _seed("folds", seed)) + firsts[rows]) % folds
         dealt[lengths[rows] < 2] = -1
         return (self._split(dealt == fold) for fold in range(folds))
 
@@ -495,8 +499,9 @@ class Interactions:
         return cls(*_files.load_folder(folder))
 
 
-def _seed(seed: Any) -> int:
-    return _integer("seed", seed)
+def _seed(kind: str, seed: Any) -> int:
+    """The same seed says nothing about the splits of another kind."""
+    return _integer("seed", seed) ^ int.from_bytes(kind.encode(), "little")
 
 
 def _integer(name: str, value: Any) -> int:
@@ -504,3 +509,9 @@ def _integer(name: str, value: Any) -> int:
         return operator.index(value)
     except TypeError:
         raise TypeError(f"expected {name} to be an int; got {type(value).__name__}") from None
+
+
+def _number(name: str, value: Any) -> float:
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise TypeError(f"expected {name} to be a number; got {value!r}")
+    return float(value)

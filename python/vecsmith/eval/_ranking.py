@@ -221,7 +221,7 @@ def evaluate_ranking(
             N=number,
             filter_already_liked_items=filter_already_liked_items,
         )
-        items, scores = _array(items), _array(scores)
+        items, scores = _array(items, "recommended items"), _array(scores, "scores")
         if items.ndim != 2 or len(items) != len(batch) or items.shape[1] > number:
             raise ValueError(
                 f"expected recommend to return items of shape [{len(batch)}, {number}]; "
@@ -255,13 +255,18 @@ def _cuts(k: Any) -> list[int]:
     return cuts
 
 
-def _array(values: Any) -> np.ndarray:
-    return values.detach().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+def _array(values: Any, what: str) -> np.ndarray:
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        return (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    if isinstance(values, np.ma.MaskedArray) and np.ma.getmaskarray(values).any():
+        raise ValueError(f"expected {what} that are not masked; got some that are")
+    return np.asarray(values)
 
 
 def _table(recommended: Any, longest: int) -> np.ndarray:
     try:
-        table = _array(recommended)
+        table = _array(recommended, "recommended items")
     except ValueError:
         raise ValueError(
             "expected recommended of shape [U, K]; got rows of different lengths (-1 is no item)"

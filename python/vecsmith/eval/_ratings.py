@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
 from collections.abc import Callable, Mapping
@@ -19,7 +20,8 @@ def rmse(predicted: Any, actual: Any) -> float:
     Args:
         predicted, actual: numbers of one shape, finite.
 
-    Raises: ValueError for shapes that differ, no numbers at all, and some that are not finite.
+    Raises: ValueError for shapes that differ, no numbers at all, and some that are masked or not
+        finite; TypeError for what are no numbers.
     """
     return math.sqrt(float(np.mean(np.square(_differences(predicted, actual)))))
 
@@ -50,7 +52,7 @@ def evaluate_ratings(model: Any, test: Any, *, batch_size: int = 1 << 20) -> dic
     predicted = np.empty(len(rows))
     for start in range(0, len(rows), batch_size):
         part = slice(start, start + batch_size)
-        ratings = _array(model.predict(rows[part], columns[part]))
+        ratings = _array(model.predict(rows[part], columns[part]), "predicted ratings")
         if ratings.shape != rows[part].shape:
             raise ValueError(
                 f"expected predict to return ratings of shape {list(rows[part].shape)}; "
@@ -132,7 +134,8 @@ def cross_validate(
 
 
 def _differences(predicted: Any, actual: Any) -> np.ndarray:
-    both = [_array(values).astype(np.float64) for values in (predicted, actual)]
+    given = {"predicted": predicted, "actual": actual}
+    both = [_numbers(values, f"{name} ratings") for name, values in given.items()]
     if both[0].shape != both[1].shape:
         raise ValueError(
             f"expected as many predicted ratings as actual ones; got {list(both[0].shape)} and "
@@ -146,3 +149,14 @@ def _differences(predicted: Any, actual: Any) -> np.ndarray:
                 f"expected {name} ratings that are finite; got {values[~np.isfinite(values)][0]}"
             )
     return both[0] - both[1]
+
+
+def _numbers(values: Any, what: str) -> np.ndarray:
+    """As float64."""
+    array = _array(values, what)
+    if array.dtype.kind in "biuf":
+        return array.astype(np.float64)
+    if array.dtype.kind == "O":  # Decimal, Fraction; None is nan
+        with contextlib.suppress(TypeError, ValueError):
+            return array.astype(np.float64)
+    raise TypeError(f"expected {what} that are numbers; got {array.dtype}")
