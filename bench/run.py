@@ -10,10 +10,17 @@ import sys
 from pathlib import Path
 
 from bench import (
+    als_peers,
+    als_recommend,
+    bench_als_solve,
     bench_cosine_topk,
     bench_embedding_bag,
+    bench_factor_sgd,
+    bench_hals_sweep,
     bench_rnn,
     bench_skipgram,
+    bench_spmm,
+    low_rank_speed,
     word2vec_curves,
     word2vec_job,
     word2vec_memory,
@@ -36,6 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     status |= bench_rnn.main([*common, "--levels"])
     status |= bench_cosine_topk.main(common)
     status |= bench_cosine_topk.main([*common, "--levels"])
+    for one in (bench_als_solve, als_recommend, als_peers, bench_factor_sgd):
+        status |= one.main(common)
+    for one in (bench_spmm, bench_hals_sweep, low_rank_speed):
+        status |= one.main(common)
     status |= word2vec_speed.main([*common, *text])
     status |= word2vec_job.main([*common, *text])
     if Path("/proc/self/status").exists():
