@@ -24,6 +24,8 @@ _AT_ONCE = 1 << 16  # pairs that are predicted together
 class BiasedModel(FoldInModel):
     """r_ui ~ m + b_u + b_i + <x_u, y_i>, or without biases r_ui ~ <x_u, y_i>."""
 
+    _learned = ("global_bias", "rating_range", "history_")
+
     biases: bool
     clip: bool | tuple[float, float]
     global_bias: float

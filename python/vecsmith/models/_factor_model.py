@@ -3,8 +3,9 @@ folder."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -30,6 +31,8 @@ class FactorTables:
 
     _format: ClassVar[str]
     _saved: ClassVar[tuple[str, ...]]
+    # What a fit sets beside the tables.
+    _learned: ClassVar[tuple[str, ...]]
 
     factors: int
     num_threads: int
@@ -104,12 +107,34 @@ class FactorTables:
 
     # --- training -----------------------------------------------------------------------------
 
-    def _begin(self, plan: Plan, users: FactorTable, items: FactorTable, matrix: Any) -> Training:
-        """Reads the checkpoint; only where that is of this training the model is changed."""
-        training = Training(plan, self.checkpoint)
-        self._users, self._items = users, items
-        self.interactions = matrix if isinstance(matrix, Interactions) else None
-        return training
+    @contextlib.contextmanager
+    def _begun(
+        self, plan: Plan, users: FactorTable, items: FactorTable, matrix: Any
+    ) -> Iterator[Training]:
+        """The model with new tables, and their training, which runs within. Where something is
+        raised, a checkpoint of something else or an interrupt, too, the model is again as it was.
+
+        Tables that are gone on from are copied for that, to the memory of the CPU.
+        """
+        names = ("_users", "_items", "interactions", *self._learned)
+        before = {name: getattr(self, name) for name in names}
+        old = [table for table in (users, items) if table in (self._users, self._items)]
+        kept = [(table, table.tensor.to("cpu", copy=True)) for table in old]
+        if self.checkpoint is not None:
+            self.checkpoint.current = False
+        try:
+            training = Training(plan, self.checkpoint)
+            self._users, self._items = users, items
+            self.interactions = matrix if isinstance(matrix, Interactions) else None
+            yield training
+        except BaseException:
+            for table, values in kept:
+                table.tensor.copy_(values)
+            for name, value in before.items():
+                setattr(self, name, value)
+            if self.checkpoint is not None and self.checkpoint.current:
+                self.checkpoint.owned = False  # the next fit goes on from what this one has written
+            raise
 
     # --- files --------------------------------------------------------------------------------
 

@@ -7,8 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from vecsmith import ops
+from vecsmith.models._checkpoint import is_finite
 from vecsmith.models._factor_table import FactorTable
+from vecsmith.models._factor_training import TROUBLE
 from vecsmith.models._recommend import FactorModel, row_numbers
 
 
@@ -39,8 +43,18 @@ class FoldInModel(FactorModel):
         other = self._table("item" if side == "user" else "user")
         rows, single = row_numbers(what, ids, None)
         cells = self._fitting(name, matrix, len(rows), len(other))
-        found = self._recalculated(side, cells.to(self._device)).cpu().numpy()
+        found = self._finite(side, cells.to(self._device)).cpu().numpy()
         return found[0] if single else found
+
+    def _finite(self, side: str, cells: ops.Cells) -> Tensor:
+        """As :meth:`_recalculated`. Raises ValueError where that comes to nan or infinity."""
+        found = self._recalculated(side, cells)
+        if not is_finite(found):
+            raise ValueError(
+                f"expected finite factors; got nan or inf for {side}s: "
+                f"{TROUBLE.format(self._numpy_dtype())}"
+            )
+        return found
 
     def partial_fit_users(self, userids: Any, user_items: Any) -> None:
         """Replace the factors of users by those of :meth:`recalculate_user`. Users beyond the last
@@ -73,7 +87,7 @@ class FoldInModel(FactorModel):
                 f"expected {what} below {len(table)}, which have keys; got {count - 1} "
                 "(interactions = None gives up the keys)"
             )
-        found = self._recalculated(side, cells.to(self._device))
+        found = self._finite(side, cells.to(self._device))
         with torch.inference_mode(False), torch.no_grad():
             if count > len(table):
                 table = table.extended(count)

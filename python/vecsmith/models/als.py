@@ -92,6 +92,7 @@ class ALS(FoldInModel):
         *("calculate_training_loss", "method", "cg_steps", "block_size"),
         *("weighted_regularization", "tolerance"),
     )
+    _learned = ("loss_history_",)
 
     def __init__(
         self,
@@ -220,7 +221,10 @@ class ALS(FoldInModel):
         show_progress: bool = True,
         callback: Callable[[int, float, float | None], Any] | None = None,
     ) -> ALS:
-        """Factorize a matrix of users and items.
+        """Factorize a matrix of users and items. Factors that are there are gone on from, in place.
+
+        Whatever is raised, an interrupt too, the model is as it was before; for that a copy is kept
+        of factors that are gone on from.
 
         Args:
             user_items: [users, items]: scipy.sparse (CSR is read in place) or torch.sparse, or
@@ -243,15 +247,15 @@ class ALS(FoldInModel):
         users, items, seeded = self._start(*cells.shape)
         with session(self.num_threads, self.checkpoint):
             plan = self._plan(cells, users, items, seeded)
-            training = self._begin(plan, users, items, user_items)
-            self.loss_history_ = _losses(training.cursor.history)
-
-            def after(iteration: int, seconds: float, measures: Measures) -> None:
+            with self._begun(plan, users, items, user_items) as training:
                 self.loss_history_ = _losses(training.cursor.history)
-                if callback is not None:
-                    callback(iteration, seconds, measures.get("loss"))
 
-            training.run(options_of.visible(show_progress, self.progress), after)
+                def after(iteration: int, seconds: float, measures: Measures) -> None:
+                    self.loss_history_ = _losses(training.cursor.history)
+                    if callback is not None:
+                        callback(iteration, seconds, measures.get("loss"))
+
+                training.run(options_of.visible(show_progress, self.progress), after)
         return self
 
     def _start(self, rows: int, columns: int) -> tuple[FactorTable, FactorTable, bool]:

@@ -79,6 +79,7 @@ class BPR(FactorModel):
         *("factors", "learning_rate", "regularization", "iterations", "num_threads"),
         *("verify_negative_samples", "tolerance"),
     )
+    _learned = ("history_",)
 
     def __init__(
         self,
@@ -125,7 +126,11 @@ class BPR(FactorModel):
         show_progress: bool = True,
         callback: Callback | None = None,
     ) -> BPR:
-        """Learn from a matrix of users and items.
+        """Learn from a matrix of users and items. Factors that are there are gone on from, in
+        place.
+
+        Whatever is raised, an interrupt too, the model is as it was before; for that a copy is kept
+        of factors that are gone on from.
 
         Args:
             user_items: [users, items]: scipy.sparse or torch.sparse, or
@@ -156,9 +161,9 @@ class BPR(FactorModel):
                 start = checksum(*plan.tables.values()) if seeded else None
                 plan.identity["settings"] |= {"start": start}
                 plan.identity |= {"matrix": cells_identity(cells)}
-            training = self._begin(plan, users, items, user_items)
-            self.history_ = training.cursor.history
-            training.run(options_of.visible(show_progress, self.progress), callback)
+            with self._begun(plan, users, items, user_items) as training:
+                self.history_ = training.cursor.history
+                training.run(options_of.visible(show_progress, self.progress), callback)
         return self
 
     def _start(

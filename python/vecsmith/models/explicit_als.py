@@ -159,7 +159,8 @@ class ExplicitALS(BiasedModel):
         show_progress: bool = True,
         callback: Callable[[int, float, Measures], Any] | None = None,
     ) -> ExplicitALS:
-        """Factorize a matrix of ratings, from new factors.
+        """Factorize a matrix of ratings, from new factors. Whatever is raised, an interrupt too,
+        the model is as it was before.
 
         Args:
             ratings: [users, items]: scipy.sparse (CSR is read in place) or torch.sparse, or
@@ -186,15 +187,15 @@ class ExplicitALS(BiasedModel):
             mean = float(cells.values.double().mean()) if self.biases else 0.0
             seen = (float(cells.values.min()), float(cells.values.max()))
             plan = self._plan(cells, held, users, items, mean, self._bounds(seen))
-            training = self._begin(plan, users, items, ratings)
-            self.global_bias, self.rating_range = mean, seen
-            self.history_ = training.cursor.history
+            with self._begun(plan, users, items, ratings) as training:
+                self.global_bias, self.rating_range = mean, seen
+                self.history_ = training.cursor.history
 
-            def after(iteration: int, seconds: float, measures: Measures) -> None:
-                if callback is not None:
-                    callback(iteration, seconds, measures)
+                def after(iteration: int, seconds: float, measures: Measures) -> None:
+                    if callback is not None:
+                        callback(iteration, seconds, measures)
 
-            training.run(options_of.visible(show_progress, self.progress), after)
+                training.run(options_of.visible(show_progress, self.progress), after)
         return self
 
     def _drawn(self, shape: tuple[int, int]) -> tuple[FactorTable, FactorTable]:

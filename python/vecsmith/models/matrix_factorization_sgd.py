@@ -178,7 +178,8 @@ class MatrixFactorizationSGD(BiasedModel):
         show_progress: bool = True,
         callback: Callback | None = None,
     ) -> MatrixFactorizationSGD:
-        """Factorize a matrix of ratings, from new factors.
+        """Factorize a matrix of ratings, from new factors. Whatever is raised, an interrupt too,
+        the model is as it was before.
 
         Args:
             ratings: [users, items]: scipy.sparse or torch.sparse, or
@@ -215,10 +216,10 @@ class MatrixFactorizationSGD(BiasedModel):
             plan = self._plan(blocks, held, sides, (users, items), mean, spread, seed, seen)
             if self.checkpoint is not None:
                 plan.identity |= {"matrix": cells_identity(cells)}
-            training = self._begin(plan, users, items, ratings)
-            self.global_bias, self.rating_range = mean, seen
-            self.history_ = training.cursor.history
-            training.run(options_of.visible(show_progress, self.progress), callback)
+            with self._begun(plan, users, items, ratings) as training:
+                self.global_bias, self.rating_range = mean, seen
+                self.history_ = training.cursor.history
+                training.run(options_of.visible(show_progress, self.progress), callback)
         return self
 
     def _drawn(self, rows: int, spread: float, random: np.random.Generator) -> Tensor:
