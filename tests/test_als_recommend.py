@@ -219,8 +219,8 @@ def test_users_of_zeros_and_equal_items_go_by_number(model):
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 7, 19, 20, 25])
-def test_of_equal_scores_the_lower_number_comes_first(model, k):
-    generator = np.random.default_rng(5)
+def test_of_equal_scores_the_lower_number_comes_first(k):
+    model, generator = ALS(), np.random.default_rng(5)
     # Products of small integers: exact, and most of them several times.
     model.user_factors = generator.integers(-2, 3, (USERS, 3))
     model.item_factors = generator.integers(-2, 3, (ITEMS, 3))
@@ -237,7 +237,8 @@ def test_of_equal_scores_the_lower_number_comes_first(model, k):
     check_lists(model.recommend(np.arange(USERS), MATRIX, N=k), scores, LIKED, k)
 
 
-def test_ties_at_the_end_of_a_list(model):
+def test_ties_at_the_end_of_a_list():
+    model = ALS()
     model.user_factors = np.array([[1, 0]])
     model.item_factors = np.array([[1, 0], [0, 0], [1, 5], [1, -3], [2, 0]])
     for k in range(1, 6):

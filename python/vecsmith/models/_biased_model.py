@@ -122,7 +122,10 @@ class BiasedModel(FoldInModel):
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        least, greatest = (float(bound) for bound in state["rating_range"])
+        bounds = (check.finite("rating_range", bound) for bound in state["rating_range"])
+        least, greatest = bounds
+        if least > greatest:
+            raise ValueError(f"expected rating_range (least, greatest); got {least, greatest}")
         self.global_bias = check.finite("global_bias", state["global_bias"])
         self.rating_range = (least, greatest)
         self.history_ = restored_history(state["history_"])

@@ -31,6 +31,8 @@ class FactorTables:
 
     _format: ClassVar[str]
     _saved: ClassVar[tuple[str, ...]]
+    # Options that are written beside those.
+    _written: ClassVar[tuple[str, ...]] = ("random_state",)
     # What a fit sets beside the tables.
     _learned: ClassVar[tuple[str, ...]]
 
@@ -79,9 +81,9 @@ class FactorTables:
     def _table(self, side: str) -> FactorTable:
         found = self._users if side == "user" else self._items
         if found is None:
-            raise ValueError(
-                f"expected a {type(self).__name__} with {side}_factors; got one before fit"
-            )
+            name = type(self).__name__
+            article = "an" if name[0] in "AEIOU" else "a"
+            raise ValueError(f"expected {article} {name} with {side}_factors; got one before fit")
         return found
 
     def _array(self, side: str, part: str) -> np.ndarray | None:
@@ -99,13 +101,18 @@ class FactorTables:
         return torch.float64 if self._numpy_dtype() == np.float64 else torch.float32
 
     def _threads(self) -> int | None:
-        return self.num_threads or None
+        return options_of.useful_threads(options_of.threads(self.num_threads)) or None
 
     def _columns(self) -> tuple[int, int]:
         """(columns of the tables, how many of them are factors)."""
         return self.factors, self.factors
 
     # --- training -----------------------------------------------------------------------------
+
+    def _check_options(self) -> None:
+        """Takes the options to their proper types: they may have been set to something else since
+        the constructor. Raises TypeError, ValueError."""
+        raise NotImplementedError
 
     @contextlib.contextmanager
     def _begun(
@@ -148,8 +155,8 @@ class FactorTables:
         return {}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Takes what :meth:`_state` gave. Raises KeyError, TypeError, ValueError, AttributeError
-        where it is that no more."""
+        """Takes what :meth:`_state` gave. Raises KeyError, TypeError, ValueError, AttributeError,
+        OverflowError where it is that no more."""
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Save to a folder: config.json, model.safetensors, and interactions.safetensors,
@@ -158,11 +165,12 @@ class FactorTables:
         it is not needed any more.
 
         Raises:
-            ValueError: a model that was not fit, or holds nan; factors and interactions of
-                different sizes.
+            TypeError, ValueError: a model that was not fit, or holds nan; factors and interactions
+                of different sizes; options out of range; a folder without a name.
             OSError: if the disk is full, or the folder cannot be written.
         """
         users, items = self._table("user"), self._table("item")
+        self._check_options()
         shape = (len(users), len(items))
         if self.interactions is not None and self.interactions.shape != shape:
             raise ValueError(
@@ -193,7 +201,8 @@ class FactorTables:
         """
         options = files.load_options(options)
         config, tables, interactions = files.load(folder, cls._format)
-        model: Self = files.constructed(cls, folder, config["parameters"], options)
+        known = (*cls._saved, *cls._written)
+        model: Self = files.constructed(cls, folder, config["parameters"], known, options)
         columns, width = model._columns()
         for name, table in tables.items():
             if table.shape[1] != columns:
@@ -206,7 +215,7 @@ class FactorTables:
                 )
         try:
             model._restore(config["state"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"{folder}: config.json: damaged ({error!r})") from None
         model._users = FactorTable(tables["users"].to(model._device), width)
         model._items = FactorTable(tables["items"].to(model._device), width)
@@ -215,6 +224,6 @@ class FactorTables:
 
 
 def restored_history(history: Iterable[Any]) -> list[dict[str, float]]:
-    """The measures of each iteration, from a folder. Raises TypeError, ValueError, AttributeError
-    for what are none."""
+    """The measures of each iteration, from a folder. Raises TypeError, ValueError, AttributeError,
+    OverflowError for what are none."""
     return [{name: float(value) for name, value in measures.items()} for measures in history]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vecsmith import ops
+from vecsmith.models._checkpoint import is_finite
 from vecsmith.ops._cells import trusted_cells
 
 _AT_ONCE = 1 << 21  # numbers that are made doubles together
@@ -230,10 +231,35 @@ class FactorTable:
             return self._gram[2]
 
     def extended(self, count: int) -> FactorTable:
-        """A table of so many rows: these, and then zeros."""
-        table = self.tensor.new_zeros(count, self.tensor.shape[1])
+        """A table of so many rows: these, and then zeros. Raises MemoryError."""
+        columns = self.tensor.shape[1]
+        try:
+            table = self.tensor.new_zeros(count, columns)
+        except RuntimeError as error:  # torch's word for it
+            raise MemoryError(
+                f"expected memory for {count} rows of {columns} numbers; got none ({error})"
+            ) from None
         table[: len(self)] = self.tensor
         return FactorTable(table, self.width)
+
+
+def check_given(name: str, table: Tensor) -> None:
+    """Raises ValueError for a tensor [n, columns] that cannot be somebody's table."""
+    good = table.layout == torch.strided
+    good = good and (len(table) < 2 or table.stride(0) >= table.shape[1])
+    if not good or (table.shape[1] > 1 and table.stride(1) != 1):
+        got = f"strides {table.stride()}" if table.layout == torch.strided else str(table.layout)
+        raise ValueError(
+            f"expected {name} whose rows have memory of their own, each in one piece; got {got}"
+        )
+    if table.is_inference():
+        raise ValueError(
+            f"expected {name} that torch counts the changes of; got a tensor of inference mode "
+            "(clone() it outside)"
+        )
+    for part in table.detach().split(max(1, _AT_ONCE // table.shape[1])):
+        if not is_finite(part):
+            raise ValueError(f"expected finite {name}; got nan or inf")
 
 
 def gram_matrix(table: Tensor) -> Tensor:

@@ -15,6 +15,9 @@ from vecsmith.models._factor_table import FactorTable
 from vecsmith.models._factor_training import TROUBLE
 from vecsmith.models._recommend import FactorModel, row_numbers
 
+# Row numbers have 31 bits.
+_LAST = (1 << 31) - 2
+
 
 class FoldInModel(FactorModel):
     """A model in which the cells of a user and the items' factors say what the user's factors are,
@@ -64,7 +67,8 @@ class FoldInModel(FactorModel):
             userids: integers [n], each once.
             user_items: [n, items], a row for each.
 
-        Raises: ValueError, TypeError, IndexError; nothing is changed then.
+        Raises: ValueError, TypeError, IndexError; MemoryError where there is none for the rows that
+            would be added. Nothing is changed then.
         """
         self._users = self._partial_fit("user", "userids", userids, "user_items", user_items)
 
@@ -80,6 +84,8 @@ class FoldInModel(FactorModel):
         twice = ordered[1:][ordered[1:] == ordered[:-1]]
         if len(twice):
             raise ValueError(f"expected {what} each once; got {twice[0]} twice")
+        if len(rows) and ordered[-1] > _LAST:
+            raise IndexError(f"expected {what} of at most {_LAST}; got {ordered[-1]}")
         cells = self._fitting(name, matrix, len(rows), len(other))
         count = int(ordered[-1]) + 1 if len(rows) else 0
         if count > len(table) and self.interactions is not None:
