@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -131,6 +132,15 @@ DAMAGE = {
     "name": (lambda f: replace(f, more=torch.zeros(30, 6)), ValueError, "expected tables"),
     "half": (lambda f: replace(f, users=torch.zeros(30, 6).half()), ValueError, "width|float16"),
     "nan": (lambda f: replace(f, items=tensors(f)["items"] * np.nan), ValueError, "holds nan"),
+    "endless": (lambda f: edit(f, lambda c: c.update(version=np.inf)), ValueError, "config.json"),
+    "endless users": (lambda f: edit(f, lambda c: c.update(users=np.inf)), ValueError, "damaged"),
+    "endless cells": (lambda f: edit(f, lambda c: c["interactions"].update(cells=np.inf)),
+                      ValueError, "config.json: damaged"),
+    "huge loss": (lambda f: edit(f, lambda c: c["state"].update(
+        loss_history_=[10**400], history_=[{"loss": 10**400}])), ValueError, "damaged"),
+    "huge option": (lambda f: edit(f, lambda c: c["parameters"].update(regularization=10**400)),
+                    ValueError, "damaged"),
+    "deep": (lambda f: (f / "config.json").write_text("[" * 10**6), ValueError, "config.json"),
     "short": (lambda f: (f / "model.safetensors").write_bytes(b"\0" * 40), ValueError, "safet"),
 }  # fmt: skip
 
@@ -143,6 +153,41 @@ def test_a_damaged_folder_is_refused(tmp_path, kind, name):
     damage(tmp_path)
     with pytest.raises(error, match=text):
         kind.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [ALS, ExplicitALS])
+@pytest.mark.parametrize(
+    "name",
+    ["config.json", "model.safetensors", "interactions.safetensors", "users.txt", "items.txt"],
+)
+def test_a_folder_in_place_of_a_file_is_refused(tmp_path, kind, name):
+    ratings = Interactions.from_scipy(MATRIX, users=[f"u{n}" for n in range(30)], items=KEYS)
+    fitted(kind, ratings, iterations=1).save(tmp_path)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    for load in (kind.load, load_any):
+        with pytest.raises(ValueError, match=f"{name}: damaged .*got a folder"):
+            load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"global_bias": 10**400}, {"global_bias": np.inf}, {"rating_range": [np.nan, 1]},
+     {"rating_range": [0, np.inf]}, {"rating_range": [5, 1]}, {"rating_range": [1]},
+     {"rating_range": [1, 2, 3]}, {"rating_range": [1, 10**400]}, {"rating_range": None}],
+)  # fmt: skip
+def test_damaged_means_and_ranges_are_refused(tmp_path, change):
+    fitted(ExplicitALS, iterations=1).save(tmp_path)
+    edit(tmp_path, lambda config: config["state"].update(change))
+    with pytest.raises(ValueError, match=r"config\.json: damaged"):
+        ExplicitALS.load(tmp_path)
+
+
+def test_a_deep_config_is_refused_by_whoever_reads_it(tmp_path):
+    fitted().save(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 10**6)
+    with pytest.raises(ValueError, match=r"config\.json"):
+        load_any(tmp_path)
 
 
 def test_only_its_own_class_loads_a_model(tmp_path):
@@ -269,12 +314,12 @@ def test_another_run_is_refused(tmp_path, kind):
 
 def test_a_run_without_a_seed_goes_on(tmp_path):
     options = {**OPTIONS, "random_state": None}
-    model = ALS(**options, checkpoint=tmp_path)
+    model = ALS(**options, checkpoint=tmp_path / "one")
     with pytest.raises(TrainingInterrupted):
         model.fit(MATRIX, callback=stop_after(2))
-    model.iterations = 2
-    model.fit(MATRIX)  # from the factors that it has
-    check_same(model, ALS(**options, checkpoint=tmp_path).fit(MATRIX))
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    model.fit(MATRIX)
+    check_same(model, ALS(**options, checkpoint=tmp_path / "two").fit(MATRIX))
 
 
 def test_the_history_goes_on(tmp_path):
@@ -283,8 +328,10 @@ def test_the_history_goes_on(tmp_path):
     model = ALS(**options, checkpoint=tmp_path)
     with pytest.raises(TrainingInterrupted):
         model.fit(MATRIX, callback=stop_after(3))
-    assert model.loss_history_ == whole.loss_history_[:3]
-    assert state_of(tmp_path)["steps"] == 6
+    assert model.loss_history_ == []
+    written = state_of(tmp_path)
+    assert written["steps"] == 6
+    assert [measures["loss"] for measures in written["history"]] == whole.loss_history_[:3]
     resumed = ALS(**options, checkpoint=tmp_path).fit(MATRIX)
     assert resumed.loss_history_ == whole.loss_history_
 

@@ -12,6 +12,7 @@ from scipy import sparse
 from planted_ratings import best, confidences, implicit_half, random_cells
 from vecsmith import ALS, ops
 from vecsmith.data import Interactions
+from vecsmith.models._factor_table import row_hashes
 from vecsmith.models._recommend import NO_SCORE
 
 USERS, ITEMS = 30, 20
@@ -217,6 +218,35 @@ def test_users_of_zeros_and_equal_items_go_by_number(model):
     check_lists(found, scores, left_out, 18, [2, 25, 0])
 
 
+@pytest.mark.parametrize("k", [1, 2, 3, 7, 19, 20, 25])
+def test_of_equal_scores_the_lower_number_comes_first(k):
+    model, generator = ALS(), np.random.default_rng(5)
+    # Products of small integers: exact, and most of them several times.
+    model.user_factors = generator.integers(-2, 3, (USERS, 3))
+    model.item_factors = generator.integers(-2, 3, (ITEMS, 3))
+    scores = model.user_factors @ model.item_factors.T
+    options = {"N": k, "filter_already_liked_items": False}
+    none = np.zeros_like(LIKED)
+    for banned in (None, [0, 3, 11]):
+        none[:, banned or []] = True
+        found = model.recommend(np.arange(USERS), filter_items=banned, **options)
+        check_lists(found, scores, none, k)
+        for user in (0, 7):
+            one = model.recommend(user, filter_items=banned, **options)
+            np.testing.assert_array_equal(one[0], found[0][user])
+    check_lists(model.recommend(np.arange(USERS), MATRIX, N=k), scores, LIKED, k)
+
+
+def test_ties_at_the_end_of_a_list():
+    model = ALS()
+    model.user_factors = np.array([[1, 0]])
+    model.item_factors = np.array([[1, 0], [0, 0], [1, 5], [1, -3], [2, 0]])
+    for k in range(1, 6):
+        ids, scores = model.recommend(0, N=k, filter_already_liked_items=False)
+        assert ids.tolist() == [4, 0, 2, 3, 1][:k]
+        assert scores.tolist() == [2, 1, 1, 1, 0][:k]
+
+
 def changed_by_view(model):
     row = model.item_factors[3]
     model.recommend(0, MATRIX[0])
@@ -240,6 +270,49 @@ def changed_by_torch(model):
             model.item_embedding[3] = value
 
 
+def changed_by_torch_in_inference_mode(model):
+    for value in (100, -100):
+        yield
+        with torch.inference_mode():
+            model.item_embedding[3] = value
+
+
+def changed_by_other_data(model):
+    for seed in (2, 3, 4):
+        yield
+        generator = torch.Generator().manual_seed(seed)
+        model.item_embedding.data = torch.randn(ITEMS, 6, generator=generator)
+
+
+def changed_by_data_and_told(model):
+    for value in (100, -100):
+        yield
+        model.item_embedding.data[3] = value
+        torch.autograd.graph.increment_version(model.item_embedding)
+
+
+def changed_by_rows_in_another_order(model):
+    held = model.item_factors
+    model.recommend(0, MATRIX[0])
+    yield
+    held[:] = held[::-1].copy()
+    yield
+    held[:, :] = held[:, ::-1].copy()
+    del held
+    model.item_factors.sum()
+
+
+def changed_between_two_holders(model):
+    for value in (100, -100):
+        yield
+        held = model.item_factors
+        held[3] = value
+        del held
+        held = model.item_factors
+        model.recommend(0, MATRIX[0])
+        assert held[3, 0] == value
+
+
 def changed_by_assignment(model):
     for factor in (-2, -3):
         yield
@@ -261,8 +334,9 @@ def changed_by_fit(model):
 
 @pytest.mark.parametrize(
     "change",
-    [changed_by_view, changed_by_array, changed_by_torch, changed_by_assignment,
-     changed_by_new_factors, changed_by_fit],
+    [changed_by_view, changed_by_array, changed_by_torch, changed_by_torch_in_inference_mode,
+     changed_by_other_data, changed_by_data_and_told, changed_by_rows_in_another_order,
+     changed_between_two_holders, changed_by_assignment, changed_by_new_factors, changed_by_fit],
 )  # fmt: skip
 def test_changed_factors_are_searched_as_they_are(model, change):
     for _ in change(model):
@@ -288,16 +362,45 @@ def test_items_are_packed_once(model, monkeypatch):
         model.recommend(0, MATRIX[0])
         model.similar_items(2)
     assert len(packs) == 2
-    model.item_factors.sum()  # let go at once: packed once more
+    model.item_factors.sum()  # read, and let go
     gc.collect()
     for _ in range(3):
         model.recommend(0, MATRIX[0])
-    assert len(packs) == 3
     held = model.item_factors
     for _ in range(3):
         model.recommend(0, MATRIX[0])
-    assert len(packs) == 6
+        model.similar_items(2)
+    assert len(packs) == 2
+    held[3, 5] = np.nextafter(held[3, 5], 9)
+    for _ in range(3):
+        model.recommend(0, MATRIX[0])
+    assert len(packs) == 3
     assert held is model.item_factors
+    with torch.no_grad():
+        model.item_embedding.mul_(2)
+    for _ in range(3):
+        model.recommend(0, MATRIX[0])
+    assert len(packs) == 4
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("padded", [False, True])
+def test_a_hash_of_a_row_is_of_all_its_bits(columns, dtype, padded):
+    table = torch.randn(7, columns + 3, dtype=dtype, generator=torch.Generator().manual_seed(0))
+    table = table[:, :columns] if padded else table[:, :columns].contiguous()
+    before = row_hashes(table)
+    assert len(set(before.tolist())) == 7
+    np.testing.assert_array_equal(row_hashes(table.clone()), before)
+    np.testing.assert_array_equal(row_hashes(table.flip(0)), before[::-1])
+    for column in range(columns):
+        for value in (table[4, column].nextafter(torch.tensor(9.0, dtype=dtype)), 0.0, -0.0):
+            changed = table.clone()
+            changed[4, column] = value
+            assert (row_hashes(changed) != before).nonzero()[0].tolist() == [4]
+    if columns > 1:
+        assert row_hashes(table.flip(1))[4] != before[4]
+    assert row_hashes(table[:0]).shape == (0,)
 
 
 # --- similar --------------------------------------------------------------------------------------

@@ -146,6 +146,9 @@ def test_lists_and_plain_columns(vecsmith, tmp_path):
         (["--method", "lu"], "lu"),
         (["--user", "who"], "who"),
         (["--rating", 9], "9"),
+        (["--checkpoint-every", -1], "expected --checkpoint-every to be finite and >= 0; got -1"),
+        (["--checkpoint-every", "nan"], "expected --checkpoint-every"),
+        (["--threads", 2**40], "expected num_threads <= 4096"),
     ],
 )
 def test_als_refuses(vecsmith, ratings, tmp_path, options, text):
@@ -160,6 +163,39 @@ def test_als_refuses_files(vecsmith, tmp_path):
     (tmp_path / "twice.csv").write_text("user,item,rating\n1,2,3\n1,2,4\n")
     assert "1" in vecsmith("als", tmp_path / "twice.csv", "-o", tmp_path / "m").error()
     assert not (tmp_path / "m").exists()
+
+
+def test_a_field_without_end_is_no_rating(vecsmith, tmp_path):
+    (tmp_path / "long.csv").write_text(f"user,item,rating\n{'a' * 140_000},2,3\n")
+    error = vecsmith("als", tmp_path / "long.csv", "-o", tmp_path / "m").error()
+    assert "expected lines of text with short fields" in error
+    assert "Error:" not in error
+    assert not (tmp_path / "m").exists()
+
+
+def test_keys_do_not_speak_to_the_terminal(vecsmith, tmp_path):
+    (tmp_path / "r.csv").write_text('user,item,rating\n"\x1b[2Ja\nb",\x1b]0;x\x07,3\n')
+    done = vecsmith("als", tmp_path / "r.csv", "-o", tmp_path / "m", "-d", 2)
+    assert done.code == 0, done.err
+    assert not set(done.err) & {"\x1b", "\x07"}
+    lines = done.err.splitlines()
+    assert lines[-2].endswith("--user ' [2Ja b'")
+    assert lines[-1].endswith("--item ' ]0;x '")
+    assert ALS.load(tmp_path / "m").interactions.users.tolist() == ["\x1b[2Ja\nb"]
+
+
+def test_a_list_is_as_long_as_there_are_items(vecsmith, tmp_path):
+    model = ALS(factors=2)
+    model.user_factors, model.item_factors = np.eye(2), [[1, 0], [-1e-9, 1], [2, -0.0]]
+    model.save(tmp_path)
+    done = vecsmith("recommend", tmp_path, "--user", 0, "--liked", "-n", 10**12)
+    assert done.code == 0, done.err
+    assert done.out.split() == ["user", "0", "2", "2.0000", "0", "1.0000", "1", "0.0000"]
+    done = vecsmith("recommend", tmp_path, "--user", 0, "--liked", "-n", 10**12, "--json")
+    assert '"score": 0.0}]' in done.out
+    done = vecsmith("similar", tmp_path, "--item", 1, "-n", 10**12)
+    assert done.code == 0, done.err
+    assert [line.split()[1] for line in done.out.splitlines()[1:]] == ["0.0000", "0.0000"]
 
 
 def test_ctrl_c_leaves_a_checkpoint_that_the_same_command_goes_on_from(tmp_path, vecsmith):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import enum
 import shlex
 import sys
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vecsmith.cli import _training
+from vecsmith.cli._sentence import _line as one_line
 from vecsmith.cli._training import MODEL, TRAINING
 
 if TYPE_CHECKING:
@@ -239,6 +241,7 @@ def als(
 
     Ctrl-C leaves a checkpoint; the same command goes on from there.
     """
+    from vecsmith.models import _options as check
     from vecsmith.models._factor_training import FactorCheckpoint
 
     say = _training.speaker(quiet)
@@ -258,6 +261,7 @@ def als(
         raise ValueError(f"expected --held-out between 0 and 1; got {held_out:g}")
     if no_rating and (rating is not None or explicit):
         raise ValueError("expected --no-rating without --rating and --explicit; got both")
+    checkpoint_every = check.finite("--checkpoint-every", checkpoint_every, low=0.0)
     checkpoint = FactorCheckpoint(output, checkpoint_every, resume)
     options: dict[str, Any] = {
         "factors": factors,
@@ -318,8 +322,9 @@ def als(
     if len(read):
         user_key, item_key = read.users[0], read.items[int(read.matrix.indices[0])]
         folder = shlex.quote(str(output))
-        say(f"try: vecsmith recommend {folder} --user {shlex.quote(str(user_key))}")
-        say(f"     vecsmith similar {folder} --item {shlex.quote(str(item_key))}")
+        # Keys are whatever stood in the file.
+        say(one_line(f"try: vecsmith recommend {folder} --user {shlex.quote(str(user_key))}"))
+        say(one_line(f"     vecsmith similar {folder} --item {shlex.quote(str(item_key))}"))
 
 
 def _model(explicit: bool, options: dict[str, Any]) -> Any:
@@ -338,7 +343,14 @@ def _read(paths: list[Path], options: dict[str, Any]) -> Interactions:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"expected a file of ratings; got {path}: no such file")
-    return Interactions.read(paths, **options)
+    try:
+        return Interactions.read(paths, **options)
+    except csv.Error as error:
+        names = ", ".join(map(str, paths))
+        raise ValueError(
+            f"{names}: expected lines of text with short fields; got something else ({error}): is "
+            "it a table, and are --sep and --header what they should be?"
+        ) from None
 
 
 def _say_iteration(iteration: int, seconds: float, measured: Any) -> None:

@@ -117,6 +117,7 @@ def recommend(
     users, items = _keys(loaded, "user"), _keys(loaded, "item")
     rows = np.arange(len(users)) if everybody else _rows(loaded, "user", user or [])
     banned = _rows(loaded, "item", leave_out or [])
+    number = min(number, max(1, len(items)))
 
     def found() -> Iterator[tuple[Any, list[tuple[Any, float]]]]:
         for first in range(0, len(rows), _AT_ONCE):
@@ -159,6 +160,7 @@ def similar(
     loaded = _load(model, threads)
     rows, keys = _rows(loaded, side, asked or []), _keys(loaded, side)
     find = loaded.similar_items if side == "item" else loaded.similar_users
+    number = min(number, len(keys))
     # One more: it finds itself.
     ids, scores = find(rows, N=number + 1)
 
@@ -179,19 +181,24 @@ def _named(keys: np.ndarray, ids: np.ndarray, scores: np.ndarray) -> list[tuple[
     return list(zip(keys[ids[there]].tolist(), scores[there].tolist(), strict=True))
 
 
+def _rounded(score: float, digits: int) -> float:
+    """Without a minus before 0."""
+    return round(score, digits) + 0.0
+
+
 def _print(
     side: str, answers: Iterator[tuple[Any, list[tuple[Any, float]]]], as_json: bool
 ) -> None:
     for key, found in answers:
         if as_json:
-            items = [{"key": other, "score": round(score, 6)} for other, score in found]
+            items = [{"key": other, "score": _rounded(score, 6)} for other, score in found]
             print(json.dumps({side: key, "found": items}, ensure_ascii=False))
             continue
         print(f"{side} {one_line(str(key))}")
         lines = [(one_line(str(other)), score) for other, score in found]
         width = max((len(other) for other, _ in lines), default=0)
         for other, score in lines:
-            print(f"  {other:<{width}}  {score:.4f}")
+            print(f"  {other:<{width}}  {_rounded(score, 4):.4f}")
 
 
 def _write(path: Path, answers: Iterator[tuple[Any, list[tuple[Any, float]]]]) -> None:
@@ -206,6 +213,6 @@ def _write(path: Path, answers: Iterator[tuple[Any, list[tuple[Any, float]]]]) -
         writer.writerow(["user", "rank", "item", "score"])
         for key, found in answers:
             for rank, (other, score) in enumerate(found, 1):
-                writer.writerow([key, rank, other, f"{score:.6g}"])
+                writer.writerow([key, rank, other, f"{score + 0.0:.6g}"])
         text.flush()
         text.detach()

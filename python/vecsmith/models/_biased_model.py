@@ -24,6 +24,8 @@ _AT_ONCE = 1 << 16  # pairs that are predicted together
 class BiasedModel(FoldInModel):
     """r_ui ~ m + b_u + b_i + <x_u, y_i>, or without biases r_ui ~ <x_u, y_i>."""
 
+    _learned = ("global_bias", "rating_range", "history_")
+
     biases: bool
     clip: bool | tuple[float, float]
     global_bias: float
@@ -120,7 +122,10 @@ class BiasedModel(FoldInModel):
         }
 
     def _restore(self, state: dict[str, Any]) -> None:
-        least, greatest = (float(bound) for bound in state["rating_range"])
+        bounds = (check.finite("rating_range", bound) for bound in state["rating_range"])
+        least, greatest = bounds
+        if least > greatest:
+            raise ValueError(f"expected rating_range (least, greatest); got {least, greatest}")
         self.global_bias = check.finite("global_bias", state["global_bias"])
         self.rating_range = (least, greatest)
         self.history_ = restored_history(state["history_"])

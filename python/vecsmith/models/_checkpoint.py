@@ -88,6 +88,8 @@ class Checkpoint:
         self.resume = resume
         # True once this object has written the file or gone on from it: it is ours to replace.
         self.owned = False
+        # True once the present run has done so, where its model has set it to False before.
+        self.current = False
         self._holders = 0
         self._made: list[Path] = []
         self._lock: int | None = None
@@ -186,7 +188,7 @@ class Checkpoint:
                 raise damaged(self.path, f"expected finite tables; got nan or inf in {name!r}")
         for name, table in tables.items():
             table.copy_(found[name])
-        self.owned = True
+        self.owned = self.current = True
 
     def write(self, tables: dict[str, Tensor], state: dict[str, Any]) -> None:
         """Write tables and state, atomically.
@@ -204,7 +206,7 @@ class Checkpoint:
         metadata = {"format": self.format, "version": VERSION, "state": text}
         metadata["checksum"] = _checksum_all(text, tables)
         save_safetensors(self.path, tables, metadata)
-        self.owned = True
+        self.owned = self.current = True
 
     def remove(self) -> None:
         """Delete the checkpoint: what it held is saved elsewhere now."""

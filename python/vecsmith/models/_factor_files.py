@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import json
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from vecsmith.data._interaction_files import ITEMS, USERS, read_parts, write_par
 from vecsmith.io import load_safetensors, read_folder, save_safetensors
 from vecsmith.io._checks import refuse_nonfinite
 from vecsmith.models._checkpoint import Checkpoint, FolderInUseError
-from vecsmith.models._model_folder import read_config, write_folder
+from vecsmith.models._model_folder import read_config, refuse_folder, write_folder
 
 VERSION = 1
 # The modules of the models whose folders these are, by the format that config.json names.
@@ -85,13 +86,18 @@ def load(
         if known is not None:
             if not isinstance(known, dict):
                 raise ValueError(f"{path}: damaged (interactions)")
-            interactions = Interactions(*read_parts(find, known))
+            for name in (USERS, ITEMS, "interactions.safetensors"):
+                refuse_folder(find(name))
+            try:
+                interactions = Interactions(*read_parts(find, known))
+            except OverflowError as error:
+                raise ValueError(f"{path}: damaged (interactions: {error})") from None
     try:
         counts = {name: int(config[name]) for name in ("users", "items")}
         parts = config["parameters"], config["state"]
         if not all(isinstance(part, dict) for part in parts):
             raise TypeError(f"parameters and state are {parts!r:.60}")
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{path}: damaged ({error!r})") from None
     found = {name: tuple(table.shape) for name, table in tables.items()}
     widths = {shape[-1] for shape in found.values() if len(shape) == 2}
@@ -121,15 +127,21 @@ def constructed(
     model_class: Any,
     folder: str | os.PathLike[str],
     parameters: dict[str, Any],
+    known: Sequence[str],
     options: dict[str, Any],
 ) -> Any:
     """A model with the parameters of config.json, and these options.
 
+    known: the parameters that may be written there. A folder says nothing about this machine.
+
     Raises: ValueError where they are no parameters of it; as the constructor for ``options``.
     """
+    unknown = sorted(set(parameters) - set(known))
     try:
+        if unknown:
+            raise ValueError(f"expected parameters among {sorted(known)}; got {unknown}")
         model_class(**parameters)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"{folder}: config.json: damaged ({error})") from None
     return model_class(**{**parameters, **options})
 
@@ -143,9 +155,10 @@ def load_any(folder: str | os.PathLike[str], **options: Any) -> Any:
         path = find("config.json")
         if not path.exists():
             raise FileNotFoundError(f"{folder} is not a model folder: it has no config.json")
+        refuse_folder(path)
         try:
             form = json.loads(path.read_text(encoding="utf-8"))["format"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path}: not a model's config.json ({error!r})") from None
     if not isinstance(form, str) or form not in MODULES:
         raise ValueError(f"{path}: expected a model of {', '.join(MODULES)}; got {form!r}")

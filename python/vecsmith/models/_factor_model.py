@@ -3,8 +3,9 @@ folder."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
@@ -30,6 +31,10 @@ class FactorTables:
 
     _format: ClassVar[str]
     _saved: ClassVar[tuple[str, ...]]
+    # Options that are written beside those.
+    _written: ClassVar[tuple[str, ...]] = ("random_state",)
+    # What a fit sets beside the tables.
+    _learned: ClassVar[tuple[str, ...]]
 
     factors: int
     num_threads: int
@@ -76,9 +81,9 @@ class FactorTables:
     def _table(self, side: str) -> FactorTable:
         found = self._users if side == "user" else self._items
         if found is None:
-            raise ValueError(
-                f"expected a {type(self).__name__} with {side}_factors; got one before fit"
-            )
+            name = type(self).__name__
+            article = "an" if name[0] in "AEIOU" else "a"
+            raise ValueError(f"expected {article} {name} with {side}_factors; got one before fit")
         return found
 
     def _array(self, side: str, part: str) -> np.ndarray | None:
@@ -96,7 +101,7 @@ class FactorTables:
         return torch.float64 if self._numpy_dtype() == np.float64 else torch.float32
 
     def _threads(self) -> int | None:
-        return self.num_threads or None
+        return options_of.useful_threads(options_of.threads(self.num_threads)) or None
 
     def _columns(self) -> tuple[int, int]:
         """(columns of the tables, how many of them are factors)."""
@@ -104,12 +109,39 @@ class FactorTables:
 
     # --- training -----------------------------------------------------------------------------
 
-    def _begin(self, plan: Plan, users: FactorTable, items: FactorTable, matrix: Any) -> Training:
-        """Reads the checkpoint; only where that is of this training the model is changed."""
-        training = Training(plan, self.checkpoint)
-        self._users, self._items = users, items
-        self.interactions = matrix if isinstance(matrix, Interactions) else None
-        return training
+    def _check_options(self) -> None:
+        """Takes the options to their proper types: they may have been set to something else since
+        the constructor. Raises TypeError, ValueError."""
+        raise NotImplementedError
+
+    @contextlib.contextmanager
+    def _begun(
+        self, plan: Plan, users: FactorTable, items: FactorTable, matrix: Any
+    ) -> Iterator[Training]:
+        """The model with new tables, and their training, which runs within. Where something is
+        raised, a checkpoint of something else or an interrupt, too, the model is again as it was.
+
+        Tables that are gone on from are copied for that, to the memory of the CPU.
+        """
+        names = ("_users", "_items", "interactions", *self._learned)
+        before = {name: getattr(self, name) for name in names}
+        old = [table for table in (users, items) if table in (self._users, self._items)]
+        kept = [(table, table.tensor.to("cpu", copy=True)) for table in old]
+        if self.checkpoint is not None:
+            self.checkpoint.current = False
+        try:
+            training = Training(plan, self.checkpoint)
+            self._users, self._items = users, items
+            self.interactions = matrix if isinstance(matrix, Interactions) else None
+            yield training
+        except BaseException:
+            for table, values in kept:
+                table.tensor.copy_(values)
+            for name, value in before.items():
+                setattr(self, name, value)
+            if self.checkpoint is not None and self.checkpoint.current:
+                self.checkpoint.owned = False  # the next fit goes on from what this one has written
+            raise
 
     # --- files --------------------------------------------------------------------------------
 
@@ -123,8 +155,8 @@ class FactorTables:
         return {}
 
     def _restore(self, state: dict[str, Any]) -> None:
-        """Takes what :meth:`_state` gave. Raises KeyError, TypeError, ValueError, AttributeError
-        where it is that no more."""
+        """Takes what :meth:`_state` gave. Raises KeyError, TypeError, ValueError, AttributeError,
+        OverflowError where it is that no more."""
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Save to a folder: config.json, model.safetensors, and interactions.safetensors,
@@ -133,11 +165,12 @@ class FactorTables:
         it is not needed any more.
 
         Raises:
-            ValueError: a model that was not fit, or holds nan; factors and interactions of
-                different sizes.
+            TypeError, ValueError: a model that was not fit, or holds nan; factors and interactions
+                of different sizes; options out of range; a folder without a name.
             OSError: if the disk is full, or the folder cannot be written.
         """
         users, items = self._table("user"), self._table("item")
+        self._check_options()
         shape = (len(users), len(items))
         if self.interactions is not None and self.interactions.shape != shape:
             raise ValueError(
@@ -168,7 +201,8 @@ class FactorTables:
         """
         options = files.load_options(options)
         config, tables, interactions = files.load(folder, cls._format)
-        model: Self = files.constructed(cls, folder, config["parameters"], options)
+        known = (*cls._saved, *cls._written)
+        model: Self = files.constructed(cls, folder, config["parameters"], known, options)
         columns, width = model._columns()
         for name, table in tables.items():
             if table.shape[1] != columns:
@@ -181,7 +215,7 @@ class FactorTables:
                 )
         try:
             model._restore(config["state"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(f"{folder}: config.json: damaged ({error!r})") from None
         model._users = FactorTable(tables["users"].to(model._device), width)
         model._items = FactorTable(tables["items"].to(model._device), width)
@@ -190,6 +224,6 @@ class FactorTables:
 
 
 def restored_history(history: Iterable[Any]) -> list[dict[str, float]]:
-    """The measures of each iteration, from a folder. Raises TypeError, ValueError, AttributeError
-    for what are none."""
+    """The measures of each iteration, from a folder. Raises TypeError, ValueError, AttributeError,
+    OverflowError for what are none."""
     return [{name: float(value) for name, value in measures.items()} for measures in history]

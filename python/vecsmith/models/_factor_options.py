@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 from typing import Any
@@ -14,6 +15,8 @@ from vecsmith.models import _options as check
 from vecsmith.models._checkpoint import Checkpoint
 from vecsmith.models._factor_training import FactorCheckpoint
 
+# As many as the operators take.
+MOST_THREADS = 4096
 METHODS = ("cholesky", "cg", "block")
 
 
@@ -30,12 +33,36 @@ def dtype(value: Any) -> np.dtype:
     return found
 
 
-def method(value: Any) -> Any:
+def method(value: Any) -> str | None:
     """The name of a method, or None."""
-    if value is not None and value not in METHODS:
+    if value is None:
+        return None
+    if not isinstance(value, str) or value not in METHODS:
         names = ", ".join(repr(name) for name in METHODS)
         raise ValueError(f"expected method to be one of {names}; got {value!r}")
-    return value
+    return str(value)
+
+
+def boolean(name: str, value: Any) -> bool:
+    """True or False; 1 and 0, and NumPy's, are taken."""
+    try:
+        number = operator.index(bool(value) if isinstance(value, np.bool_) else value)
+    except TypeError:
+        number = -1
+    if number not in (0, 1):
+        raise TypeError(f"expected {name} to be True or False; got {value!r}")
+    return bool(number)
+
+
+def threads(value: Any) -> int:
+    """Of at most MOST_THREADS; 0: as many as torch has."""
+    return check.integer("num_threads", value, 0, MOST_THREADS)
+
+
+def useful_threads(count: int) -> int:
+    """So many, but not more than a machine of this size has a use for: each of them takes time and
+    memory to begin. Those that a model was saved with may be another machine's."""
+    return min(count, 4 * (os.cpu_count() or 1))
 
 
 def generator(random_state: Any) -> np.random.Generator:
@@ -60,7 +87,7 @@ def random_state(value: Any) -> Any:
     """Something that :func:`generator` takes; the state of a generator is left as it is."""
     if not isinstance(value, (np.random.Generator, np.random.RandomState)):
         generator(value)
-    return value
+    return int(value) if isinstance(value, np.integer) else value
 
 
 def checkpoint(
@@ -68,11 +95,12 @@ def checkpoint(
 ) -> Checkpoint | None:
     """The checkpoint in a folder, or None, of a model of this dtype. Nothing is read or written."""
     every = check.finite("checkpoint_every", every, low=0.0)
+    resume = boolean("resume", resume)
     if folder is not None and kind != np.float32:
         raise ValueError(f"expected dtype float32 with a checkpoint; got {kind}")
     if folder is None or isinstance(folder, Checkpoint):
         return folder
-    return FactorCheckpoint(folder, every, bool(resume))
+    return FactorCheckpoint(folder, every, resume)
 
 
 def clip(value: Any) -> bool | tuple[float, float]:
@@ -102,6 +130,11 @@ def drawn(rows: int, columns: int, kind: np.dtype, random: np.random.Generator) 
     values = random.standard_normal((rows, columns), dtype=kind.type)
     values *= START
     return torch.from_numpy(values)
+
+
+def progress(value: Any) -> bool | None:
+    """True, False or None."""
+    return None if value is None else boolean("progress", value)
 
 
 def visible(show_progress: Any, progress: bool | None) -> bool:

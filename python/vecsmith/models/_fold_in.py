@@ -7,9 +7,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from vecsmith import ops
+from vecsmith.models._checkpoint import is_finite
 from vecsmith.models._factor_table import FactorTable
+from vecsmith.models._factor_training import TROUBLE
 from vecsmith.models._recommend import FactorModel, row_numbers
+
+# Row numbers have 31 bits.
+_LAST = (1 << 31) - 2
 
 
 class FoldInModel(FactorModel):
@@ -39,8 +46,18 @@ class FoldInModel(FactorModel):
         other = self._table("item" if side == "user" else "user")
         rows, single = row_numbers(what, ids, None)
         cells = self._fitting(name, matrix, len(rows), len(other))
-        found = self._recalculated(side, cells.to(self._device)).cpu().numpy()
+        found = self._finite(side, cells.to(self._device)).cpu().numpy()
         return found[0] if single else found
+
+    def _finite(self, side: str, cells: ops.Cells) -> Tensor:
+        """As :meth:`_recalculated`. Raises ValueError where that comes to nan or infinity."""
+        found = self._recalculated(side, cells)
+        if not is_finite(found):
+            raise ValueError(
+                f"expected finite factors; got nan or inf for {side}s: "
+                f"{TROUBLE.format(self._numpy_dtype())}"
+            )
+        return found
 
     def partial_fit_users(self, userids: Any, user_items: Any) -> None:
         """Replace the factors of users by those of :meth:`recalculate_user`. Users beyond the last
@@ -50,7 +67,8 @@ class FoldInModel(FactorModel):
             userids: integers [n], each once.
             user_items: [n, items], a row for each.
 
-        Raises: ValueError, TypeError, IndexError; nothing is changed then.
+        Raises: ValueError, TypeError, IndexError; MemoryError where there is none for the rows that
+            would be added. Nothing is changed then.
         """
         self._users = self._partial_fit("user", "userids", userids, "user_items", user_items)
 
@@ -66,6 +84,8 @@ class FoldInModel(FactorModel):
         twice = ordered[1:][ordered[1:] == ordered[:-1]]
         if len(twice):
             raise ValueError(f"expected {what} each once; got {twice[0]} twice")
+        if len(rows) and ordered[-1] > _LAST:
+            raise IndexError(f"expected {what} of at most {_LAST}; got {ordered[-1]}")
         cells = self._fitting(name, matrix, len(rows), len(other))
         count = int(ordered[-1]) + 1 if len(rows) else 0
         if count > len(table) and self.interactions is not None:
@@ -73,7 +93,7 @@ class FoldInModel(FactorModel):
                 f"expected {what} below {len(table)}, which have keys; got {count - 1} "
                 "(interactions = None gives up the keys)"
             )
-        found = self._recalculated(side, cells.to(self._device))
+        found = self._finite(side, cells.to(self._device))
         with torch.inference_mode(False), torch.no_grad():
             if count > len(table):
                 table = table.extended(count)

@@ -99,7 +99,7 @@ class FactorModel(FactorTables):
                 stored cell is a liked item. None: those of ``interactions``, if there are any.
             N: how many.
             filter_already_liked_items: leave out each user's own cells.
-            filter_items: items that nobody gets.
+            filter_items: items that nobody gets: an integer, or integers [n].
             recalculate_user: do not take the user's factors but what ``user_items`` makes of them;
                 ``userid`` may be any then.
             items: rank these alone. Not together with ``filter_items``.
@@ -159,7 +159,7 @@ class FactorModel(FactorTables):
         return self.recommend(
             userid,
             user_items,
-            N=max(1, len(selected_items)),
+            N=max(1, np.size(selected_items)),
             filter_already_liked_items=False,
             recalculate_user=recalculate_user,
             items=selected_items,
@@ -204,7 +204,7 @@ class FactorModel(FactorTables):
         returned)."""
         if ids is None:
             return None, None
-        if others is not None and len(others):
+        if others is not None and np.size(others):
             raise ValueError(f"expected {name} or {other}; got both")
         rows, _ = row_numbers(name, np.atleast_1d(np.asarray(ids)), count)
         kind = np.asarray(ids).dtype
@@ -219,7 +219,7 @@ class FactorModel(FactorTables):
         return ops.PackedRows(table.tensor[only], metric="dot", num_threads=threads).search
 
     def _banned(self, name: str, ids: Any, count: int) -> Tensor | None:
-        if ids is None or not len(ids):
+        if ids is None or not np.size(ids):
             return None
         rows, _ = row_numbers(name, ids, count)
         banned = torch.zeros(count, dtype=torch.bool)

@@ -21,7 +21,7 @@ from vecsmith.models import _options as check
 from vecsmith.models._cell_scores import implicit_loss
 from vecsmith.models._checkpoint import checksum
 from vecsmith.models._factor_model import FactorTables, restored_history
-from vecsmith.models._factor_table import FactorTable
+from vecsmith.models._factor_table import FactorTable, check_given
 from vecsmith.models._factor_training import SIDES, TROUBLE, Measures, Plan, cells_identity, session
 from vecsmith.models._fold_in import FoldInModel
 from vecsmith.models._recommend import given_cells, one_row
@@ -92,6 +92,8 @@ class ALS(FoldInModel):
         *("calculate_training_loss", "method", "cg_steps", "block_size"),
         *("weighted_regularization", "tolerance"),
     )
+    _written = ("random_state", "dtype")
+    _learned = ("loss_history_",)
 
     def __init__(
         self,
@@ -144,14 +146,17 @@ class ALS(FoldInModel):
         self.factors = check.integer("factors", self.factors, 1)
         self.regularization = check.finite("regularization", self.regularization, low=0.0)
         self.alpha = check.finite("alpha", self.alpha)
+        for name in ("use_native", "use_cg", "calculate_training_loss", "weighted_regularization"):
+            setattr(self, name, options_of.boolean(name, getattr(self, name)))
         self.iterations = check.integer("iterations", self.iterations, 0)
-        self.num_threads = check.integer("num_threads", self.num_threads, 0)
+        self.num_threads = options_of.threads(self.num_threads)
         self.cg_steps = check.integer("cg_steps", self.cg_steps, 0)
         self.block_size = check.integer("block_size", self.block_size, 1)
         self.tolerance = check.finite("tolerance", self.tolerance, low=0.0)
         self.dtype = options_of.dtype(self.dtype)
-        options_of.method(self.method)
-        options_of.random_state(self.random_state)
+        self.method = options_of.method(self.method)
+        self.random_state = options_of.random_state(self.random_state)
+        self.progress = options_of.progress(self.progress)
 
     def __repr__(self) -> str:
         return f"{super().__repr__()[:-1]}, {self._method()}>"
@@ -188,23 +193,34 @@ class ALS(FoldInModel):
         elif old is not None and values is old.lent("factors"):
             return  # model.user_factors *= 2 comes here with the array that it has changed
         else:
-            made = self._new_table(f"{side}_factors", values)
+            made = self._new_table(side, values)
         if side == "user":
             self._users = made
         else:
             self._items = made
 
-    def _new_table(self, name: str, values: Any) -> FactorTable:
-        shared = isinstance(values, Tensor)
-        with torch.inference_mode(False):
+    def _new_table(self, side: str, values: Any) -> FactorTable:
+        name, shared = f"{side}_factors", isinstance(values, Tensor)
+        if not shared and np.asarray(values).dtype.kind not in "fiub":
+            got = np.asarray(values).dtype
+            raise TypeError(f"expected {name} to be real numbers; got {got}")
+        with torch.inference_mode(False), np.errstate(over="ignore"):
             table = values if shared else torch.from_numpy(np.array(values, self.dtype))
-            if table.dim() != 2 or table.dtype != self._torch_dtype():
+            if table.dim() != 2 or not table.shape[1] or table.dtype != self._torch_dtype():
                 raise ValueError(
                     f"expected {name} of shape [rows, factors], {self._torch_dtype()}; "
                     f"got {list(table.shape)}, {table.dtype}"
                 )
             if shared and table.device != self._device:
                 raise ValueError(f"expected {name} on {self._device}; got it on {table.device}")
+            other = self._items if side == "user" else self._users
+            if other is not None and other.width != table.shape[1]:
+                theirs = "item_factors" if side == "user" else "user_factors"
+                raise ValueError(
+                    f"expected {name} of {other.width} columns, as many as {theirs} have; got "
+                    f"{table.shape[1]} ({theirs} = None makes room for others)"
+                )
+            check_given(name, table)
             return FactorTable(table if shared else table.to(self._device))
 
     @property
@@ -220,7 +236,10 @@ class ALS(FoldInModel):
         show_progress: bool = True,
         callback: Callable[[int, float, float | None], Any] | None = None,
     ) -> ALS:
-        """Factorize a matrix of users and items.
+        """Factorize a matrix of users and items. Factors that are there are gone on from, in place.
+
+        Whatever is raised, an interrupt too, the model is as it was before; for that a copy is kept
+        of factors that are gone on from.
 
         Args:
             user_items: [users, items]: scipy.sparse (CSR is read in place) or torch.sparse, or
@@ -241,17 +260,17 @@ class ALS(FoldInModel):
         self._check_options()
         cells = given_cells("ALS.fit", user_items)
         users, items, seeded = self._start(*cells.shape)
-        with session(self.num_threads, self.checkpoint):
+        with session(self._threads() or 0, self.checkpoint):
             plan = self._plan(cells, users, items, seeded)
-            training = self._begin(plan, users, items, user_items)
-            self.loss_history_ = _losses(training.cursor.history)
-
-            def after(iteration: int, seconds: float, measures: Measures) -> None:
+            with self._begun(plan, users, items, user_items) as training:
                 self.loss_history_ = _losses(training.cursor.history)
-                if callback is not None:
-                    callback(iteration, seconds, measures.get("loss"))
 
-            training.run(options_of.visible(show_progress, self.progress), after)
+                def after(iteration: int, seconds: float, measures: Measures) -> None:
+                    self.loss_history_ = _losses(training.cursor.history)
+                    if callback is not None:
+                        callback(iteration, seconds, measures.get("loss"))
+
+                training.run(options_of.visible(show_progress, self.progress), after)
         return self
 
     def _start(self, rows: int, columns: int) -> tuple[FactorTable, FactorTable, bool]:
@@ -379,6 +398,9 @@ class ALS(FoldInModel):
 
         Returns: (score, [(item, what it gives), ...] greatest first, the Cholesky factor of A as
             ``scipy.linalg.cho_factor`` gives it).
+
+        Raises: IndexError, TypeError; ValueError where the system has no inverse (without
+            regularization: more factors than items).
         """
         from scipy import linalg
 
@@ -393,7 +415,15 @@ class ALS(FoldInModel):
         part = slice(int(cells.indptr[row]), int(cells.indptr[row + 1]))
         columns, values = cells.indices[part], cells.values[part]
         if user_weights is None:
-            user_weights = linalg.cho_factor(self._system(table, columns, values)[0].cpu().numpy())
+            system = self._system(table, columns, values)[0].cpu().numpy()
+            try:
+                user_weights = linalg.cho_factor(system)
+            except linalg.LinAlgError:
+                raise ValueError(
+                    "expected a system of the user that has one solution (a larger regularization "
+                    f"makes one); got one without, of {self.factors} factors, {len(table)} items "
+                    f"and regularization {self.regularization:g}"
+                ) from None
         weighted = linalg.cho_solve(user_weights, table.tensor[item].double().cpu().numpy())
         liked = (self.alpha * values.double()).cpu().numpy()
         given = table.tensor[columns.long()].double().cpu().numpy() @ weighted * liked

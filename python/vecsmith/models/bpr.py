@@ -79,6 +79,7 @@ class BPR(FactorModel):
         *("factors", "learning_rate", "regularization", "iterations", "num_threads"),
         *("verify_negative_samples", "tolerance"),
     )
+    _learned = ("history_",)
 
     def __init__(
         self,
@@ -97,21 +98,34 @@ class BPR(FactorModel):
         resume: bool = True,
         progress: bool | None = None,
     ) -> None:
-        self.factors = check.integer("factors", factors, 1)
-        self.learning_rate = check.rate("learning_rate", learning_rate)
-        self.regularization = check.finite("regularization", regularization, low=0.0)
+        self.factors = factors
+        self.learning_rate = learning_rate
+        self.regularization = regularization
         if dtype not in (np.float32, torch.float32, "float32"):
             raise ValueError(f"expected dtype float32; got {dtype!r}")
         self.dtype = np.dtype(np.float32)
-        self.iterations = check.integer("iterations", iterations, 0)
-        self.num_threads = check.integer("num_threads", num_threads, 0)
-        self.verify_negative_samples = bool(verify_negative_samples)
-        self.random_state = options_of.random_state(random_state)
-        self.tolerance = check.finite("tolerance", tolerance, low=0.0)
+        self.iterations = iterations
+        self.num_threads = num_threads
+        self.verify_negative_samples = verify_negative_samples
+        self.random_state = random_state
+        self.tolerance = tolerance
         self.checkpoint = options_of.checkpoint(checkpoint, checkpoint_every, resume, self.dtype)
         self.progress = progress
         self.interactions = None
         self.history_: list[Measures] = []
+        self._check_options()
+
+    def _check_options(self) -> None:
+        self.factors = check.integer("factors", self.factors, 1)
+        self.learning_rate = check.rate("learning_rate", self.learning_rate)
+        self.regularization = check.finite("regularization", self.regularization, low=0.0)
+        self.iterations = check.integer("iterations", self.iterations, 0)
+        self.num_threads = options_of.threads(self.num_threads)
+        name = "verify_negative_samples"
+        self.verify_negative_samples = options_of.boolean(name, self.verify_negative_samples)
+        self.random_state = options_of.random_state(self.random_state)
+        self.tolerance = check.finite("tolerance", self.tolerance, low=0.0)
+        self.progress = options_of.progress(self.progress)
 
     @property
     def n_parameters(self) -> int:
@@ -125,7 +139,11 @@ class BPR(FactorModel):
         show_progress: bool = True,
         callback: Callback | None = None,
     ) -> BPR:
-        """Learn from a matrix of users and items.
+        """Learn from a matrix of users and items. Factors that are there are gone on from, in
+        place.
+
+        Whatever is raised, an interrupt too, the model is as it was before; for that a copy is kept
+        of factors that are gone on from.
 
         Args:
             user_items: [users, items]: scipy.sparse or torch.sparse, or
@@ -143,10 +161,11 @@ class BPR(FactorModel):
             CheckpointError: a checkpoint that is damaged or of another run. FolderInUseError.
             TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
         """
+        self._check_options()
         cells = given_cells("BPR.fit", user_items)
         random = options_of.generator(self.random_state)
         seed = int(random.integers(2**63))
-        with session(self.num_threads, self.checkpoint):
+        with session(self._threads() or 0, self.checkpoint):
             if self.random_state is None:
                 seed = seed_to_go_on_with(self.checkpoint, seed)
             blocks = ops.factor_blocks(cells, seed=seed, num_threads=self._threads())
@@ -156,9 +175,9 @@ class BPR(FactorModel):
                 start = checksum(*plan.tables.values()) if seeded else None
                 plan.identity["settings"] |= {"start": start}
                 plan.identity |= {"matrix": cells_identity(cells)}
-            training = self._begin(plan, users, items, user_items)
-            self.history_ = training.cursor.history
-            training.run(options_of.visible(show_progress, self.progress), callback)
+            with self._begun(plan, users, items, user_items) as training:
+                self.history_ = training.cursor.history
+                training.run(options_of.visible(show_progress, self.progress), callback)
         return self
 
     def _start(

@@ -95,6 +95,7 @@ class ExplicitALS(BiasedModel):
         *("nonnegative", "method", "cg_steps", "block_size", "clip", "calculate_training_loss"),
         *("tolerance", "patience"),
     )
+    _written = ("random_state", "dtype")
 
     def __init__(
         self,
@@ -121,24 +122,22 @@ class ExplicitALS(BiasedModel):
         resume: bool = True,
         progress: bool | None = None,
     ) -> None:
-        self.factors = check.integer("factors", factors, 1)
-        self.regularization = check.finite("regularization", regularization, low=0.0)
-        self.biases = bool(biases)
-        self.weighted_regularization = bool(weighted_regularization)
-        self.nonnegative = bool(nonnegative)
-        self.iterations = check.integer("iterations", iterations, 0)
-        self.method = options_of.method(method)
-        if nonnegative and method is not None:
-            raise ValueError(f"expected no method with nonnegative; got {method!r}")
-        self.cg_steps = check.integer("cg_steps", cg_steps, 0)
-        self.block_size = check.integer("block_size", block_size, 1)
-        self.clip = options_of.clip(clip)
-        self.calculate_training_loss = bool(calculate_training_loss)
-        self.tolerance = check.finite("tolerance", tolerance, low=0.0)
-        self.patience = check.integer("patience", patience, 1)
+        self.factors = factors
+        self.regularization = regularization
+        self.biases = biases
+        self.weighted_regularization = weighted_regularization
+        self.nonnegative = nonnegative
+        self.iterations = iterations
+        self.method = method
+        self.cg_steps = cg_steps
+        self.block_size = block_size
+        self.clip = clip
+        self.calculate_training_loss = calculate_training_loss
+        self.tolerance = tolerance
+        self.patience = patience
         self.dtype = options_of.dtype(dtype)
-        self.num_threads = check.integer("num_threads", num_threads, 0)
-        self.random_state = options_of.random_state(random_state)
+        self.num_threads = num_threads
+        self.random_state = random_state
         self._device = check.device(device)
         self.checkpoint = options_of.checkpoint(checkpoint, checkpoint_every, resume, self.dtype)
         self.progress = progress
@@ -146,6 +145,26 @@ class ExplicitALS(BiasedModel):
         self.global_bias = 0.0
         self.rating_range: tuple[float, float] | None = None
         self.history_: list[Measures] = []
+        self._check_options()
+
+    def _check_options(self) -> None:
+        self.factors = check.integer("factors", self.factors, 1)
+        self.regularization = check.finite("regularization", self.regularization, low=0.0)
+        for name in ("biases", "weighted_regularization", "nonnegative", "calculate_training_loss"):
+            setattr(self, name, options_of.boolean(name, getattr(self, name)))
+        self.iterations = check.integer("iterations", self.iterations, 0)
+        self.method = options_of.method(self.method)
+        if self.nonnegative and self.method is not None:
+            raise ValueError(f"expected no method with nonnegative; got {self.method!r}")
+        self.cg_steps = check.integer("cg_steps", self.cg_steps, 0)
+        self.block_size = check.integer("block_size", self.block_size, 1)
+        self.clip = options_of.clip(self.clip)
+        self.tolerance = check.finite("tolerance", self.tolerance, low=0.0)
+        self.patience = check.integer("patience", self.patience, 1)
+        self.dtype = options_of.dtype(self.dtype)
+        self.num_threads = options_of.threads(self.num_threads)
+        self.random_state = options_of.random_state(self.random_state)
+        self.progress = options_of.progress(self.progress)
 
     def _numpy_dtype(self) -> np.dtype:
         return self.dtype
@@ -159,7 +178,8 @@ class ExplicitALS(BiasedModel):
         show_progress: bool = True,
         callback: Callable[[int, float, Measures], Any] | None = None,
     ) -> ExplicitALS:
-        """Factorize a matrix of ratings, from new factors.
+        """Factorize a matrix of ratings, from new factors. Whatever is raised, an interrupt too,
+        the model is as it was before.
 
         Args:
             ratings: [users, items]: scipy.sparse (CSR is read in place) or torch.sparse, or
@@ -180,21 +200,22 @@ class ExplicitALS(BiasedModel):
             CheckpointError: a checkpoint that is damaged or of another run. FolderInUseError.
             TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
         """
+        self._check_options()
         cells, held = self._given(ratings, validation)
-        with session(self.num_threads, self.checkpoint):
+        with session(self._threads() or 0, self.checkpoint):
             users, items = self._drawn(cells.shape)
             mean = float(cells.values.double().mean()) if self.biases else 0.0
             seen = (float(cells.values.min()), float(cells.values.max()))
             plan = self._plan(cells, held, users, items, mean, self._bounds(seen))
-            training = self._begin(plan, users, items, ratings)
-            self.global_bias, self.rating_range = mean, seen
-            self.history_ = training.cursor.history
+            with self._begun(plan, users, items, ratings) as training:
+                self.global_bias, self.rating_range = mean, seen
+                self.history_ = training.cursor.history
 
-            def after(iteration: int, seconds: float, measures: Measures) -> None:
-                if callback is not None:
-                    callback(iteration, seconds, measures)
+                def after(iteration: int, seconds: float, measures: Measures) -> None:
+                    if callback is not None:
+                        callback(iteration, seconds, measures)
 
-            training.run(options_of.visible(show_progress, self.progress), after)
+                training.run(options_of.visible(show_progress, self.progress), after)
         return self
 
     def _drawn(self, shape: tuple[int, int]) -> tuple[FactorTable, FactorTable]:

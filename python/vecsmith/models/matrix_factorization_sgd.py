@@ -29,6 +29,8 @@ from vecsmith.models._factor_training import (
 from vecsmith.models._minibatch_sgd import MinibatchSGD
 
 _OPTIMIZERS = ("adagrad", "sgd")
+# Gradients grow with the third power of the ratings' standard deviation.
+_LEAST_SPREAD = 1e-10
 _RULES = ("sgd", "adagrad", "rowwise_adagrad", "adam", "rowwise_adam")
 
 # An epoch by its number and rate: the sum of its squared errors.
@@ -128,39 +130,22 @@ class MatrixFactorizationSGD(BiasedModel):
         resume: bool = True,
         progress: bool | None = None,
     ) -> None:
-        self.factors = check.integer("factors", factors, 1)
-        self.learning_rate = check.rate("learning_rate", learning_rate)
-        self.regularization = check.finite("regularization", regularization, low=0.0)
-        self.epochs = check.integer("epochs", epochs, 0)
-        self.biases = bool(biases)
-        self.random_state = options_of.random_state(random_state)
-        self.num_threads = check.integer("num_threads", num_threads, 0)
-        self.minibatch = check.optional("minibatch", minibatch)
-        allowed = _OPTIMIZERS if minibatch is None else _RULES
-        if optimizer not in allowed:
-            names = ", ".join(repr(name) for name in allowed)
-            kind = "without" if minibatch is None else "with"
-            raise ValueError(
-                f"expected optimizer to be one of {names}, {kind} a minibatch; got {optimizer!r}"
-            )
+        self.factors = factors
+        self.learning_rate = learning_rate
+        self.regularization = regularization
+        self.epochs = epochs
+        self.biases = biases
+        self.random_state = random_state
+        self.num_threads = num_threads
         self.optimizer = optimizer
-        self.decay = check.finite("decay", decay, low=0.0)
-        if self.decay >= 1:
-            raise ValueError(f"expected decay below 1; got {self.decay}")
+        self.decay = decay
         self.bias_learning_rate = bias_learning_rate
-        if bias_learning_rate is not None:
-            self.bias_learning_rate = check.rate("bias_learning_rate", bias_learning_rate)
-            if minibatch is not None:
-                raise ValueError("expected no bias_learning_rate with a minibatch, which has one")
         self.bias_regularization = bias_regularization
-        if bias_regularization is not None:
-            self.bias_regularization = check.finite(
-                "bias_regularization", bias_regularization, low=0.0
-            )
-        self.initial_spread = check.finite("initial_spread", initial_spread, low=0.0)
-        self.clip = options_of.clip(clip)
-        self.patience = check.integer("patience", patience, 1)
-        self.tolerance = check.finite("tolerance", tolerance, low=0.0)
+        self.initial_spread = initial_spread
+        self.minibatch = minibatch
+        self.clip = clip
+        self.patience = patience
+        self.tolerance = tolerance
         float32 = self._numpy_dtype()
         self.checkpoint = options_of.checkpoint(checkpoint, checkpoint_every, resume, float32)
         self.progress = progress
@@ -168,6 +153,42 @@ class MatrixFactorizationSGD(BiasedModel):
         self.global_bias = 0.0
         self.rating_range: tuple[float, float] | None = None
         self.history_: list[Measures] = []
+        self._check_options()
+
+    def _check_options(self) -> None:
+        self.factors = check.integer("factors", self.factors, 1)
+        self.learning_rate = check.rate("learning_rate", self.learning_rate)
+        self.regularization = check.finite("regularization", self.regularization, low=0.0)
+        self.epochs = check.integer("epochs", self.epochs, 0)
+        self.biases = options_of.boolean("biases", self.biases)
+        self.random_state = options_of.random_state(self.random_state)
+        self.num_threads = options_of.threads(self.num_threads)
+        self.minibatch = check.optional("minibatch", self.minibatch)
+        allowed = _OPTIMIZERS if self.minibatch is None else _RULES
+        if not isinstance(self.optimizer, str) or self.optimizer not in allowed:
+            names = ", ".join(repr(name) for name in allowed)
+            kind = "without" if self.minibatch is None else "with"
+            raise ValueError(
+                f"expected optimizer to be one of {names}, {kind} a minibatch; "
+                f"got {self.optimizer!r}"
+            )
+        self.optimizer = str(self.optimizer)
+        self.decay = check.finite("decay", self.decay, low=0.0)
+        if self.decay >= 1:
+            raise ValueError(f"expected decay below 1; got {self.decay}")
+        if self.bias_learning_rate is not None:
+            self.bias_learning_rate = check.rate("bias_learning_rate", self.bias_learning_rate)
+            if self.minibatch is not None:
+                raise ValueError("expected no bias_learning_rate with a minibatch, which has one")
+        if self.bias_regularization is not None:
+            self.bias_regularization = check.finite(
+                "bias_regularization", self.bias_regularization, low=0.0
+            )
+        self.initial_spread = check.finite("initial_spread", self.initial_spread, low=0.0)
+        self.clip = options_of.clip(self.clip)
+        self.patience = check.integer("patience", self.patience, 1)
+        self.tolerance = check.finite("tolerance", self.tolerance, low=0.0)
+        self.progress = options_of.progress(self.progress)
 
     # --- training -----------------------------------------------------------------------------
 
@@ -178,7 +199,8 @@ class MatrixFactorizationSGD(BiasedModel):
         show_progress: bool = True,
         callback: Callback | None = None,
     ) -> MatrixFactorizationSGD:
-        """Factorize a matrix of ratings, from new factors.
+        """Factorize a matrix of ratings, from new factors. Whatever is raised, an interrupt too,
+        the model is as it was before.
 
         Args:
             ratings: [users, items]: scipy.sparse or torch.sparse, or
@@ -199,26 +221,33 @@ class MatrixFactorizationSGD(BiasedModel):
             CheckpointError: a checkpoint that is damaged or of another run. FolderInUseError.
             TrainingInterrupted: Ctrl-C or SIGTERM, after a checkpoint was written.
         """
+        self._check_options()
         cells, held = self._given(ratings, validation)
         random = options_of.generator(self.random_state)
         seed = int(random.integers(2**63))
-        with session(self.num_threads, self.checkpoint):
+        with session(self._threads() or 0, self.checkpoint):
             if self.random_state is None:
                 seed = seed_to_go_on_with(self.checkpoint, seed)
             blocks = ops.factor_blocks(cells, seed=seed)
             values = blocks.values.double()
             mean = float(values.mean()) if self.biases else 0.0
             spread = float(values.std(correction=0)) or 1.0
+            if not _LEAST_SPREAD <= spread <= 1 / _LEAST_SPREAD:
+                raise ValueError(
+                    f"expected ratings with a standard deviation in {_LEAST_SPREAD:g} .. "
+                    f"{1 / _LEAST_SPREAD:g}, whose powers float32 holds; got {spread:g}: "
+                    "multiply them by a number"
+                )
             seen = (float(values.min()), float(values.max()))
             sides = [self._drawn(rows, spread, random) for rows in cells.shape]
             users, items = (FactorTable(t[:, : self._columns()[0]], self.factors) for t in sides)
             plan = self._plan(blocks, held, sides, (users, items), mean, spread, seed, seen)
             if self.checkpoint is not None:
                 plan.identity |= {"matrix": cells_identity(cells)}
-            training = self._begin(plan, users, items, ratings)
-            self.global_bias, self.rating_range = mean, seen
-            self.history_ = training.cursor.history
-            training.run(options_of.visible(show_progress, self.progress), callback)
+            with self._begun(plan, users, items, ratings) as training:
+                self.global_bias, self.rating_range = mean, seen
+                self.history_ = training.cursor.history
+                training.run(options_of.visible(show_progress, self.progress), callback)
         return self
 
     def _drawn(self, rows: int, spread: float, random: np.random.Generator) -> Tensor:
