@@ -27,6 +27,8 @@ def as_array(data: Any) -> Any:
 
     if data.dim() != 2:
         raise ValueError(f"expected a matrix; got a sparse tensor of {data.dim()} dimensions")
+    if data.layout not in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+        raise ValueError(f"expected a dense, COO, CSR or CSC tensor; got one of {data.layout}")
     data = data.coalesce() if data.layout == torch.sparse_coo else data
     if data.layout not in (torch.sparse_csr, torch.sparse_csc):
         with warnings.catch_warnings():
