@@ -40,8 +40,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     or, with ``beta_loss="kullback-leibler"``, sum x log(x / (WH)) - x + WH in place of the first
     term. Parameters, attributes and answers are those of ``sklearn.decomposition.NMF``, with two
     parameters more for cells that are not known, ``missing`` and ``observed``. No update raises the
-    loss. A sparse X is never written out, nor is WH. The products use ``torch.get_num_threads()``
-    threads.
+    loss. A sparse X is never written out ("nndsvd..." may take blocks of some megabytes), nor is
+    WH. The products use ``torch.get_num_threads()`` threads.
 
     X is an array, a scipy matrix, or a torch tensor (dense or sparse), for which ``transform``
     answers with a tensor. float32 gives float32, anything else float64.
