@@ -63,9 +63,11 @@ def _matrix(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], width: int) 
     )
 
 
-def word_weights(counts: Any, weighting: str, idf: str, documents: int | None = None) -> np.ndarray:
+def word_weights(
+    counts: Any, weighting: str, idf: str, n_documents: int | None = None
+) -> np.ndarray:
     """What a word counts for wherever it is, float32 [W], of the counts [N, W] of N documents; or
-    of so many ``documents``, those without words among them.
+    of ``n_documents``, those without words among them.
 
     ``tfidf``, with a word in df of N documents:
 
@@ -80,8 +82,8 @@ def word_weights(counts: Any, weighting: str, idf: str, documents: int | None = 
     0 for a word that is spread evenly, 1 for one that is in one document (Dumais 1991, "Improving
     the Retrieval of Information from External Sources"). ``count``: 1.
     """
-    words = counts.shape[1]
-    documents = counts.shape[0] if documents is None else documents
+    documents, words = counts.shape
+    documents = documents if n_documents is None else n_documents
     columns, values = counts.indices, counts.data.astype(np.float64)
     if weighting == "count":
         return np.ones(words, dtype=np.float32)
