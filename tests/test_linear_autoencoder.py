@@ -86,6 +86,27 @@ def test_odd_sizes():
     assert flat(torch.full((1, 3), 2.0)).tolist() == [[2, 2, 2]]
 
 
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"optimizer": "sgd", "lr": 100.0},
+        {"optimizer": "sgd", "lr": 100.0, "max_iter": 2, "batch_size": 7},
+        {"optimizer": "sgd", "lr": float("inf"), "max_iter": 1},
+        {"optimizer": "adam", "lr": 1e30},
+    ],
+    ids=str,
+)
+def test_a_loss_that_runs_off_is_refused(options, tied):
+    X = rows(60, 6)
+    model = vecsmith.LinearAutoencoder(6, 2, tied=tied).fit(X)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(ValueError, match=r"an lr .* stays finite; got (100|inf|1e\+30): a loss of"):
+        model.fit(X + 1, **options)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    model.fit(X, optimizer=options["optimizer"], max_iter=3)
+
+
 def test_bad_input_is_refused():
     for options, match in (
         ({"in_features": 0, "n_components": 1}, "in_features >= 1"),

@@ -13,7 +13,7 @@ import torch
 from matplotlib.image import imread, imsave
 
 from low_rank_matrices import random_sparse, with_spectrum
-from vecsmith import low_rank
+from vecsmith import low_rank, plot_low_rank
 from vecsmith.plot_low_rank import cloud_axes, error_curve, image_ranks
 
 VALUES = [8.0, 4, 2, 1, 0.5]
@@ -63,6 +63,35 @@ def test_small_errors_are_not_lost():
     np.testing.assert_allclose(errors[1:8], [1.005e-1 * 10.0**-i for i in range(7)], rtol=5e-3)
 
 
+@pytest.mark.parametrize("scale", [1e-300, 1e-170, 1e160, 1e300])
+@pytest.mark.parametrize("shape", [(8, 6), (8, 6, 3)])
+def test_any_scale_has_the_same_ranks(shape, scale):
+    """Squares would be 0, or no numbers."""
+    A = np.random.default_rng(0).random(shape)
+    expected = low_rank.rank_errors(A, relative=True)
+    np.testing.assert_allclose(low_rank.rank_errors(A * scale, relative=True), expected, atol=1e-12)
+    np.testing.assert_allclose(
+        low_rank.rank_errors(A * scale) / scale, low_rank.rank_errors(A), atol=1e-12
+    )
+    for error in (0.05, 0.3):
+        assert low_rank.smallest_rank(A * scale, error) == low_rank.smallest_rank(A, error) > 0
+    one, found = low_rank.approximate(A, 2), low_rank.approximate(A * scale, 2)
+    assert found.relative_error == pytest.approx(one.relative_error)
+    assert found.error / scale == pytest.approx(one.error)
+
+
+def test_equal_are_those_of_the_same_numbers():
+    A = np.random.default_rng(0).random((5, 4))
+    found = low_rank.approximate(A, 2)
+    assert found == low_rank.approximate(A.copy(), 2)
+    assert found != low_rank.approximate(A, 3)
+    assert found != low_rank.approximate(A + 1, 2)
+    assert found != low_rank.approximate(A.T, 2)
+    assert found != "found"
+    with pytest.raises(TypeError, match="hash"):
+        hash(found)
+
+
 def test_channels_share_a_rank():
     generator = np.random.default_rng(0)
     image = generator.random((8, 6, 3))
@@ -105,8 +134,15 @@ def test_bad_input_is_refused():
     for rank, error in ((3, ValueError), (-1, ValueError), (1.5, TypeError), (True, TypeError)):
         with pytest.raises(error, match="rank"):
             low_rank.approximate(np.eye(2), rank)
-    with pytest.raises(ValueError, match="shape"):
-        low_rank.compression_ratio((3,), 1)
+    for shape, rank, error, match in (
+        ((3,), 1, ValueError, r"shape .* got \[3\]"),
+        ((3, 0), 1, ValueError, r"shape .* got \[3, 0\]"),
+        ((3, 4), -1, ValueError, r"rank in 0 \.\. 3; got -1"),
+        ((3, 4, 9), 4, ValueError, r"rank in 0 \.\. 3; got 4"),
+        ((3, 4), 1.5, TypeError, "rank to be an int; got 1.5"),
+    ):
+        with pytest.raises(error, match=match):
+            low_rank.compression_ratio(shape, rank)
 
 
 def test_angles_of_subspaces():
@@ -163,6 +199,66 @@ def test_a_panel_shows_its_approximation(tmp_path):
     assert picture[row, 3 * width // 4] == 1
 
 
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures that are drawn, in place of files."""
+    found: list = []
+    monkeypatch.setattr(plot_low_rank, "_save", lambda figure, path: found.append(figure))
+    return found
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        1 - np.arange(17) / 17,  # the rank is the last but one
+        0.7 ** np.arange(40),
+        0.9 ** np.arange(40),
+        np.r_[np.ones(20), np.full(20, 1e-6)],
+        np.ones(1),
+        np.r_[np.ones(26), np.full(14, 0.01)],
+    ],
+    ids=lambda values: f"{len(values)}",
+)
+@pytest.mark.parametrize("relative_error", [0.05, 0.3, 1.0])
+def test_the_mark_is_readable(values, relative_error, figures):
+    """Neither the curve nor a dashed line goes through the words, which are inside the axes."""
+    A = with_spectrum(len(values), len(values), values)
+    error_curve(A, "a.png", relative_error=relative_error)
+    (figure,) = figures
+    figure.canvas.draw()
+    (axes,) = figure.axes
+    (words,) = axes.texts
+    assert words.get_text() == (
+        f"within {relative_error:.3g}: rank {low_rank.smallest_rank(A, relative_error)}"
+    )
+    box, frame = words.get_window_extent(), axes.get_window_extent()
+    assert frame.contains(box.x0, box.y0)
+    assert frame.contains(box.x1, box.y1)
+    curve, across, down = axes.lines
+    points = curve.get_transform().transform(curve.get_xydata())
+    if len(points) > 1:
+        x = np.linspace(points[0, 0], points[-1, 0], 5000)
+        y = np.interp(x, points[:, 0], points[:, 1])
+        inside = (x > box.x0) & (x < box.x1) & (y > box.y0) & (y < box.y1)
+        assert not inside.any()
+    height = across.get_transform().transform(across.get_xydata())[0, 1]
+    assert not box.y0 < height < box.y1
+    place = down.get_transform().transform(down.get_xydata())[0, 0]
+    assert not box.x0 < place < box.x1
+
+
+def test_more_numbers_are_not_called_smaller(figures):
+    image = np.random.default_rng(0).random((80, 80))
+    image_ranks(image, [0, 1, 39, 50], "a.png")
+    image_ranks(np.random.default_rng(0).random((2, 3)), [1], "a.png")
+    labels = [axes.texts[0].get_text() for figure in figures for axes in figure.axes]
+    assert "smaller" not in labels[0]
+    assert labels[1].endswith("%, 39.8x smaller")
+    assert labels[2].endswith("%, 1.02x smaller")
+    assert labels[3].endswith("%, 1.26x larger")
+    assert labels[5].endswith("%, as large")
+
+
 def test_bad_pictures_are_refused(tmp_path):
     path = tmp_path / "a.png"
     for call, match in (
@@ -175,6 +271,11 @@ def test_bad_pictures_are_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=match):
             call()
+    for rank in (1.5, True, "1"):
+        with pytest.raises(TypeError, match="ranks to be ints; got"):
+            error_curve(np.ones((3, 3)), path, ranks=[rank])
+        with pytest.raises(TypeError, match="ranks to be ints; got"):
+            image_ranks(np.ones((3, 3)), [rank], path)
     assert not path.exists()
 
 

@@ -195,6 +195,42 @@ def test_a_folder_holds_the_model(tmp_path):
     assert vecsmith.LSA.load(folder).n_components == 2
 
 
+def test_options_of_numpy_are_saved(tmp_path):
+    model = vecsmith.LSA(
+        np.int64(2), sublinear_tf=np.bool_(True), scaling=np.float32(0.5), min_count=np.int32(1),
+        max_final_vocab=np.int64(9), n_iter=np.int8(4), random_state=np.int64(7),
+        stop_words=np.array(["the"]),
+    )  # fmt: skip
+    model.fit(DOCUMENTS).save(tmp_path)
+    again = vecsmith.LSA.load(tmp_path)
+    assert again.get_params() == {**model.get_params(), "stop_words": ["the"]}
+    assert {type(again.n_components), type(again.scaling), type(again.sublinear_tf)} == {
+        int, float, bool,
+    }  # fmt: skip
+    for given, kept in ((7, 7), (None, None), (np.random.RandomState(3), None)):
+        model.set_params(random_state=given).save(tmp_path)
+        assert vecsmith.LSA.load(tmp_path).random_state == kept
+
+
+def test_empty_documents_of_a_list_count():
+    """N is the number of documents, those without words among them, as in scikit-learn."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    for documents in (DOCUMENTS, ["", *DOCUMENTS, "", " "], [*DOCUMENTS, "of", "in of"]):
+        model = vecsmith.LSA(2, stop_words=["of", "in"]).fit(documents)
+        theirs = TfidfVectorizer(token_pattern=r"\S+", stop_words=["of", "in"])
+        X = theirs.fit_transform(documents)
+        expected = dict(zip(theirs.get_feature_names_out(), theirs.idf_, strict=True))
+        found = dict(zip(model.vocabulary.words, model.word_weights_.tolist(), strict=True))
+        assert found == pytest.approx(expected, rel=1e-6)
+        values = np.linalg.svd(X.toarray(), compute_uv=False)[:2]
+        np.testing.assert_allclose(model.singular_values_, values, rtol=1e-5)
+        assert len(model.document_vectors) == len(documents)
+    counts = _term_weights.document_counts([["a"], ["a", "b"]], {"a": 0, "b": 1})
+    spread = _term_weights.word_weights(counts, "log_entropy", "smooth", 8)
+    np.testing.assert_allclose(spread, [1 - math.log(2) / math.log(8), 1], rtol=1e-6)
+
+
 def test_damaged_folders_are_refused(tmp_path):
     folder = tmp_path / "model"
     with pytest.raises(FileNotFoundError):
@@ -204,8 +240,27 @@ def test_damaged_folders_are_refused(tmp_path):
     for change, match in (
         ({"format": "vecsmith.Word2Vec"}, "expected vecsmith.LSA"),
         ({"version": 99}, "version <= 1"),
+        ({"version": -1}, "got .* of version -1"),
+        ({"version": True}, "got .* of version True"),
+        ({"version": "1"}, "got .* of version '1'"),
         ({"words": 3}, "do not belong together"),
+        ({"stop_words": "abc"}, "damaged .*stop_words"),
+        ({"stop_words": [1]}, "damaged .*stop_words"),
         ({"options": {}}, "damaged"),
+        *(
+            ({"options": {**config["options"], name: value}}, f"damaged .*{word}")
+            for name, value, word in (
+                ("weighting", "bogus", "weighting"),
+                ("idf", "bogus", "idf"),
+                ("norm", "l1", "norm"),
+                ("scaling", "x", "scaling"),
+                ("scaling", 1.5, "scaling"),
+                ("n_components", "2", "n_components"),
+                ("sublinear_tf", "false", "sublinear_tf"),
+                ("min_count", None, "min_count"),
+                ("random_state", "x", "seed"),
+            )
+        ),
     ):
         (folder / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(ValueError, match=match):
@@ -222,7 +277,10 @@ def test_damaged_folders_are_refused(tmp_path):
     ("options", "documents", "error", "match"),
     [
         ({"n_components": 0}, DOCUMENTS, ValueError, "n_components >= 1"),
-        ({"n_components": 7}, DOCUMENTS, ValueError, "documents, 6"),
+        ({"n_components": 7}, DOCUMENTS, ValueError, "documents with words, 6 of 7, and of words"),
+        ({"sublinear_tf": "no"}, DOCUMENTS, TypeError, "True or False"),
+        ({"stop_words": ["the", 1]}, DOCUMENTS, TypeError, "strings; got 1"),
+        ({"stop_words": iter(["the"])}, DOCUMENTS, TypeError, "a collection of words"),
         ({"weighting": "bm25"}, DOCUMENTS, ValueError, "log_entropy"),
         ({"idf": "max"}, DOCUMENTS, ValueError, "probabilistic"),
         ({"norm": "l1"}, DOCUMENTS, ValueError, "'l2'"),
@@ -230,8 +288,8 @@ def test_damaged_folders_are_refused(tmp_path):
         ({"min_count": 50}, DOCUMENTS, ValueError, "min_count=50"),
         ({"max_final_vocab": 0}, DOCUMENTS, ValueError, "max_final_vocab"),
         ({"stop_words": "the"}, DOCUMENTS, TypeError, "stop_words"),
-        ({}, [], ValueError, "with none"),
-        ({}, ["", " "], ValueError, "with none"),
+        ({}, [], ValueError, "^LSA: expected documents with words; got 0 with none"),
+        ({}, ["", " "], ValueError, "got 2 with none"),
         ({}, [["a"], [3]], TypeError, "document 1"),
         ({}, ["a", 3], TypeError, "document 1"),
         ({}, ["a", b"b"], TypeError, "document 1"),

@@ -34,9 +34,10 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LowRank:
-    """A matrix of rank r by its factors, and how far it is from the one it stands for.
+    """A matrix of rank r by its factors, and how far it is from the one it stands for. Two are
+    equal where all their numbers are.
 
     Attributes:
         left: U, float64 [..., m, r] with orthonormal columns; ... is the channels C, where there
@@ -69,6 +70,12 @@ class LowRank:
     def compression_ratio(self) -> float:
         """Numbers of the matrix for each number of the factors; inf for rank 0."""
         return math.prod(self.shape) / self.numbers if self.numbers else math.inf
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LowRank):
+            return NotImplemented
+        mine, theirs = vars(self), vars(other)
+        return all(np.array_equal(mine[name], theirs[name]) for name in mine)
 
     def to_array(self) -> np.ndarray:
         """A_r written out, float64, in the shape of the matrix or image."""
@@ -125,10 +132,12 @@ def rank_errors(matrix: Any, relative: bool = False) -> np.ndarray:
 
 
 def _errors(values: np.ndarray, relative: bool) -> np.ndarray:
-    squares = (np.atleast_2d(values) ** 2).sum(axis=0)
+    # In parts of the greatest, whose square may be no number.
+    scale = float(values.max()) or 1.0
+    squares = (np.atleast_2d(values / scale) ** 2).sum(axis=0)
     # From the smallest up, so that the small ones are not lost next to the great ones.
     errors = np.sqrt(np.concatenate([np.cumsum(squares[::-1])[::-1], [0.0]]))
-    return errors / errors[0] if relative and errors[0] else errors
+    return errors / (errors[0] or 1.0) if relative else errors * scale
 
 
 def smallest_rank(matrix: Any, relative_error: float) -> int:
@@ -147,6 +156,14 @@ def smallest_rank(matrix: Any, relative_error: float) -> int:
     return int(np.argmax(errors <= relative_error))
 
 
+def _check_rank(rank: Any, most: int) -> None:
+    """Raises TypeError, ValueError."""
+    if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)):
+        raise TypeError(f"expected rank to be an int; got {rank!r}")
+    if not 0 <= rank <= most:
+        raise ValueError(f"expected rank in 0 .. {most}; got {rank}")
+
+
 def approximate(matrix: Any, rank: int) -> LowRank:
     """The matrix of that rank that is nearest to a matrix.
 
@@ -158,29 +175,29 @@ def approximate(matrix: Any, rank: int) -> LowRank:
         TypeError, ValueError: as :func:`singular_values`; another rank.
     """
     planes, shape = _planes(matrix)
-    least = min(planes.shape[-2:])
-    if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)):
-        raise TypeError(f"expected rank to be an int; got {rank!r}")
-    if not 0 <= rank <= least:
-        raise ValueError(f"expected rank in 0 .. {least}; got {rank}")
+    _check_rank(rank, min(planes.shape[-2:]))
     left, values, right = torch.linalg.svd(planes, full_matrices=False)
-    errors = _errors(values.numpy(), relative=False)
     return LowRank(
         left[..., :rank].numpy().copy(),
         values[..., :rank].numpy().copy(),
         right[..., :rank, :].numpy().copy(),
-        error=float(errors[rank]),
-        relative_error=float(errors[rank] / errors[0]) if errors[0] else 0.0,
+        error=float(_errors(values.numpy(), relative=False)[rank]),
+        relative_error=float(_errors(values.numpy(), relative=True)[rank]),
         shape=shape,
     )
 
 
 def compression_ratio(shape: Sequence[int], rank: int) -> float:
     """How many numbers of a matrix [m, n] (or image [H, W, C]) there are for each number that its
-    factors of that rank store: m n / (r (m + n + 1)). Below 1 nothing is gained; inf for rank 0."""
-    if len(shape) not in (2, 3) or min(shape) < 1 or rank < 0:
-        raise ValueError(f"expected a shape [m, n] or [H, W, C], and a rank >= 0; got {shape}")
+    factors of that rank store: m n / (r (m + n + 1)). Below 1 nothing is gained; inf for rank 0.
+
+    Raises:
+        TypeError, ValueError: another shape; a rank that is not in 0 .. min(m, n).
+    """
+    if len(shape) not in (2, 3) or min(shape) < 1:
+        raise ValueError(f"expected a shape [m, n] or [H, W, C]; got {list(shape)}")
     m, n = shape[:2]
+    _check_rank(rank, min(m, n))
     return m * n / (rank * (m + n + 1)) if rank else math.inf
 
 

@@ -60,11 +60,27 @@ def error_curve(
         rank = smallest_rank(matrix, relative_error)
         axes.axhline(relative_error, color=_COLORS[1][0], lw=0.9, ls="--")
         axes.axvline(rank, color=_COLORS[1][0], lw=0.9, ls="--")
-        axes.text(
-            0.98, relative_error, f"within {relative_error:.3g}: rank {rank}", ha="right",
-            va="bottom", transform=axes.get_yaxis_transform(), color=_COLORS[1][1], fontsize=8,
+        # Where the curve is not: it is above the line as far as that rank, and below it behind.
+        low, high = axes.get_xlim()
+        after = rank - low < 0.65 * (high - low)
+        _make_room(axes, relative_error)
+        axes.annotate(
+            f"within {relative_error:.3g}: rank {rank}", (0.98 if after else 0.02, relative_error),
+            xycoords=axes.get_yaxis_transform(), xytext=(0, 3 if after else -4),
+            textcoords="offset points", ha="right" if after else "left",
+            va="bottom" if after else "top", color=_COLORS[1][1], fontsize=8,
+            bbox={"facecolor": _PAPER, "edgecolor": "none", "pad": 0.6, "alpha": 0.85},
         )  # fmt: skip
     _save(figure, path)
+
+
+def _make_room(axes: Any, height: float) -> None:
+    """A tenth of a logarithmic axis above and below that height, for words."""
+    bottom, top = np.log(axes.get_ylim())
+    line = np.log(height)
+    bottom = min(bottom, (line - 0.1 * top) / 0.9)
+    top = max(top, (line - 0.1 * bottom) / 0.9)
+    axes.set_ylim(np.exp(bottom), np.exp(top))
 
 
 def image_ranks(
@@ -76,7 +92,7 @@ def image_ranks(
     title: str | None = None,
 ) -> None:
     """Draw an image at several ranks, side by side, each with its error and how many times fewer
-    numbers it is.
+    numbers (or more) its factors are.
 
     Args:
         image: [H, W] in gray, or [H, W, 3] in color; the range of its numbers is black to white
@@ -104,7 +120,7 @@ def image_ranks(
         found = approximate(array, rank)
         label = f"rank {rank}\nerror {found.relative_error:.1%}"
         if rank:
-            label += f", {found.compression_ratio:.3g}x smaller"
+            label += f", {_size(found.compression_ratio)}"
         panels.append((found.to_array(), label))
     if original:
         panels.append((array.astype(float), f"the image\n{array.shape[1]} x {array.shape[0]}"))
@@ -196,8 +212,17 @@ def _png(path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def _size(ratio: float) -> str:
+    """How large the factors are next to the image."""
+    if round(ratio, 3) == 1:
+        return "as large"
+    return f"{ratio:.3g}x smaller" if ratio > 1 else f"{1 / ratio:.3g}x larger"
+
+
 def _check_ranks(ranks: Sequence[int], most: int) -> None:
     for rank in ranks:
+        if isinstance(rank, bool) or not isinstance(rank, (int, np.integer)):
+            raise TypeError(f"expected ranks to be ints; got {rank!r}")
         if not 0 <= rank <= most:
             raise ValueError(f"expected ranks in 0 .. {most}; got {rank}")
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
@@ -40,6 +41,34 @@ def number(name: str, value: Any, least: float, most: float = float("inf")) -> f
         bounds = f">= {least:g}" if most == float("inf") else f"in {least:g} .. {most:g}"
         raise ValueError(f"expected {name} {bounds}; got {value}")
     return number
+
+
+def boolean(name: str, value: Any) -> bool:
+    """Raises TypeError."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"expected {name} to be True or False; got {value!r}")
+    return bool(value)
+
+
+def width(name: str, X: Any, components: int) -> None:
+    """Raises ValueError."""
+    if X.shape[1] != components:
+        raise ValueError(
+            f"{name}: expected X of {components} columns, as n_components; got {X.shape[1]}"
+        )
+
+
+@contextmanager
+def kept_on_error(estimator: Any) -> Iterator[None]:
+    """A fit that fails leaves the attributes of the one before. They are put in place anew, never
+    written into."""
+    before = dict(vars(estimator))
+    try:
+        yield
+    except BaseException:
+        vars(estimator).clear()
+        vars(estimator).update(before)
+        raise
 
 
 def projected(X: Any, components: np.ndarray, mean: np.ndarray | None = None) -> np.ndarray:

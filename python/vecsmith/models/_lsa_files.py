@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from sklearn.utils import check_random_state
 
 from vecsmith.data import Vocabulary
 from vecsmith.io import atomic_folder, load_safetensors, read_folder, save_safetensors
@@ -21,7 +23,7 @@ _FILES = ("config.json", "vocab.txt", "model.safetensors")
 _TENSORS = ("components", "singular_values", "word_weights", "document_vectors")
 _OPTIONS = (
     *("n_components", "weighting", "idf", "sublinear_tf", "norm", "scaling", "min_count"),
-    *("max_final_vocab", "n_iter", "n_oversamples"),
+    *("max_final_vocab", "n_iter", "n_oversamples", "random_state"),
 )
 
 
@@ -38,8 +40,8 @@ def save(model: LSA, folder: str | os.PathLike[str]) -> None:
         "version": VERSION,
         "words": len(model.vocabulary),
         "documents": len(model.document_vectors),
-        "options": {name: getattr(model, name) for name in _OPTIONS},
-        "stop_words": sorted(model.stop_words or ()),
+        "options": {name: _plain(getattr(model, name)) for name in _OPTIONS},
+        "stop_words": [] if model.stop_words is None else sorted(model.stop_words),
     }
     parent = Path(folder).parent
     made = missing_folders(parent)
@@ -54,6 +56,13 @@ def save(model: LSA, folder: str | os.PathLike[str]) -> None:
         raise
 
 
+def _plain(value: Any) -> Any:
+    """As JSON has it: of a NumPy number Python's; of a random state none."""
+    if isinstance(value, np.random.RandomState):
+        return None
+    return value.item() if isinstance(value, np.generic) else value
+
+
 def load(model_class: type[LSA], folder: str | os.PathLike[str]) -> LSA:
     """:meth:`LSA.load`."""
     with read_folder(folder) as find:
@@ -63,13 +72,13 @@ def load(model_class: type[LSA], folder: str | os.PathLike[str]) -> LSA:
         path = find("config.json")
         try:
             config: dict[str, Any] = json.loads(path.read_text("utf-8"))
-            form, version = config["format"], int(config["version"])
+            form, version = config["format"], config["version"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: not a model's config.json ({error!r})") from None
-        if form != FORMAT or version > VERSION:
+        if form != FORMAT or type(version) is not int or not 1 <= version <= VERSION:
             raise ValueError(
-                f"{path}: expected {FORMAT} of version <= {VERSION}; "
-                f"got {form!r} of version {version}"
+                f"{path}: expected {FORMAT} of version 1 <= version <= {VERSION}; "
+                f"got {form!r} of version {version!r}"
             )
         vocabulary = Vocabulary.load(find("vocab.txt"))
         tensors, _ = load_safetensors(find("model.safetensors"), mmap=False)
@@ -77,7 +86,9 @@ def load(model_class: type[LSA], folder: str | os.PathLike[str]) -> LSA:
         if set(config["options"]) != set(_OPTIONS):
             raise ValueError(f"expected options {sorted(_OPTIONS)}; got {list(config['options'])}")
         model = model_class(**config["options"], stop_words=config["stop_words"] or None)
-        rank, words = config["options"]["n_components"], int(config["words"])
+        rank, _ = model._check()
+        check_random_state(model.random_state)
+        words = int(config["words"])
         expected = {
             "components": (rank, words),
             "singular_values": (rank,),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ def as_array(data: Any) -> Any:
 
     if data.dim() != 2:
         raise ValueError(f"expected a matrix; got a sparse tensor of {data.dim()} dimensions")
+    if data.layout not in (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc):
+        raise ValueError(f"expected a dense, COO, CSR or CSC tensor; got one of {data.layout}")
     data = data.coalesce() if data.layout == torch.sparse_coo else data
     if data.layout not in (torch.sparse_csr, torch.sparse_csc):
         with warnings.catch_warnings():
@@ -169,16 +172,39 @@ class Matrix:
                     part = part - (offset if n <= m else offset[begin : begin + step, None])
                 gram.addmm_(part.T, part)
             return gram
+        double = self._double()
         step = max(1, _CHUNK // max(m, n))
         for begin in range(0, side, step):
             end = min(begin + step, side)
-            unit = torch.zeros(side, end - begin, dtype=self.dtype)
+            unit = torch.zeros(side, end - begin, dtype=torch.float64)
             unit[torch.arange(begin, end), torch.arange(end - begin)] = 1
             if n <= m:
-                gram[:, begin:end] = self.transposed_times(self.times(unit))
+                gram[:, begin:end] = double.transposed_times(double.times(unit))
             else:
-                gram[:, begin:end] = self.times(self.transposed_times(unit))
+                gram[:, begin:end] = double.times(double.transposed_times(unit))
         return (gram + gram.T) / 2
+
+    def _double(self) -> Matrix:
+        """The same sparse matrix with numbers of float64; shares where they are."""
+        other = copy.copy(self)
+        other.dtype = torch.float64
+        other._offset = None if self._offset is None else self._offset.double()
+        ways = (self._way(way) for way in (0, 1))
+        other._ways = [way.with_values(way.values.double()) for way in ways]
+        return other
+
+    def written_out(self) -> Iterator[Tensor]:
+        """The rows of a sparse X - 1 c^T, or of its transpose where that is the longer side, in
+        blocks [b, min(m, n)] of at most some megabytes, but of four times as many rows as
+        columns."""
+        m, n = self.shape
+        rows = self._way(0 if n <= m else 1).scipy()
+        step = max(4 * min(m, n), _CHUNK // max(min(m, n), 1))
+        for begin in range(0, max(m, n), step):
+            part = torch.from_numpy(rows[begin : begin + step].toarray())
+            if self._offset is not None:
+                part -= self._offset if n <= m else self._offset[begin : begin + step, None]
+            yield part
 
 
 class Rows:

@@ -96,6 +96,8 @@ def observed_sweeps(
         steps = torch.where(diagonal > 0, 1 / diagonal.clamp_min(torch.finfo(own.dtype).tiny), 0)
         scale += float(linear.clamp_min(0).sum(dtype=torch.float64))
         now = left[panel.rows]
+        if l1:  # nothing is gained where the other side is zeros, and any value is paid for
+            now[diagonal <= 0] = 0
         for sweep in range(_SWEEPS):
             for r in range(k):
                 slope = linear[:, r] - (gram[:, r] * now).sum(1)
@@ -156,6 +158,8 @@ def stored_cells(array: np.ndarray, missing: float):
     are stored."""
     import scipy.sparse
 
+    with np.errstate(over="ignore"):  # what is beyond the dtype is in no cell
+        missing = array.dtype.type(missing)  # as it would stand in one
     there = ~np.isnan(array) if np.isnan(missing) else array != missing
     columns = np.nonzero(there)[1]
     indptr = np.concatenate([[0], np.cumsum(there.sum(axis=1))])

@@ -7,7 +7,7 @@ import numpy as np
 from vecsmith.models._matrix import Matrix
 from vecsmith.models._range_finder import leading_triplets
 
-_TRUNCATED = 1e-6  # what is below is zero
+_TRUNCATED = 1e-6  # what is below that part of the greatest is zero
 INITS = ("random", "nndsvd", "nndsvda", "nndsvdar", "custom")
 
 
@@ -54,7 +54,7 @@ def start(
         w[:, r] = pairs[best][0] * (scale / (lengths[best][0] or 1))
         h[r] = pairs[best][1] * (scale / (lengths[best][1] or 1))
     for factor in (w, h):
-        factor[factor < _TRUNCATED] = 0
+        factor[factor < _TRUNCATED * factor.max()] = 0
         if init == "nndsvda":
             factor[factor == 0] = mean
         elif init == "nndsvdar":

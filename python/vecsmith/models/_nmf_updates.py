@@ -201,6 +201,8 @@ def _descend(
     """Up to so many sweeps. Returns the violation of the first."""
     gram = other @ other.T
     gram.diagonal().add_(l2)
+    if l1:  # nothing is gained where the other side is zeros, and any value is paid for
+        factor[gram.diagonal() <= 0] = 0
     first = 0.0
     for sweep in range(sweeps):
         if order is None:
@@ -322,7 +324,10 @@ def multiplicative(
         below = below + l1
         if l2:
             below = below + l2 * factor
-        factor *= above / below.clamp_min(torch.finfo(factor.dtype).eps)
+        # Nothing may be added to what is small because the data are. Where the denominator is 0, so
+        # is the number, or its numerator.
+        kind = torch.finfo(factor.dtype)
+        factor *= (above / below.clamp_min(kind.tiny)).clamp_max_(kind.max)
 
     def error() -> float:
         return loss(matrix, cells, w, h, kullback_leibler, observed)
@@ -351,16 +356,23 @@ def _divergence_parts(
     observed: bool,
 ) -> tuple[Tensor, Tensor]:
     """((X / WH) other^T)^T and (1 other^T)^T, [k, own] or [k, 1]."""
-    eps = torch.finfo(w.dtype).eps
     if cells is None:
         dense = matrix.dense
-        ratio = dense / (w.T @ h).clamp_min(eps)
+        ratio = dense / (w.T @ h).clamp_min(_least(dense, w.dtype))
         return ((ratio.T if back else ratio) @ right).T, right.sum(0)[:, None]
     times = cells.transposed_times if back else cells.times
-    above = times(cells.values / cells.product(w, h).clamp_min(eps), right).T
+    least = _least(cells.values, w.dtype)
+    above = times(cells.values / cells.product(w, h).clamp_min(least), right).T
     if observed:
         return above, times(torch.ones_like(cells.values), right).T
     return above, right.sum(0)[:, None]
+
+
+def _least(values: Tensor, dtype: torch.dtype) -> float:
+    """What stands for 0 in a denominator WH: so far below the values, whatever their scale, that
+    only zeros are replaced (they stay zeros), and far enough above 0 that no quotient overflows."""
+    kind = torch.finfo(dtype)
+    return max(float(values.max()) * kind.eps**4 if values.numel() else 0.0, kind.tiny)
 
 
 def loss(
@@ -396,17 +408,17 @@ def loss(
 
 def _divergence(matrix: Matrix, cells: Cells | None, w: Tensor, h: Tensor, observed: bool) -> float:
     """sum x log(x / p) - x + p over the cells that count, p = WH."""
-    eps = torch.finfo(torch.float64).eps
-    total = 0.0
+    given = matrix.dense if cells is None else cells.values
+    least, total = _least(given, torch.float64), 0.0
     if cells is None:
         dense = matrix.dense
         step = max(1, (1 << 22) // max(dense.shape[1], 1))
         for begin in range(0, len(dense), step):
             given = dense[begin : begin + step].double()
-            model = (w[:, begin : begin + step].T @ h).clamp_min(eps)
+            model = (w[:, begin : begin + step].T @ h).clamp_min(least)
             total += float((torch.xlogy(given, given / model) - given + model).sum())
         return total
     given = cells.values.double()
-    model = cells._replace(values=given).product(w, h).clamp_min(eps)
+    model = cells._replace(values=given).product(w, h).clamp_min(least)
     total = float((torch.xlogy(given, given / model) - given).sum())
     return total + (float(model.sum()) if observed else float(w.sum(1) @ h.sum(1)))

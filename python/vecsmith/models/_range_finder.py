@@ -32,6 +32,7 @@ Triplets = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 _CANCELED = 0.25  # below this part of a column's norm, project once more ("twice is enough")
 _SMALL = 500  # sides up to here are solved exactly
+_WRITTEN = 1 << 22  # numbers up to which a sparse matrix is written out
 _SPARSE_BLOCK, _DENSE_BLOCK, _LEAST_BLOCK = 16, 32, 8
 
 
@@ -74,15 +75,30 @@ def _plan(rank: int, n_iter: int, n_oversamples: int, sparse: bool) -> tuple[int
 
 
 def exact_triplets(matrix: Matrix, rank: int) -> Triplets:
-    """:func:`leading_triplets` by a full decomposition. A sparse matrix is written out along its
-    shorter side, which makes as many numbers as the Krylov basis would have."""
+    """:func:`leading_triplets` by a full decomposition. A large sparse matrix is never written out
+    but for blocks."""
     m, n = matrix.shape
+    if matrix.sparse and m * n > _WRITTEN:
+        return _triangle_triplets(matrix, rank)
     if n <= m:
         dense = matrix.times(torch.eye(n, dtype=matrix.dtype))
     else:
         dense = matrix.transposed_times(torch.eye(m, dtype=matrix.dtype)).T
     left, values, right = torch.linalg.svd(dense, full_matrices=False)
     return _flipped(left[:, :rank], values[:rank], right[:rank])
+
+
+def _triangle_triplets(matrix: Matrix, rank: int) -> Triplets:
+    """:func:`exact_triplets` from the triangle of A = Q R (A^T, where that is taller), which takes
+    in one block of rows after another: as exact as from A itself, and Q is not needed."""
+    triangle = torch.zeros(0, min(matrix.shape), dtype=matrix.dtype)
+    for part in matrix.written_out():
+        triangle = torch.linalg.qr(torch.cat([triangle, part]), mode="r")[1]
+    axes = torch.linalg.svd(triangle)[2][:rank].T
+    if matrix.shape[0] < matrix.shape[1]:
+        axes = _of_span(matrix.transposed_times, axes, rank)[0]
+    left, values, axes = _of_span(matrix.times, axes, rank)
+    return _flipped(left, values, axes.T)
 
 
 def krylov_triplets(

@@ -63,8 +63,11 @@ def _matrix(parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]], width: int) 
     )
 
 
-def word_weights(counts: Any, weighting: str, idf: str) -> np.ndarray:
-    """What a word counts for wherever it is, float32 [W], of the counts [N, W] of N documents.
+def word_weights(
+    counts: Any, weighting: str, idf: str, n_documents: int | None = None
+) -> np.ndarray:
+    """What a word counts for wherever it is, float32 [W], of the counts [N, W] of N documents; or
+    of ``n_documents``, those without words among them.
 
     ``tfidf``, with a word in df of N documents:
 
@@ -80,6 +83,7 @@ def word_weights(counts: Any, weighting: str, idf: str) -> np.ndarray:
     the Retrieval of Information from External Sources"). ``count``: 1.
     """
     documents, words = counts.shape
+    documents = documents if n_documents is None else n_documents
     columns, values = counts.indices, counts.data.astype(np.float64)
     if weighting == "count":
         return np.ones(words, dtype=np.float32)

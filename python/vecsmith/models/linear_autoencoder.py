@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,9 @@ class LinearAutoencoder(nn.Module):
             seed: of the order of the rows.
 
         Raises:
-            TypeError, ValueError: wrong options; rows that are not [n, d] or not finite.
+            TypeError, ValueError: wrong options; rows that are not [n, d] or not finite; a loss
+                that runs off to infinity, as at too high a learning rate. The model is then what
+                it was before.
         """
         rows = self._rows(X)
         max_iter = check.integer("max_iter", max_iter, 1)
@@ -119,14 +122,23 @@ class LinearAutoencoder(nn.Module):
             raise ValueError(f"expected lr > 0; got {lr}")
         if not tol >= 0:
             raise ValueError(f"expected tol >= 0; got {tol}")
+        before = {name: tensor.clone() for name, tensor in self.state_dict().items()}
         with torch.no_grad():
             self.mean.copy_(rows.mean(0, dtype=torch.float64))
         last = float("inf")
         step = self._lbfgs(rows, lr) if optimizer == "lbfgs" else None
         if step is None:
             step = self._batches(rows, optimizer, lr, size, seed)
-        for _ in range(max_iter):
+        for iteration in range(1, max_iter + 1):
             now = step()
+            # An epoch's loss is that from before its last step.
+            if not math.isfinite(now) or not self._finite():
+                self.load_state_dict(before)
+                given = "its default" if lr is None else f"{lr:g}"
+                raise ValueError(
+                    f"expected an lr at which the loss of {optimizer!r} stays finite; "
+                    f"got {given}: a loss of {now:g} in iteration {iteration}"
+                )
             if last - now <= tol * now and now <= last and tol > 0:
                 break
             last = now
@@ -144,6 +156,9 @@ class LinearAutoencoder(nn.Module):
         if not bool(rows.isfinite().all()):
             raise ValueError("expected finite rows; got nan or infinity")
         return rows
+
+    def _finite(self) -> bool:
+        return all(bool(weight.isfinite().all()) for weight in self.parameters())
 
     def _loss(self, rows: Tensor) -> Tensor:
         return (rows - self(rows)).square().sum() / len(rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cached_property
 from numbers import Integral
 from pathlib import Path
@@ -57,7 +57,8 @@ class LSA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         max_final_vocab: at most so many words, the most frequent ones; None: all.
         stop_words: words that are left out.
         n_iter, n_oversamples: as in :class:`vecsmith.TruncatedSVD`.
-        random_state: an int gives the same vectors again.
+        random_state: an int gives the same vectors again. A ``RandomState`` is not saved: it comes
+            back as None.
 
     Attributes:
         vocabulary: the words, with their counts, most frequent first.
@@ -88,7 +89,7 @@ class LSA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         scaling: float = 1.0,
         min_count: int = 1,
         max_final_vocab: int | None = None,
-        stop_words: Iterable[str] | None = None,
+        stop_words: Collection[str] | None = None,
         n_iter: int = 5,
         n_oversamples: int = 10,
         random_state: Any = 0,
@@ -113,7 +114,7 @@ class LSA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
         Raises:
             TypeError, ValueError: wrong options; no documents; no words left; k greater than the
-                number of documents or of words.
+                number of documents with words, or of words.
             FileNotFoundError, OSError: as :meth:`vecsmith.data.Corpus.build`.
         """
         rank, stop_words = self._check()
@@ -125,12 +126,13 @@ class LSA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             del corpus
             if temporary is not None:
                 temporary.cleanup()
+        documents = counts.shape[0] if rows is None else len(rows)
         if rank > min(counts.shape):
             raise ValueError(
-                f"LSA: expected n_components <= the number of documents, {counts.shape[0]}, and "
-                f"of words, {counts.shape[1]}; got {rank}"
+                "LSA: expected n_components <= the number of documents with words, "
+                f"{counts.shape[0]} of {documents}, and of words, {counts.shape[1]}; got {rank}"
             )
-        weights = _term_weights.word_weights(counts, self.weighting, self.idf)
+        weights = _term_weights.word_weights(counts, self.weighting, self.idf, documents)
         matrix = Matrix(self._weighted(counts, weights))
         left, values, right = leading_triplets(
             matrix, rank, self.n_iter, self.n_oversamples, check_random_state(self.random_state)
@@ -152,6 +154,7 @@ class LSA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         rank = check.integer("n_components", self.n_components, 1)
         check.one_of("weighting", self.weighting, _term_weights.WEIGHTINGS)
         check.one_of("idf", self.idf, _term_weights.IDFS)
+        check.boolean("sublinear_tf", self.sublinear_tf)
         if self.norm is not None:
             check.one_of("norm", self.norm, ("l2",))
         check.number("scaling", self.scaling, 0.0, 1.0)
@@ -160,9 +163,14 @@ class LSA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             check.integer("max_final_vocab", self.max_final_vocab, 1)
         check.integer("n_iter", self.n_iter, 0)
         check.integer("n_oversamples", self.n_oversamples, 1)
-        if isinstance(self.stop_words, (str, bytes)):
-            raise TypeError(f"expected stop_words to be words; got {self.stop_words!r}")
-        return rank, frozenset(self.stop_words or ())
+        stop_words = self.stop_words
+        if isinstance(stop_words, (str, bytes, Iterator)):
+            raise TypeError(f"expected stop_words to be a collection of words; got {stop_words!r}")
+        chosen = frozenset(() if stop_words is None else stop_words)
+        for word in chosen:
+            if not isinstance(word, str):
+                raise TypeError(f"expected stop_words to be strings; got {word!r}")
+        return rank, chosen
 
     def _read(self, documents: Any) -> tuple[Corpus, np.ndarray | None, Any]:
         """(the encoded text, which of the given documents have words (None: all), the temporary
@@ -377,7 +385,9 @@ def _split(line: bytes) -> list[str]:
 
 
 def _noted(documents: Iterator[Sequence[str]], filled: list[bool]) -> Iterator[Sequence[str]]:
-    """The same documents; whether each has tokens is noted."""
+    """The same documents; whether each has tokens is noted. Raises ValueError where none has."""
     for tokens in documents:
         filled.append(len(tokens) > 0)
         yield tokens
+    if not any(filled):
+        raise ValueError(f"LSA: expected documents with words; got {len(filled)} with none")

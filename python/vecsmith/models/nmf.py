@@ -4,6 +4,7 @@ scikit-learn's."""
 from __future__ import annotations
 
 import warnings
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -39,8 +40,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     or, with ``beta_loss="kullback-leibler"``, sum x log(x / (WH)) - x + WH in place of the first
     term. Parameters, attributes and answers are those of ``sklearn.decomposition.NMF``, with two
     parameters more for cells that are not known, ``missing`` and ``observed``. No update raises the
-    loss. A sparse X is never written out, nor is WH. The products use ``torch.get_num_threads()``
-    threads.
+    loss. A sparse X is never written out ("nndsvd..." may take blocks of some megabytes), nor is
+    WH. The products use ``torch.get_num_threads()`` threads.
 
     X is an array, a scipy matrix, or a torch tensor (dense or sparse), for which ``transform``
     answers with a tensor. float32 gives float32, anything else float64.
@@ -123,22 +124,25 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return self
 
     def fit_transform(self, X: Any, y: Any = None, W: Any = None, H: Any = None) -> Any:
-        """:meth:`fit`, and W [n_samples, k].
+        """:meth:`fit`, and W [n_samples, k]: a solution, to ``tol``, of the convex problem that is
+        left when H is known. :meth:`transform` of the same X has another way to it, and ends
+        elsewhere where several W are as good: where rows of H are linearly dependent.
 
         Args:
             W, H: with ``init="custom"``, where to begin: [n_samples, k], [k, n_features], not
                 negative.
         """
         self._check()
-        problem = self._problem(X, reset=True)
-        w, h = self._start(problem, as_array(W), as_array(H))
-        self.n_iter_ = self._solve(problem, w, h)
-        self._solve_rows(problem, w, h)  # so that this is what transform answers
-        self.components_ = h.numpy()
-        self.n_components_ = len(h)
-        self.reconstruction_err_ = loss(
-            problem.matrix, problem.cells, w, h, _LOSSES[self.beta_loss], problem.observed
-        )
+        with check.kept_on_error(self):
+            problem = self._problem(X, reset=True)
+            w, h = self._start(problem, as_array(W), as_array(H))
+            self.n_iter_ = self._solve(problem, w, h)
+            self._solve_rows(problem, w, h)  # the problem that transform solves
+            self.components_ = h.numpy()
+            self.n_components_ = len(h)
+            self.reconstruction_err_ = loss(
+                problem.matrix, problem.cells, w, h, _LOSSES[self.beta_loss], problem.observed
+            )
         return as_given(w.T.contiguous().numpy(), X)
 
     def transform(self, X: Any) -> Any:
@@ -158,6 +162,7 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         kinds: Any = ["csr", "csc"]
         rows = check_array(as_array(X), dtype=check.FLOATS, accept_sparse=kinds)
+        check.width("NMF", rows, len(self.components_))
         return as_given(np.asarray(rows @ self.components_), X)
 
     # --- the parts ----------------------------------------------------------------------------
@@ -176,15 +181,20 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
                 f"got {self.beta_loss!r}"
             )
         if _LOSSES[self.beta_loss] and self.solver == "cd":
-            raise ValueError("expected beta_loss='frobenius' with solver='cd'; got another: 'mu'")
+            raise ValueError(
+                f"expected solver='mu' with beta_loss={self.beta_loss!r}; got {self.solver!r}"
+            )
         check.number("tol", self.tol, 0.0)
         check.integer("max_iter", self.max_iter, 1)
         check.number("alpha_W", self.alpha_W, 0.0)
         if self.alpha_H != "same":
             check.number("alpha_H", self.alpha_H, 0.0)
         check.number("l1_ratio", self.l1_ratio, 0.0, 1.0)
-        if self.missing is not None and isinstance(self.missing, (bool, str)):
-            raise TypeError(f"expected missing to be a number or None; got {self.missing!r}")
+        if self.missing is not None:
+            if isinstance(self.missing, bool) or not isinstance(self.missing, Real):
+                raise TypeError(f"expected missing to be a number or None; got {self.missing!r}")
+            if np.isinf(self.missing):
+                raise ValueError(f"expected missing to be finite or nan; got {self.missing!r}")
 
     def _problem(self, X: Any, reset: bool) -> _Problem:
         """X as it was checked. Raises ValueError for what NMF cannot take."""
@@ -222,9 +232,9 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         if self.init == "custom":
             if W is None or H is None:
                 raise ValueError("NMF: expected W and H with init='custom'; got none")
+            W, H = (check_array(factor, dtype=check.FLOATS) for factor in (W, H))
             rank = H.shape[0] if rank is None or isinstance(rank, str) else int(rank)
             for name, factor, shape in (("W", W, (m, rank)), ("H", H, (rank, n))):
-                factor = check_array(factor, dtype=check.FLOATS)
                 if factor.shape != shape or factor.min() < 0:
                     raise ValueError(
                         f"NMF: expected {name} >= 0 of shape {shape}; got one of {factor.shape}"
@@ -280,6 +290,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         """Update W alone, in place, to its end: the problem is convex."""
         penalties = self._penalties(problem.matrix.shape)
         rest: dict[str, Any] = {"max_iter": int(self.max_iter), "tol": float(self.tol)}
+        if not penalties.l2_w:
+            w[~h.any(dim=1)] = 0  # of all the values that will do, the one transform has
         if _LOSSES[self.beta_loss]:
             return self._multiply(problem, w, h, update_h=False, **rest)
         if problem.observed:
@@ -310,8 +322,8 @@ class NMF(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.positive_only = True
-        tags.input_tags.sparse = True
-        tags.input_tags.allow_nan = self.missing is not None and bool(np.isnan(self.missing))
+        tags.input_tags.sparse = self.missing is None
+        tags.input_tags.allow_nan = isinstance(self.missing, Real) and self.missing != self.missing
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
 

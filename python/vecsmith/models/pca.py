@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from numbers import Integral, Real
 from typing import Any
 
@@ -36,7 +37,8 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             than that part of the variance; "mle" for Minka's choice; None for
             min(n_samples, n_features).
         copy: taken, as scikit-learn takes it; X is never written into.
-        whiten: divide the scores by their standard deviations.
+        whiten: divide the scores by their standard deviations; those of no variance (rounding
+            alone) stay as they are.
         svd_solver: "full": exact, of a dense X, from a centered copy.
             "covariance_eigh": the eigenvectors of the covariance matrix, which squares the
             singular values: those below about 1e-8 of the greatest are lost.
@@ -57,7 +59,7 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     Attributes:
         components_: V^T [k, n_features]; the greatest entry of each row by magnitude is positive.
         explained_variance_: [k], the eigenvalues S^2 / (n_samples - 1).
-        explained_variance_ratio_: [k], in parts of the whole variance.
+        explained_variance_ratio_: [k], in parts of the whole variance; nan where there is none.
         singular_values_: S [k].
         mean_: [n_features].
         n_components_: k.
@@ -116,6 +118,10 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
     def _fit(self, X: Any) -> tuple[Any, np.ndarray | None]:
         """X as it was checked, and U S where it comes with the components."""
+        with check.kept_on_error(self):
+            return self._solve(X)
+
+    def _solve(self, X: Any) -> tuple[Any, np.ndarray | None]:
         check.one_of("svd_solver", self.svd_solver, _SOLVERS)
         check.one_of("power_iteration_normalizer", self.power_iteration_normalizer, check.NORMALS)
         tol = check.number("tol", self.tol, 0.0)
@@ -134,12 +140,17 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         total = matrix.squared_norm()
         least, scores = min(X.shape), None
         if solver in ("full", "covariance_eigh"):
+
+            def chosen(values: np.ndarray) -> int:
+                return self._rank(wanted, values.astype(np.float64) ** 2, X.shape)
+
             if solver == "full":
                 left, values, right = exact_triplets(Matrix(X - mean), least)
+                rank = chosen(values)
+                scores = left[:, :rank] * values[:rank]
             else:
-                left, (values, right) = None, _covariance_pairs(matrix)
-            rank = self._rank(wanted, values.astype(np.float64) ** 2, X.shape)
-            scores = None if left is None else left[:, :rank] * values[:rank]
+                values, right = _covariance_pairs(matrix, chosen)
+                rank = len(right)
         else:
             rank = int(wanted)
             if solver == "arpack":
@@ -240,15 +251,21 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return scores / self._deviations() if self.whiten else scores
 
     def _deviations(self) -> np.ndarray:
-        """Standard deviations of the scores; those of no variance are not divided by it."""
+        """Standard deviations of the scores, 1 for those of no variance: of rounding alone, next to
+        the greatest."""
         deviations = np.sqrt(self.explained_variance_)
-        return np.maximum(deviations, np.finfo(deviations.dtype).eps)
+        noise = 16 * np.finfo(deviations.dtype).eps
+        if self._fit_svd_solver == "covariance_eigh":  # the roots of eigenvalues in float64
+            noise = max(noise, 4 * np.sqrt(np.finfo(np.float64).eps))
+        real = deviations > noise * deviations.max(initial=0)
+        return np.where(real, deviations, np.ones_like(deviations))
 
     def inverse_transform(self, X: Any) -> Any:
         """Rows [n, n_features] from scores [n, k]: the nearest points of the plane, V X^T + mean;
         scores are unwhitened first."""
         check_is_fitted(self)
         scores = check_array(as_array(X), dtype=check.FLOATS)
+        check.width("PCA", scores, len(self.components_))
         if self.whiten:
             scores = scores * self._deviations()
         return as_given(scores @ self.components_ + self.mean_, X)
@@ -323,19 +340,25 @@ class PCA(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
         return self.components_.shape[0]
 
 
-def _covariance_pairs(matrix: Matrix) -> tuple[np.ndarray, np.ndarray]:
-    """(S falling, V^T) of min(m, n) triplets, from the eigenvectors of the smaller of the two Gram
-    matrices, taken in float64."""
+def _covariance_pairs(
+    matrix: Matrix, chosen: Callable[[np.ndarray], int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """(S [min(m, n)] falling, V^T [k, n]) from the eigenvectors of the smaller of the two Gram
+    matrices, taken in float64; k is ``chosen`` by S."""
     values, vectors = torch.linalg.eigh(matrix.gram())
-    values, vectors = values.flip(0).clamp_min(0).sqrt(), vectors.flip(1)
+    values = values.flip(0).clamp_min(0).sqrt().to(matrix.dtype)
+    vectors = vectors.flip(1)[:, : chosen(values.numpy())]
     if matrix.shape[1] > matrix.shape[0]:
         # A^T U = V S; where S is 0, any orthonormal rows will do.
-        right = matrix.transposed_times(vectors.to(matrix.dtype)).double()
+        right = matrix.transposed_times(vectors.to(matrix.dtype))
         unit, triangle = torch.linalg.qr(right)
-        vectors = unit * torch.where(triangle.diagonal() < 0, -1.0, 1.0)
-    greatest = vectors.abs().argmax(dim=0, keepdim=True)
-    vectors = vectors * torch.where(vectors.gather(0, greatest) < 0, -1.0, 1.0)
-    return values.to(matrix.dtype).numpy(), vectors.T.to(matrix.dtype).contiguous().numpy()
+        vectors = unit * torch.where(triangle.diagonal() < 0, -1.0, 1.0).to(matrix.dtype)
+    vectors = vectors.to(matrix.dtype)
+    if vectors.numel():
+        greatest = vectors.abs().argmax(dim=0, keepdim=True)
+        signs = torch.where(vectors.gather(0, greatest) < 0, -1.0, 1.0)
+        vectors = vectors * signs.to(matrix.dtype)
+    return values.numpy(), vectors.T.contiguous().numpy()
 
 
 def _centered_squares(X: Any, mean: np.ndarray) -> np.ndarray:

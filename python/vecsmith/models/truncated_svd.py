@@ -23,7 +23,8 @@ class TruncatedSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
 
     Among matrices of that rank, U S V^T is the nearest to X (Eckart and Young 1936). Parameters,
     attributes and answers are those of ``sklearn.decomposition.TruncatedSVD``; a sparse X is never
-    written out. The products use ``torch.get_num_threads()`` threads.
+    written out, but for blocks of some megabytes. The products use ``torch.get_num_threads()``
+    threads.
 
     ``"randomized"`` builds a block Krylov space (Musco and Musco 2015) in place of scikit-learn's
     power iterations: as good after less than half of the products. Small matrices, and ranks near
@@ -46,7 +47,8 @@ class TruncatedSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         components_: V^T [k, n_features]; the greatest entry of each row by magnitude is positive.
         singular_values_: [k], falling.
         explained_variance_: [k], the variance of each column of X V.
-        explained_variance_ratio_: [k], that, in parts of the variance of the columns of X.
+        explained_variance_ratio_: [k], that, in parts of the variance of the columns of X; nan
+            where there is none.
         n_features_in_, feature_names_in_: as scikit-learn defines them.
 
     Raises:
@@ -96,9 +98,14 @@ class TruncatedSVD(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstima
         """X V^T [n_samples, n_features] from X [n_samples, k]."""
         check_is_fitted(self)
         rows = check_array(as_array(X), dtype=check.FLOATS)
+        check.width("TruncatedSVD", rows, len(self.components_))
         return as_given(rows @ self.components_, X)
 
     def _fit(self, X: Any) -> np.ndarray:
+        with check.kept_on_error(self):
+            return self._solve(X)
+
+    def _solve(self, X: Any) -> np.ndarray:
         check.one_of("algorithm", self.algorithm, _ALGORITHMS)
         rank = check.integer("n_components", self.n_components, 1)
         n_iter = check.integer("n_iter", self.n_iter, 0)
