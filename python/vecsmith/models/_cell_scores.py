@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,7 @@ from vecsmith import ops
 from vecsmith.models._factor_table import gram_matrix
 
 _AT_ONCE = 1 << 21  # numbers that are gathered together
+_CELLS = 1 << 20  # whose products are taken together
 
 
 def cell_scores(cells: ops.Cells, x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
@@ -18,17 +20,35 @@ def cell_scores(cells: ops.Cells, x: Tensor, y: Tensor) -> Iterator[tuple[slice,
 
     x: [rows, f], y: [columns, f].
     """
-    indptr = cells.indptr.long()
-    number = len(cells)
-    for first in range(0, number, max(1, _AT_ONCE // max(1, x.shape[1]))):
-        part = slice(first, min(first + max(1, _AT_ONCE // max(1, x.shape[1])), number))
+    sampled = x.device.type == "cpu" and torch.backends.mkl.is_available()
+    # torch's sampled product gathers nothing.
+    at_once = _CELLS if sampled else max(1, _AT_ONCE // max(1, x.shape[1]))
+    indptr, y = cells.indptr.long(), y.contiguous()
+    for first in range(0, len(cells), at_once):
+        part = slice(first, min(first + at_once, len(cells)))
         ends = torch.tensor([part.start, part.stop - 1], device=indptr.device)
         low, high = (torch.searchsorted(indptr, ends, right=True) - 1).tolist()
-        lengths = indptr[low : high + 2].clamp(part.start, part.stop).diff()
-        rows = torch.repeat_interleave(torch.arange(low, high + 1, device=x.device), lengths)
+        bounds = indptr[low : high + 2].clamp(part.start, part.stop)
+        rows = torch.arange(low, high + 1, device=x.device)
+        rows = torch.repeat_interleave(rows, bounds.diff())
         columns = cells.indices[part].long()
-        found = torch.linalg.vecdot(x.index_select(0, rows), y.index_select(0, columns))
+        if sampled:
+            found = _sampled(bounds - part.start, columns, x[low : high + 1], y)
+        else:
+            found = torch.linalg.vecdot(x.index_select(0, rows), y.index_select(0, columns))
         yield part, rows, found
+
+
+def _sampled(indptr: Tensor, columns: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """<x_u, y_i> of the cells of compressed rows, by torch's sampled product."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch calls its CSR layout beta
+        cells = torch.sparse_csr_tensor(
+            *(indptr, columns, torch.zeros(len(columns), dtype=x.dtype)),
+            size=(len(x), len(y)),
+            check_invariants=False,
+        )
+    return torch.sparse.sampled_addmm(cells, x, y.T, beta=0.0).values()
 
 
 def squared_norms(table: Tensor, lengths: Tensor | None) -> float:
