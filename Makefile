@@ -22,7 +22,7 @@ export SKBUILD_CMAKE_DEFINE := VECSMITH_CUDA=$(VECSMITH_CUDA);VECSMITH_WERROR=$(
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-triton test-others bench gpu lint types format docs build soak fuzz symbols wheel-check cuda-compile clean
+.PHONY: help demo test test-triton test-others test-a-to-l test-m-to-z bench gpu lint types format docs build soak fuzz symbols wheel-check cuda-compile clean
 
 help: ## this list
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -59,10 +59,17 @@ demo: $(STAMPS)/built ## word vectors from the docstrings on this machine: neigh
 
 # Triton reads TRITON_INTERPRET when it is imported, so its tests have a process of their own. With
 # ARGS both runs take them, and a run that selects nothing (pytest's status 5) is not a failure.
-test: test-triton test-others ## every test that this machine can run
+# Without, the others are two halves by their files' names, which `make -j` runs beside each other.
+test: test-triton $(if $(strip $(ARGS)),test-others,test-a-to-l test-m-to-z) ## every test that this machine can run
 
 test-others: $(STAMPS)/built
 	$(BIN)/python -m pytest -m "not triton and not soak" $(ARGS)
+
+test-a-to-l: $(STAMPS)/built
+	$(BIN)/python -m pytest -m "not triton and not soak" --ignore-glob='*/test_[m-z]*'
+
+test-m-to-z: $(STAMPS)/built
+	$(BIN)/python -m pytest -m "not triton and not soak" --ignore-glob='*/test_[a-l]*'
 
 test-triton: $(STAMPS)/built
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest -m "triton and not soak" $(ARGS) || [ $$? -eq 5 ]
