@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import enum
 import shlex
 import sys
@@ -343,14 +342,7 @@ def _read(paths: list[Path], options: dict[str, Any]) -> Interactions:
     for path in paths:
         if not path.exists():
             raise FileNotFoundError(f"expected a file of ratings; got {path}: no such file")
-    try:
-        return Interactions.read(paths, **options)
-    except csv.Error as error:
-        names = ", ".join(map(str, paths))
-        raise ValueError(
-            f"{names}: expected lines of text with short fields; got something else ({error}): is "
-            "it a table, and are --sep and --header what they should be?"
-        ) from None
+    return Interactions.read(paths, **options)
 
 
 def _say_iteration(iteration: int, seconds: float, measured: Any) -> None:
