@@ -26,6 +26,19 @@ class Basis(NamedTuple):
 _NOTHING = 1e-12
 
 
+_AT_ONCE = 1 << 21  # numbers that are float64 together
+
+
+def exact_gram_matrix(factors: Tensor) -> Tensor:
+    """Y^T Y of factors [n, f], in sums of float64: small eigenvalues are right, too."""
+    f = factors.shape[1]
+    gram = factors.new_zeros(f, f, dtype=torch.float64)
+    for part in factors.split(max(1, _AT_ONCE // max(f, 1))):
+        rows = part.double()
+        gram += rows.T @ rows
+    return gram
+
+
 def cholesky(gram: Tensor, ridge: float) -> Tensor:
     """L of L L^T = gram + ridge I, in float64; where it is singular the ridge is raised by 1e-12,
     1e-11, ... of the mean of the diagonal until it is not."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from vecsmith.ops import _torch_als_solve, _triton_als_solve
-from vecsmith.ops._als_basis import basis_of
+from vecsmith.ops._als_basis import basis_of, exact_gram_matrix
 from vecsmith.ops._cells import TYPES
 from vecsmith.ops._pages import empty_pages
 from vecsmith.ops._registry import Backend, Operator, choose, native, register
@@ -35,8 +35,6 @@ OPERATOR = register(
         ("als_solve",),
     )
 )
-
-_ROWS = 4096  # that are converted together
 
 # csrc/cpu/als_solve.h: where a matrix has numbers that are not zero.
 _FULL, _UPPER, _LOWER = range(3)
@@ -69,15 +67,6 @@ def gram_matrix(factors: Tensor, num_threads: int) -> Tensor:
     return gram
 
 
-def _exact_gram_matrix(factors: Tensor) -> Tensor:
-    """The same in sums of float64: small eigenvalues are right, too."""
-    gram = torch.zeros(factors.shape[1], factors.shape[1], dtype=torch.float64)
-    for first in range(0, len(factors), _ROWS):
-        part = factors[first : first + _ROWS].double()
-        gram.addmm_(part.T, part)
-    return gram
-
-
 def _native(
     out: Tensor,
     indptr: Tensor,
@@ -101,7 +90,7 @@ def _native(
     rows, ridge = factors, regularization
     if implicit:
         shared = regularizations is None
-        gram = gram_matrix(factors, num_threads) if shared else _exact_gram_matrix(factors)
+        gram = gram_matrix(factors, num_threads) if shared else exact_gram_matrix(factors)
         made = basis_of(gram, regularization, shared)
         # On huge pages: its rows will be read in no order.
         rows = empty_pages(len(factors), f, dtype=factors.dtype)

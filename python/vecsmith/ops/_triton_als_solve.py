@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from vecsmith.ops._als_basis import basis_of
+from vecsmith.ops._als_basis import basis_of, exact_gram_matrix
 from vecsmith.ops._torch_als_solve import sweeps
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ MOST_CONJUGATE = 4096
 
 _AT_ONCE = 1 << 26  # numbers of systems that stand together
 _MOST_PARTS = 64  # of the cells of a row
-_GRAM_ROWS = 1 << 16  # that are float64 together
 
 
 def als_solve(
@@ -48,7 +47,9 @@ def als_solve(
     with torch.cuda.device_of(out), torch.autocast(out.device.type, enabled=False), torch.no_grad():
         basis, spectrum, made, found = factors, None, None, out
         if implicit:
-            made = basis_of(gram_matrix(factors), regularization, shared=regularizations is None)
+            made = basis_of(
+                exact_gram_matrix(factors), regularization, shared=regularizations is None
+            )
             basis, found = torch.empty_like(factors), torch.empty_like(out)
             kernels.multiply(factors, made.change, basis)
             if made.spectrum is not None:
@@ -80,15 +81,6 @@ def als_solve(
         if made is not None:
             kernels.multiply(found, made.back, out)
     return rescued
-
-
-def gram_matrix(factors: Tensor) -> Tensor:
-    """Y^T Y of factors [n, f], in float64."""
-    gram = factors.new_zeros(factors.shape[1], factors.shape[1], dtype=torch.float64)
-    for rows in factors.split(_GRAM_ROWS):
-        rows = rows.double()
-        gram += rows.T @ rows
-    return gram
 
 
 def _exact(systems: Systems, lengths: Tensor, chosen: Tensor) -> None:
