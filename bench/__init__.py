@@ -1,1 +1,4 @@
-"""Benchmarks of vecsmith: `make bench`, or one by one as `python -m bench.<name>`."""
+"""Benchmarks of vecsmith: `make bench`, or one by one as `python -m bench.<name>`.
+
+Installed as `vecsmith.bench`.
+"""

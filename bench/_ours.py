@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench._runner import Check
+from ._runner import Check
 
 CACHE = Path(__file__).parent.parent / "build" / "bench"
 _SAMPLE_TOKENS = 120  # the reference trains some tens of windows a second

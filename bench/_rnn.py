@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from bench._runner import Check
+from ._runner import Check
 
 CELLS = {"LSTM": "lstm", "GRU": "gru", "RNN": "rnn_tanh", "GRU reset-before": "gru_reset_before"}
 HIGH_ERROR = 2e-5  # what "high" may be off by, of the norm

@@ -26,11 +26,12 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from bench._runner import Check, Group, Ratio, finish, parser, run
-from bench.bench_als_solve import SHAPES, read
-from bench.bench_factor_sgd import Split, made
 from vecsmith.ops._cells import cells_of
 from vecsmith.reference.als_solve import als_loss
+
+from ._runner import Check, Group, Ratio, finish, parser, run
+from .bench_als_solve import SHAPES, read
+from .bench_factor_sgd import Split, made
 
 CONFIDENCE, REGULARIZATION, ITERATIONS = 10.0, 0.1, 5
 OUR_ITERATIONS = 7

@@ -22,8 +22,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from bench._runner import finish, machine, parser, table
-from bench.bench_als_solve import have_implicit
+from ._runner import finish, machine, parser, table
+from .bench_als_solve import have_implicit
 
 ALPHAS = (1.0, 10.0)
 REGULARIZATIONS = (1.0, 10.0, 30.0, 100.0)

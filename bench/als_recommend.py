@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from bench._runner import Check, Group, Ratio, finish, parser, run
-from bench.bench_als_solve import SHAPES, have_implicit, read
+from ._runner import Check, Group, Ratio, finish, parser, run
+from .bench_als_solve import SHAPES, have_implicit, read
 
 N = 20
 BARS = {("gowalla", 128): 5.0}

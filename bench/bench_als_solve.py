@@ -24,11 +24,12 @@ import pytest
 import torch
 from scipy import sparse
 
-from bench._runner import Check, Group, Ratio, finish, parser, run
 from vecsmith import ops
 from vecsmith.models._factor_options import drawn
 from vecsmith.ops._cells import cells_of
 from vecsmith.reference.als_solve import als_loss
+
+from ._runner import Check, Group, Ratio, finish, parser, run
 
 ALPHA, REGULARIZATION = 10.0, 0.01
 # That are timed; those by conjugate gradients are short.

@@ -26,10 +26,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from bench._peers import have_faiss
-from bench._rnn import timed
-from bench._runner import Check, Group, Ratio, finish, parser, run
 from vecsmith import CosineIndex, ops
+
+from ._peers import have_faiss
+from ._rnn import timed
+from ._runner import Check, Group, Ratio, finish, parser, run
 
 
 @dataclass(frozen=True)
@@ -269,7 +270,7 @@ def loss_group(threads: int) -> Group:
 
 _MEMORY = """
 import ctypes, sys, torch
-from bench.bench_cosine_topk import MatchLoss, Shape
+from .bench_cosine_topk import MatchLoss, Shape
 side, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
 getattr(MatchLoss(Shape(512, 32, 64)), side)()  # libraries and threads are there
@@ -294,7 +295,7 @@ def loss_memory_group(threads: int) -> Group:
 
     def measure(side: str) -> float:
         done = subprocess.run(
-            [sys.executable, "-c", _MEMORY, side, str(threads)],
+            [sys.executable, "-c", f"__package__ = {__package__!r}\n{_MEMORY}", side, str(threads)],
             capture_output=True,
             text=True,
             check=True,
@@ -354,7 +355,14 @@ def run_levels(arguments: list[str]) -> int:
         if level not in _native.isa_levels():
             print(f"{level}: not on this machine")
             continue
-        command = [sys.executable, "-m", "bench.bench_cosine_topk", "--held", level, *arguments]
+        command = [
+            sys.executable,
+            "-m",
+            f"{__package__}.bench_cosine_topk",
+            "--held",
+            level,
+            *arguments,
+        ]
         environment = {**os.environ, **environment_of(level)}
         root = Path(__file__).parent.parent
         status |= subprocess.run(command, env=environment, cwd=root, check=False).returncode

@@ -27,8 +27,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench._ours import CACHE, forced
-from bench._runner import Check, Group, Ratio, finish, parser, run
+from ._ours import CACHE, forced
+from ._runner import Check, Group, Ratio, finish, parser, run
 
 ROWS, BAGS, LENGTH, ZIPF = 1_000_000, 4096, 20, 1.05
 BATCHES = 8
@@ -392,7 +392,7 @@ def fbgemm_group(shape: Shape, threads: int) -> Group | None:
 
 _MEMORY = """
 import ctypes, sys, torch
-from bench import bench_embedding_bag as b
+from . import bench_embedding_bag as b
 from vecsmith import nn, optim
 torch.set_num_threads(int(sys.argv[1]))
 shape = b.Shape("zipf-64")
@@ -426,7 +426,7 @@ def memory_group(threads: int) -> Group:
 
     def measure() -> float:
         done = subprocess.run(
-            [sys.executable, "-c", _MEMORY, str(threads)],
+            [sys.executable, "-c", f"__package__ = {__package__!r}\n{_MEMORY}", str(threads)],
             capture_output=True,
             text=True,
             check=True,

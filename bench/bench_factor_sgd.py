@@ -25,9 +25,10 @@ import pytest
 import torch
 from scipy import sparse
 
-from bench._runner import Check, Group, Ratio, finish, parser, run
 from vecsmith import ops
 from vecsmith.data import Interactions
+
+from ._runner import Check, Group, Ratio, finish, parser, run
 
 LIBMF_ITERATIONS = 20
 LIBMF_RATE, LIBMF_REGULARIZATION = 0.1, 0.05

@@ -18,9 +18,10 @@ import numpy as np
 import pytest
 import torch
 
-from bench._runner import Check, Group, Ratio, finish, parser, run
 from vecsmith import ops
 from vecsmith.reference import hals_sweep as reference
+
+from ._runner import Check, Group, Ratio, finish, parser, run
 
 ROWS = 20_000
 DIMS = (16, 64, 128)

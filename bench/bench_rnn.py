@@ -26,7 +26,7 @@ from typing import Any
 import pytest
 import torch
 
-from bench._rnn import (
+from ._rnn import (
     BF16,
     CELLS,
     FLOAT,
@@ -40,7 +40,7 @@ from bench._rnn import (
     step_ceiling,
     timed,
 )
-from bench._runner import Check, Group, Ratio, finish, parser, run, table
+from ._runner import Check, Group, Ratio, finish, parser, run, table
 
 SHAPES = (
     Shape(256, 256, 32, 64),
@@ -306,7 +306,7 @@ def run_levels(arguments: list[str]) -> int:
             "ONEDNN_MAX_CPU_ISA": onednn,
             "MKL_ENABLE_INSTRUCTIONS": mkl,
         }
-        command = [sys.executable, "-m", "bench.bench_rnn", "--held", level, *arguments]
+        command = [sys.executable, "-m", f"{__package__}.bench_rnn", "--held", level, *arguments]
         root = Path(__file__).parent.parent
         status |= subprocess.run(command, env=environment, cwd=root, check=False).returncode
     return status

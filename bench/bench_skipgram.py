@@ -18,10 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import _peers
-from bench._ours import forced
-from bench._runner import Check, Group, Ratio, finish, parser, run
-from bench.word2vec_curves import Text, tables
+from . import _peers
+from ._ours import forced
+from ._runner import Check, Group, Ratio, finish, parser, run
+from .word2vec_curves import Text, tables
 
 
 @dataclass(frozen=True)

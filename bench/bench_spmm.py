@@ -20,9 +20,10 @@ import pytest
 import torch
 from scipy import sparse
 
-from bench._runner import Check, Group, Ratio, finish, parser, run
 from vecsmith import ops
 from vecsmith.ops._cells import cells_of
+
+from ._runner import Check, Group, Ratio, finish, parser, run
 
 WIDTHS = (16, 64)
 DTYPES = ("float32", "float64")

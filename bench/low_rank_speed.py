@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from scipy import sparse
 
-from bench._runner import Check, Group, Ratio, finish, parser, run
-from bench.bench_als_solve import SHAPES, read
+from ._runner import Check, Group, Ratio, finish, parser, run
+from .bench_als_solve import SHAPES, read
 
 RANK, BAR = 64, 3.0
 OURS: dict[str, dict[str, Any]] = {"TruncatedSVD": {"n_iter": 3}}

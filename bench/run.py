@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bench import (
+from . import (
     als_peers,
     als_recommend,
     bench_als_solve,
@@ -27,7 +27,7 @@ from bench import (
     word2vec_quality,
     word2vec_speed,
 )
-from bench._runner import parser
+from ._runner import parser
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from bench._runner import Check, finish, machine, parser, spread
+from ._runner import Check, finish, machine, parser, spread
 
 DIMENSIONS = (16, 32, 48, 64, 96, 100, 128, 160, 200, 256, 300, 384, 512, 640, 768, 1024)
 VOCABULARIES = (10_000, 30_000, 100_000, 300_000, 1_000_000)

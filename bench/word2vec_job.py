@@ -14,9 +14,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench import _peers
-from bench._ours import build_corpus, corpus_path
-from bench._runner import Check, Group, Ratio, finish, parser, run
+from . import _peers
+from ._ours import build_corpus, corpus_path
+from ._runner import Check, Group, Ratio, finish, parser, run
 
 GENSIM = """
 import sys

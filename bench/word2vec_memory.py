@@ -11,8 +11,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from bench._ours import corpus_path
-from bench._runner import Check, Group, finish, parser, run
+from ._ours import corpus_path
+from ._runner import Check, Group, finish, parser, run
 
 BAR = 150.0  # MB
 GROWTH = 15.0  # MB that four copies may be over one: the words that four copies let in, and noise

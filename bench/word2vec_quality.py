@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bench import _peers
-from bench._ours import Ours, build_corpus, corpus_path
-from bench._runner import Check, finish, machine, parser, table
+from . import _peers
+from ._ours import Ours, build_corpus, corpus_path
+from ._runner import Check, finish, machine, parser, table
 
 COMMON = {"window": 5, "sample": 1e-4, "min_count": 5, "alpha": 0.025, "sg": 1, "negative": 5}
 # What is looked for in --eval-dir: name -> file names, plain or .gz.

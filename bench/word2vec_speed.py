@@ -9,9 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bench import _peers
-from bench._ours import Ours, build_corpus, corpus_path
-from bench._runner import Check, Group, Ratio, finish, parser, run
+from . import _peers
+from ._ours import Ours, build_corpus, corpus_path
+from ._runner import Check, Group, Ratio, finish, parser, run
 
 COMMON = {"window": 5, "sample": 1e-4, "min_count": 5, "alpha": 0.025}
 GROUPS = ("dim100", "dim300", "cbow", "hs")

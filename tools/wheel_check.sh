@@ -9,13 +9,12 @@ python=$(cd "$(dirname "$(command -v "$python")")" && pwd)/$(basename "$python")
 wheels=build/wheel-check
 rm -rf "$wheels" && mkdir -p "$wheels"
 
-# A build folder of its own: other settings must not leak into that of `make build`.
-SKBUILD_BUILD_DIR=build/wheel-objects \
+# In the build folder of `make build`: CMake compiles again what other settings make stale, and no more.
 SKBUILD_CMAKE_DEFINE="VECSMITH_CUDA=OFF;VECSMITH_WERROR=${VECSMITH_WERROR:-OFF}" \
   "$python" -m pip wheel -q --disable-pip-version-check --no-build-isolation --no-deps -w "$wheels" .
 wheel=$(echo "$wheels"/*.whl)
 echo "built $wheel ($(du -h "$wheel" | cut -f1))"
-"$python" tools/check_symbols.py build/wheel-objects
+"$python" tools/check_symbols.py build
 "$python" tools/check_wheel.py "$wheel"
 
 base=$("$python" -c 'import sys; print(getattr(sys, "_base_executable", None) or sys.executable)')
