@@ -165,6 +165,21 @@ def test_nonnegative_rows_are_solved_in_parts(monkeypatch):
     np.testing.assert_allclose(ExplicitALS(**options).fit(train).item_factors, whole, atol=1e-5)
 
 
+@pytest.mark.parametrize("nonnegative", [False, True])
+@pytest.mark.parametrize("at_once", [1, 100])
+def test_rows_are_solved_in_blocks(monkeypatch, at_once, nonnegative):
+    train, _ = planted()
+    rows = train.matrix.copy()
+    rows.data[rows.indptr[3] : rows.indptr[9]] = 0
+    rows.eliminate_zeros()  # rows without cells, between blocks too
+    make = lambda: ExplicitALS(**OPTIONS, iterations=3, nonnegative=nonnegative)  # noqa: E731
+    whole = make().fit(rows)
+    monkeypatch.setattr("vecsmith.models._biased._IN_A_BLOCK", at_once)
+    parts = make().fit(rows)
+    for name in ("user_factors", "item_factors", "item_biases"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), atol=1e-5)
+
+
 def test_held_out_ratings_are_predicted():
     train, test = planted()
     model = ExplicitALS(**{**OPTIONS, "regularization": 0.02}).fit(train)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from torch import Tensor
 from vecsmith import ops
 from vecsmith.models._cell_scores import cell_scores
 from vecsmith.models._factor_table import FactorTable
+from vecsmith.ops._cells import trusted_cells
 
 _AT_ONCE = 1 << 20  # cells whose residuals are taken together
+_IN_A_BLOCK = 1 << 21  # cells of the rows that are solved together
 
 Bounds = tuple[float, float] | None
 
@@ -30,6 +33,25 @@ def partner(table: FactorTable) -> Tensor:
 def bias(table: FactorTable) -> Tensor | None:
     """[n], or None where there is none."""
     return table.tensor[:, table.width] if table.tensor.shape[1] > table.width else None
+
+
+def blocks(cells: ops.Cells) -> Iterator[tuple[slice, ops.Cells]]:
+    """Rows that stand together and their cells, some ``_IN_A_BLOCK`` at a time, so that what is
+    made of the values of a block, such as :func:`residuals`, is small beside the matrix."""
+    indptr = cells.indptr
+    rows, columns = cells.shape
+    first = 0
+    while first < rows:
+        most = torch.tensor(int(indptr[first]) + _IN_A_BLOCK, dtype=indptr.dtype)
+        last = int(torch.searchsorted(indptr, most.to(indptr.device), right=True)) - 1
+        last = min(max(last, first + 1), rows)
+        begin, end = int(indptr[first]), int(indptr[last])
+        part = trusted_cells(
+            indptr[first : last + 1] - begin,
+            *(cells.indices[begin:end], cells.values[begin:end], (last - first, columns)),
+        )
+        yield slice(first, last), part
+        first = last
 
 
 def residuals(cells: ops.Cells, mean: float, other: FactorTable) -> ops.Cells:

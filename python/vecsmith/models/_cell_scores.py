@@ -12,7 +12,7 @@ from vecsmith import ops
 from vecsmith.models._factor_table import gram_matrix
 
 _AT_ONCE = 1 << 21  # numbers that are gathered together
-_CELLS = 1 << 20  # whose products are taken together
+_CELLS = 1 << 18  # whose products are taken together
 
 
 def cell_scores(cells: ops.Cells, x: Tensor, y: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:

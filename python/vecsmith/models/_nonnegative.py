@@ -8,7 +8,7 @@ from torch import Tensor
 
 from vecsmith import ops
 
-_AT_ONCE = 1 << 22  # numbers that are gathered, or stand in systems, together
+_AT_ONCE = 1 << 20  # numbers that are gathered, or stand in systems, together
 
 
 def nonnegative_solve(

@@ -14,7 +14,7 @@ from torch import Tensor
 from vecsmith import ops
 from vecsmith.models import _factor_options as options_of
 from vecsmith.models import _options as check
-from vecsmith.models._biased import Bounds, partner, residuals, root_mean, squared_errors
+from vecsmith.models._biased import Bounds, blocks, partner, residuals, root_mean, squared_errors
 from vecsmith.models._biased_model import BiasedModel
 from vecsmith.models._cell_scores import squared_norms
 from vecsmith.models._checkpoint import checksum
@@ -204,7 +204,7 @@ class ExplicitALS(BiasedModel):
         cells, held = self._given(ratings, validation)
         with session(self._threads() or 0, self.checkpoint):
             users, items = self._drawn(cells.shape)
-            mean = float(cells.values.double().mean()) if self.biases else 0.0
+            mean = float(cells.values.mean(dtype=torch.float64)) if self.biases else 0.0
             seen = (float(cells.values.min()), float(cells.values.max()))
             plan = self._plan(cells, held, users, items, mean, self._bounds(seen))
             with self._begun(plan, users, items, ratings) as training:
@@ -294,24 +294,26 @@ class ExplicitALS(BiasedModel):
         """The rows ``out`` of one side, given the other, in place; ``alone``: exactly, from 0."""
         lengths = cells.indptr.diff().double()
         ridges = lengths if self.weighted_regularization else torch.ones_like(lengths)
-        left, factors = residuals(cells, mean, other), partner(other)
-        if self.nonnegative:
-            sweeps = _SWEEPS_ALONE if alone else _SWEEPS
-            ridges = self.regularization * ridges
-            nonnegative_solve(left, factors, out, ridges, int(self.biases), sweeps)
-            return
+        ridges = self.regularization * ridges
+        factors = partner(other)
         method = self.method if self.method is not None and not alone else "cholesky"
-        ops.als_solve(
-            left,
-            factors,
-            regularization=self.regularization * ridges,
-            implicit=False,
-            method=method,
-            out=out,
-            steps=self.cg_steps if method == "cg" else None,
-            block_size=self.block_size,
-            num_threads=self._threads(),
-        )
+        for rows, part in blocks(cells):
+            left = residuals(part, mean, other)
+            if self.nonnegative:
+                sweeps = _SWEEPS_ALONE if alone else _SWEEPS
+                nonnegative_solve(left, factors, out[rows], ridges[rows], int(self.biases), sweeps)
+                continue
+            ops.als_solve(
+                left,
+                factors,
+                regularization=ridges[rows],
+                implicit=False,
+                method=method,
+                out=out[rows],
+                steps=self.cg_steps if method == "cg" else None,
+                block_size=self.block_size,
+                num_threads=self._threads(),
+            )
 
     @torch.no_grad()
     def _recalculated(self, side: str, cells: ops.Cells) -> Tensor:
