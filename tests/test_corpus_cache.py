@@ -173,7 +173,7 @@ def test_lock_is_held_and_released(tmp_path):
 
 @contextmanager
 def file_size_limit(size: int):
-    # Python ignores the signal and gets EFBIG. A compiler that was loaded by other tests takes it once,
+    # Python ignores the signal and gets EFBIG. A compiler that other tests loaded takes it once,
     # and leaves the default action, which ends the process, to a second thread that writes.
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -91,9 +91,9 @@ class Cells:
             copy=False,
         )
         back = matrix.T.tocsr()
-        parts = (torch.from_numpy(part) for part in (back.indptr, back.indices, back.data))
+        indptr, indices, values = map(torch.from_numpy, (back.indptr, back.indices, back.data))
         rows, columns = self.shape
-        return trusted_cells(*parts, (columns, rows)).to(self.values.device)
+        return trusted_cells(indptr, indices, values, (columns, rows)).to(self.values.device)
 
 
 def trusted_cells(indptr: Tensor, indices: Tensor, values: Tensor, shape: tuple[int, int]) -> Cells:
