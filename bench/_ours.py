@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,9 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ._runner import Check
+from ._runner import ROOT, Check
 
-CACHE = Path(__file__).parent.parent / "build" / "bench"
+
+def _user_cache() -> Path:
+    named = os.environ.get("XDG_CACHE_HOME")
+    return (Path(named) if named else Path.home() / ".cache") / "vecsmith" / "bench"
+
+
+# Of the checkout; where there is none, the user's.
+CACHE = ROOT / "build" / "bench" if ROOT else _user_cache()
 _SAMPLE_TOKENS = 120  # the reference trains some tens of windows a second
 _ALLOWED = 1e-4
 
@@ -25,25 +33,34 @@ def corpus_path(given: Path | None) -> Path:
         if not given.is_file():
             raise FileNotFoundError(f"--corpus: expected a file; got {given}")
         return given
-    from vecsmith.data.docstrings import docstring_sentences
-
     path = CACHE / "docstrings.txt"
     if not path.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(".part")
-        with part.open("w", encoding="utf-8") as out:
-            for sentence in docstring_sentences():
-                out.write(" ".join(sentence) + "\n")
-        part.rename(path)
+        write_docstrings(path)
     return path
 
 
-def build_corpus(path: Path, min_count: int = 5):
-    """The encoded text; kept under build/bench, and reused."""
+def write_docstrings(path: Path, most: int | None = None) -> None:
+    """The docstrings on this machine as lines of a file, no more than about ``most`` words."""
+    from vecsmith.data.docstrings import docstring_sentences
+
+    part, written = path.with_suffix(".part"), 0
+    with part.open("w", encoding="utf-8") as out:
+        for sentence in docstring_sentences():
+            out.write(" ".join(sentence) + "\n")
+            written += len(sentence)
+            if most is not None and written >= most:
+                break
+    part.rename(path)
+
+
+def build_corpus(path: Path, min_count: int = 5, folder: Path | None = None):
+    """The encoded text; kept in ``folder`` (None: that of the caches), and reused."""
     from vecsmith.data import Corpus
 
     key = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]
-    return Corpus.build(str(path), CACHE / f"corpus-{key}-{min_count}", min_count=min_count)
+    kept = (folder or CACHE) / f"corpus-{key}-{min_count}"
+    return Corpus.build(str(path), kept, min_count=min_count)
 
 
 @contextlib.contextmanager

@@ -2,39 +2,187 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
+import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-HOW_TO_GET = {
-    "gensim": "pip install gensim",
-    "pWord2Vec": (
-        "git clone https://github.com/IntelLabs/pWord2Vec, build it with -O3 -march=native "
-        "-fopenmp -DUSE_MKL against MKL, and name the program in VECSMITH_PWORD2VEC"
+
+@dataclass(frozen=True)
+class Peer:
+    """A program that does the work of some operators.
+
+    name: as the entries call it; module: what is imported, or for a program of its own the variable
+    of the environment that names it; packages: whose versions count; operators: it is compared in;
+    compared: with what of ours; get: how to have it.
+    """
+
+    name: str
+    module: str
+    packages: tuple[str, ...]
+    operators: tuple[str, ...]
+    compared: str
+    get: str
+
+    @property
+    def is_program(self) -> bool:
+        return self.module.isupper()
+
+
+PEERS = (
+    Peer(
+        "gensim",
+        "gensim.models",
+        ("gensim",),
+        ("skipgram",),
+        "words per second of Word2Vec",
+        "pip install gensim",
     ),
-}
+    Peer(
+        "pWord2Vec",
+        "VECSMITH_PWORD2VEC",
+        (),
+        ("skipgram",),
+        "words per second of Word2Vec",
+        "git clone https://github.com/IntelLabs/pWord2Vec, build it with -O3 -march=native "
+        "-fopenmp -DUSE_MKL against MKL, and name the program in VECSMITH_PWORD2VEC",
+    ),
+    Peer(
+        "FBGEMM",
+        "fbgemm_gpu.split_table_batched_embeddings_ops_training",
+        ("fbgemm-gpu", "fbgemm-gpu-cpu"),
+        ("embedding_bag",),
+        "a training step of EmbeddingBag with row-wise Adagrad",
+        "pip install fbgemm-gpu-cpu (the release that belongs to your torch)",
+    ),
+    Peer(
+        "faiss",
+        "faiss",
+        ("faiss-cpu", "faiss-gpu"),
+        ("cosine_topk",),
+        "the nearest rows of CosineIndex",
+        "pip install faiss-cpu",
+    ),
+    Peer(
+        "implicit",
+        "implicit",
+        ("implicit",),
+        ("als_solve", "factor_sgd"),
+        "iterations of ALS, epochs of BPR",
+        "pip install implicit",
+    ),
+    Peer("cmfrec", "cmfrec", ("cmfrec",), ("als_solve",), "fits of ALS", "pip install cmfrec"),
+    Peer(
+        "lenskit",
+        "lenskit.als",
+        ("lenskit",),
+        ("als_solve",),
+        "fits of ALS",
+        "pip install lenskit",
+    ),
+    Peer(
+        "LIBMF",
+        "VECSMITH_LIBMF",
+        (),
+        ("factor_sgd",),
+        "ratings to an equal held-out error",
+        "git clone https://github.com/cjlin1/libmf, build it with make lib, and name the shared "
+        "library in VECSMITH_LIBMF",
+    ),
+    Peer(
+        "scikit-learn",
+        "sklearn.decomposition",
+        ("scikit-learn",),
+        ("hals_sweep",),
+        "a sweep of NMF",
+        "pip install scikit-learn",
+    ),
+)
+_BY_NAME = {peer.name: peer for peer in PEERS}
+_IMPORT_SECONDS = 300.0
 
 
-def have_gensim() -> bool:
-    """Whether gensim can be imported."""
+@functools.cache
+def state(name: str) -> str:
+    """The words "installed", "missing", or "broken: " and why. A module is imported by a process
+    of its own, so that one that ends its process does not end ours."""
+    peer = _BY_NAME[name]
+    if peer.is_program:
+        named = os.environ.get(peer.module)
+        if not named:
+            return "missing"
+        found = shutil.which(named) if name == "pWord2Vec" else Path(named).is_file()
+        return "installed" if found else f"broken: {peer.module} names no file to use: {named}"
+    top = peer.module.partition(".")[0]
     try:
-        import gensim  # noqa: F401
-    except ImportError:
+        if importlib.util.find_spec(top) is None:
+            return "missing"
+    except (ImportError, ValueError):
+        return "missing"
+    command = [sys.executable, "-c", f"import {peer.module}"]
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_IMPORT_SECONDS
+        )
+    except subprocess.TimeoutExpired:
+        return f"broken: its import takes over {_IMPORT_SECONDS:g} s"
+    if done.returncode < 0:
+        return f"broken: its import ends the process with signal {-done.returncode}"
+    if done.returncode:
+        lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+        return f"broken: {lines[-1].strip()}"
+    return "installed"
+
+
+@functools.cache
+def usable(name: str) -> bool:
+    """Whether a peer can take part: it is there, and can be imported beside torch."""
+    if state(name) != "installed":
+        return False
+    peer = _BY_NAME[name]
+    if peer.is_program:
+        return True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            importlib.import_module(peer.module)
+    except Exception as error:
+        _BESIDE_TORCH[name] = f"broken: {type(error).__name__}: {error}"
         return False
     return True
 
 
+_BESIDE_TORCH: dict[str, str] = {}
+
+
+def absent(operators: Iterable[str]) -> list[tuple[Peer, str]]:
+    """The peers of some operators that cannot take part, with the state of each."""
+    chosen = set(operators)
+    asked = [peer for peer in PEERS if chosen & set(peer.operators)]
+    states = ((peer, _BESIDE_TORCH.get(peer.name) or state(peer.name)) for peer in asked)
+    return [(peer, found) for peer, found in states if found != "installed"]
+
+
+def have_gensim() -> bool:
+    """Whether gensim can be imported."""
+    return usable("gensim")
+
+
 def have_faiss() -> bool:
     """Whether faiss can be imported."""
-    return importlib.util.find_spec("faiss") is not None
+    return usable("faiss")
 
 
 def pword2vec_program() -> Path | None:
@@ -52,13 +200,9 @@ def pword2vec_program() -> Path | None:
 
 
 def missing() -> list[str]:
-    """One line for each peer that is not here: its name and how to get it."""
-    absent = []
-    if not have_gensim():
-        absent.append("gensim")
-    if pword2vec_program() is None:
-        absent.append("pWord2Vec")
-    return [f"peer {name} is missing: {HOW_TO_GET[name]}" for name in absent]
+    """One line for each peer of word2vec that is not here: its name and how to get it."""
+    pword2vec_program()
+    return [f"peer {peer.name} is {state}: {peer.get}" for peer, state in absent(["skipgram"])]
 
 
 # Two runs of one program correlate by .95 even on 2 million words. Ours and gensim correlate by .66

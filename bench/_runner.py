@@ -6,6 +6,8 @@ reference, each peer. Running one entry once returns one number (a rate or a tim
 * checks agreement first, and refuses to print a ratio if a check is red;
 * runs the entries in turn, A B C A B C ..., so that what else slows the machine slows them all;
 * takes each ratio within a round, and reports the median of those ratios with their spread;
+* leaves out an entry that raises, says so, and goes on with the others;
+* where the group says what its formula needs at least, gives the part of the machine's roofline;
 * writes ``bench/results/<machine>/<group>.json`` with machine, ISA level, threads and versions.
 """
 
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import re
@@ -26,15 +29,43 @@ from pathlib import Path
 
 import torch
 
-RESULTS = Path(__file__).parent / "results"
+from . import _peers, roofline
+from .roofline import Work
+
+_PARENT = Path(__file__).resolve().parent.parent
+# The checkout that this is part of; None where it is installed: nothing is written beside it then.
+ROOT = _PARENT if (_PARENT / "csrc").is_dir() and (_PARENT / "bench").is_dir() else None
+RESULTS = ROOT / "bench" / "results" if ROOT else Path("vecsmith-bench")
+
+
+class Skipped(RuntimeError):
+    """A group that cannot be measured here; the message says why."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """What an agreement check found: a sentence, and whether it is good."""
+    """What an agreement check found: a sentence, and whether it is good.
+
+    failed: the entry that raised, so that there was nothing to check; it is left out.
+    """
 
     what: str
     passed: bool
+    failed: str | None = None
+
+
+def reason(error: BaseException) -> str:
+    """An error as one line."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[-1].strip()}" if lines else type(error).__name__
+
+
+def guarded(entry: str, call: Callable[[], Iterable[Check]]) -> list[Check]:
+    """The checks of one entry; if it raises, that it failed."""
+    try:
+        return list(call())
+    except Exception as error:
+        return [Check(f"{entry} failed: {reason(error)}", False, failed=entry)]
 
 
 @dataclass(frozen=True)
@@ -57,6 +88,7 @@ class Group:
 
     unit: of that number; ``higher_is_better`` for rates, else times or sizes.
     check: returns the agreement checks; called once, before anything is measured.
+    work: what the formula needs at least, by the entries that compute it.
     """
 
     name: str
@@ -67,6 +99,19 @@ class Group:
     ratios: list[Ratio] = field(default_factory=list)
     higher_is_better: bool = True
     settings: dict[str, object] = field(default_factory=dict)
+    work: dict[str, Work] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A group that is made when its turn has come.
+
+    label: short, what it is called beside its operator; quick: one of the few that stand for all.
+    """
+
+    label: str
+    make: Callable[[], Group]
+    quick: bool = False
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
@@ -101,9 +146,13 @@ def _version(package: str) -> str | None:
         return None
 
 
-def machine() -> dict[str, object]:
-    """What the numbers depend on, besides the code: processor, ISA level, threads, versions."""
+def machine(device: str = "cpu") -> dict[str, object]:
+    """What the numbers depend on, besides the code: processor, ISA level, threads, versions, and
+    the roofline, where this process has measured it."""
     from vecsmith import _native
+
+    packages = ["vecsmith", "torch", "numpy", "scipy", "triton"]
+    packages += [name for peer in _peers.PEERS for name in peer.packages]
 
     described: dict[str, object] = {
         "processor": _processor(),
@@ -116,11 +165,12 @@ def machine() -> dict[str, object]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": {
-            name: version
-            for name in ("vecsmith", "torch", "numpy", "scipy", "gensim", "faiss-cpu", "triton")
-            if (version := _version(name))
+            name: version for name in dict.fromkeys(packages) if (version := _version(name))
         },
     }
+    found = roofline.measured(torch.get_num_threads(), device)
+    if found is not None:
+        described["roofline"] = found.record()
     if torch.cuda.is_available():
         described["gpu"] = torch.cuda.get_device_name()
     return described
@@ -172,27 +222,51 @@ def judge(ratio: Ratio, values: list[float]) -> dict[str, object]:
 
 
 def run(
-    group: Group, rounds: int, *, warmup: bool = True, quiet: bool = False
+    group: Group,
+    rounds: int,
+    *,
+    warmup: bool = True,
+    quiet: bool = False,
+    device: str = "cpu",
 ) -> dict[str, object]:
-    """Measures a group and returns its record. With a red check the record has no ratios."""
+    """Measures a group and returns its record. With a red check the record has no ratios; an entry
+    that raised is in its ``failed``, with the reason, and nowhere else."""
 
     def say(text: str = "") -> None:
         if not quiet:
             print(text, flush=True)
 
     say(f"== {group.title}")
-    checks = group.check()
+    try:
+        checks = list(group.check())
+    except Exception as error:
+        checks = [Check(f"the check failed: {reason(error)}", False)]
+    failed = {
+        check.failed: check.what.removeprefix(f"{check.failed} failed: ")
+        for check in checks
+        if check.failed is not None
+    }
     for check in checks:
-        say(f"   {'agrees' if check.passed else 'DISAGREES'}: {check.what}")
+        verdict = "agrees" if check.passed else "FAILED" if check.failed else "DISAGREES"
+        say(f"   {verdict}: {check.what}")
+    checks = [check for check in checks if check.failed is None]
     agreed = bool(checks) and all(check.passed for check in checks)
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
     if load > 0.5:
         say(f"   note: the machine is busy (load {load:.1f}); ratios will spread")
-    samples: dict[str, list[float]] = {name: [] for name in group.entries}
+    samples: dict[str, list[float]] = {name: [] for name in group.entries if name not in failed}
     for n in range(-1 if warmup else 0, rounds):
-        for name, entry in group.entries.items():
+        for name in list(samples):
             started = time.perf_counter()
-            value = float(entry())
+            try:
+                value = float(group.entries[name]())
+                if not math.isfinite(value):
+                    raise ValueError(f"expected a finite measurement; got {value}")
+            except Exception as error:
+                failed[name] = reason(error)
+                del samples[name]
+                say(f"   FAILED: {name}: {failed[name]}")
+                continue
             if n >= 0:
                 samples[name].append(value)
                 say(
@@ -205,13 +279,17 @@ def run(
         "unit": group.unit,
         "higher_is_better": group.higher_is_better,
         "settings": group.settings,
-        "machine": machine(),
         "load_before": round(load, 2),
         "date": time.strftime("%Y-%m-%d"),
         "rounds": rounds,
         "agreement": [{"what": check.what, "passed": check.passed} for check in checks],
         "entries": {name: {**spread(v), "samples": v} for name, v in samples.items()},
     }
+    if failed:
+        record["failed"] = failed
+    if group.work:
+        record["work"] = _fractions(group, record["entries"], device)
+    record["machine"] = machine(device)
     rows = [["", f"median {group.unit}", "min", "max"]]
     for name, values in samples.items():
         s = spread(values)
@@ -240,6 +318,20 @@ def run(
     return record
 
 
+def _fractions(group: Group, entries: dict[str, dict], device: str) -> dict[str, dict]:
+    """What each entry needs at least; its part of the roofline is written to the entry."""
+    threads = int(str(group.settings.get("threads", torch.get_num_threads())))
+    found = roofline.measure(threads, device)
+    counted = {}
+    for name, work in group.work.items():
+        if name in entries:
+            fraction = found.fraction(work, entries[name]["median"], group.unit)
+            if fraction is not None:
+                entries[name]["of_roofline"] = float(f"{fraction:.3g}")
+            counted[name] = {**vars(work), "bound": found.bound(work)}
+    return counted
+
+
 def ratio_table(ratios: list[dict]) -> str:
     """The ratios of a record, as text."""
     rows = [["ratio", "median", "quartiles", "range", "bar", ""]]
@@ -261,12 +353,13 @@ def ratio_table(ratios: list[dict]) -> str:
 
 def write(record: dict[str, object], folder: Path | None = None) -> Path:
     """Writes a record as JSON: one file per group, in the folder of this machine."""
+    from vecsmith.io._atomic import atomic_file
+
     folder = folder or RESULTS / machine_name()
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{record['name']}.json"
-    temporary = path.with_suffix(".json.part")
-    temporary.write_text(json.dumps(record, indent=1, sort_keys=False) + "\n")
-    os.replace(temporary, path)
+    with atomic_file(path, "w") as file:
+        file.write(json.dumps(record, indent=1) + "\n")
     return path
 
 
@@ -285,15 +378,17 @@ def parser(description: str, *, rounds: int, corpus: bool = True) -> argparse.Ar
     made.add_argument("--rounds", type=int, default=rounds, help="how often each entry is run")
     made.add_argument("--threads", type=int, default=2, help="workers of every program")
     made.add_argument("--json", action="store_true", help="print the record as JSON at the end")
-    made.add_argument("--no-write", action="store_true", help="do not write bench/results")
+    made.add_argument("--no-write", action="store_true", help=f"do not write {RESULTS.name}/")
     return made
 
 
 def finish(records: list[dict[str, object]], options: argparse.Namespace) -> int:
-    """Writes and prints records; the status is 1 if any of them has a red check."""
+    """Writes and prints records; the status is 1 if any of them has a red check
+    or an entry that failed."""
     for record in records:
         if not options.no_write:
             print(f"written: {write(record)}", file=sys.stderr)
     if options.json:
         print(json.dumps(records, indent=1))
-    return 0 if all("ratios" in record for record in records) else 1
+    whole = all("ratios" in record and "failed" not in record for record in records)
+    return 0 if whole else 1

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
@@ -29,8 +28,10 @@ from torch.nn.functional import normalize
 from vecsmith import CosineIndex, ops
 
 from ._peers import have_faiss
+from ._pytest import pytest
 from ._rnn import timed
-from ._runner import Check, Group, Ratio, finish, parser, run
+from ._runner import ROOT, Check, Group, Job, Ratio, finish, guarded, parser, run
+from .roofline import Work
 
 
 @dataclass(frozen=True)
@@ -43,8 +44,16 @@ class Shape:
     def name(self) -> str:
         return f"v{self.rows}_d{self.dim}_q{self.queries}"
 
+    def work(self, k: int) -> Work:
+        """All products; rows and queries as float32, and the answers. Ours are of int8 or bfloat16
+        where the processor has them, then exactly: above float32's rate."""
+        numbers = (self.rows + self.queries) * self.dim
+        answers = 12 * self.queries * k
+        return Work(4 * numbers + answers, 2 * self.rows * self.dim * self.queries)
+
 
 SHAPES = (Shape(30522, 312, 8192), Shape(400_000, 300, 1024), Shape(50257, 768, 1024))
+QUICK = (Shape(30522, 312, 1024), Shape(200_000, 300, 128))
 SINGLE = Shape(400_000, 300, 1)
 LOSS = Shape(30522, 312, 32 * 25)
 # Of a machine with AMX, and of one without it or held to a level that has none.
@@ -65,7 +74,7 @@ class Problem:
 
     def __init__(self, shape: Shape) -> None:
         generator = torch.Generator().manual_seed(0)
-        self.shape = shape
+        self.shape, self.faiss_threads = shape, 1
         self.rows = torch.randn(shape.rows, shape.dim, generator=generator)
         self.queries = torch.randn(shape.queries, shape.dim, generator=generator)
 
@@ -81,6 +90,7 @@ class Problem:
     def faiss_index(self):
         import faiss
 
+        faiss.omp_set_num_threads(self.faiss_threads)
         index = faiss.IndexFlatIP(self.shape.dim)
         index.add(normalize(self.rows).numpy())
         return index
@@ -98,19 +108,24 @@ class Problem:
         scores = normalize(self.queries) @ normalize(self.rows).T
         return scores.topk(k).indices
 
-    def check(self, k: int, *ways: Callable[[int], Tensor]) -> list[Check]:
-        """Ours is exact; peers may be off by what float32 rounds."""
+    def check(self, k: int, ways: dict[str, Callable[[int], Tensor]]) -> list[Check]:
+        """Ours is exact; peers may be off by what float32 rounds. ways: by entry."""
         count = min(CHECKED, self.shape.queries)
         cosines = normalize(self.queries[:count].double()) @ normalize(self.rows.double()).T
         best = cosines.topk(k).values
-        checks = []
-        for way in ways:
+
+        def one(way: Callable[[int], Tensor]) -> list[Check]:
             found = cosines.gather(1, way(k)[:count])
             limit = 1e-12 if way.__func__ in (Problem.ours, Problem.ours_at_once) else 1e-5
             worst = float((best - found).abs().max())
             what = f"{way.__name__}: {count} queries, cosines within {limit:g} of float64's"
-            checks.append(Check(what, worst <= limit))
-        return checks
+            return [Check(what, worst <= limit)]
+
+        return [
+            check
+            for entry, way in ways.items()
+            for check in guarded(entry, functools.partial(one, way))
+        ]
 
 
 def held_checks(level: str) -> list[Check]:
@@ -155,7 +170,7 @@ def search_group(shape: Shape, k: int, threads: int, held: str | None = None) ->
         "vecsmith, packing both": timed(lambda: problem.ours_at_once(k), 3),
         "torch, normalize, product, topk": timed(lambda: problem.torch(k), 1),
     }
-    ways = [problem.ours, problem.ours_at_once, problem.torch]
+    ways = dict(zip(entries, (problem.ours, problem.ours_at_once, problem.torch), strict=True))
     ratios = [
         Ratio(
             f"{label}: torch / vecsmith, packing both",
@@ -165,11 +180,9 @@ def search_group(shape: Shape, k: int, threads: int, held: str | None = None) ->
         )
     ]
     if have_faiss():
-        import faiss
-
-        faiss.omp_set_num_threads(threads)
+        problem.faiss_threads = threads
         entries["faiss IndexFlatIP"] = timed(lambda: problem.faiss(k), 1)
-        ways.append(problem.faiss)
+        ways["faiss IndexFlatIP"] = problem.faiss
         bar = FAISS_BARS.get((shape, k)) if tiles else FAISS_BAR_VECTORS
         ratios.insert(
             0,
@@ -183,9 +196,10 @@ def search_group(shape: Shape, k: int, threads: int, held: str | None = None) ->
         unit="ms",
         higher_is_better=False,
         entries=entries,
-        check=lambda: [*problem.check(k, *ways), *(held_checks(held) if held else [])],
+        check=lambda: [*problem.check(k, ways), *(held_checks(held) if held else [])],
         ratios=ratios,
         settings={**shape.__dict__, "k": k, "threads": threads},
+        work=dict.fromkeys(entries, shape.work(k)),
     )
 
 
@@ -203,9 +217,10 @@ def single_group(threads: int) -> Group:
             "vecsmith, index": timed(lambda: problem.ours(1), 15),
             read: timed(lambda: words.max(), 15),
         },
-        check=lambda: problem.check(1, problem.ours),
+        check=lambda: problem.check(1, {"vecsmith, index": problem.ours}),
         ratios=[Ratio("a read / vecsmith, index", "vecsmith, index", read, SINGLE_BAR)],
         settings={**SINGLE.__dict__, "k": 1, "threads": threads},
+        work={"vecsmith, index": SINGLE.work(1)},
     )
 
 
@@ -265,6 +280,7 @@ def loss_group(threads: int) -> Group:
         check=loss.check,
         ratios=[Ratio("match loss: torch / vecsmith", "vecsmith", "torch", LOSS_BAR)],
         settings={**LOSS.__dict__, "threads": threads},
+        work=dict.fromkeys(("vecsmith", "torch"), LOSS.work(0)),
     )
 
 
@@ -299,7 +315,7 @@ def loss_memory_group(threads: int) -> Group:
             capture_output=True,
             text=True,
             check=True,
-            cwd=Path(__file__).parent.parent,
+            cwd=ROOT,
         )
         return float(done.stdout)
 
@@ -346,6 +362,15 @@ def jobs(threads: int) -> dict[str, Callable[[], Group]]:
     return made
 
 
+def offered(threads: int, scratch: Path) -> list[Job]:
+    """What `vecsmith bench` may measure."""
+    quick = [
+        Job(f"{s.name} k=10", functools.partial(search_group, s, 10, threads), True) for s in QUICK
+    ]
+    found = jobs(threads).items()
+    return [*quick, *(Job(label, make, label == "match loss") for label, make in found)]
+
+
 def run_levels(arguments: list[str]) -> int:
     """A process for each level that this machine has; every library looks at its variable once."""
     from vecsmith import _native
@@ -364,8 +389,7 @@ def run_levels(arguments: list[str]) -> int:
             *arguments,
         ]
         environment = {**os.environ, **environment_of(level)}
-        root = Path(__file__).parent.parent
-        status |= subprocess.run(command, env=environment, cwd=root, check=False).returncode
+        status |= subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
     return status
 
 

@@ -23,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from torch import Tensor
 
 from ._ours import CACHE, forced
-from ._runner import Check, Group, Ratio, finish, parser, run
+from ._peers import usable
+from ._pytest import pytest
+from ._runner import ROOT, Check, Group, Job, Ratio, Skipped, finish, parser, run
+from .roofline import Work
 
 ROWS, BAGS, LENGTH, ZIPF = 1_000_000, 4096, 20, 1.05
 BATCHES = 8
@@ -44,6 +46,10 @@ class Shape:
     uniform: bool = False
     rows: int = ROWS
 
+    @property
+    def slug(self) -> str:
+        return self.name.replace("-", "_").replace(" ", "_")
+
 
 SHAPES = (
     Shape("zipf-64"),
@@ -51,6 +57,21 @@ SHAPES = (
     Shape("zipf-37", dim=37),
     Shape("uniform-37", dim=37, uniform=True),
 )
+
+
+QUICK = Shape("zipf-64 of 300k", rows=300_000)
+
+
+def work_of(ids: list[Tensor], dim: int, state: int | None = None) -> Work:
+    """Of a look-up, or of a whole step with so many numbers of state per row: indices, offsets, the
+    distinct rows of a batch and the bags; in a step the gradient, and rows and state once more."""
+    distinct = sum(len(torch.unique(batch)) for batch in ids) / len(ids)
+    count = ids[0].numel()
+    moved = 8 * (count + BAGS) + 4 * dim * (distinct + BAGS)
+    if state is None:
+        return Work(moved, count * dim)
+    moved += 4 * dim * BAGS + 4 * distinct * (dim + 2 * state)
+    return Work(moved, 2 * count * dim)
 
 
 def batches(shape: Shape) -> list[Tensor]:
@@ -131,7 +152,7 @@ def forward_group(shape: Shape, threads: int) -> Group:
         return [Check(f"the output differs from torch's by {error:.1e}", error < 1e-4)]
 
     return Group(
-        name=f"embedding_bag_forward_{shape.name.replace('-', '_')}",
+        name=f"embedding_bag_forward_{shape.slug}",
         title=f"EmbeddingBag, forward, {shape.name}, {threads} threads",
         unit="ms",
         higher_is_better=False,
@@ -151,17 +172,20 @@ def forward_group(shape: Shape, threads: int) -> Group:
             ),
         ],
         settings={**shape.__dict__, "bags": BAGS, "length": LENGTH, "threads": threads},
+        work=dict.fromkeys(entries, work_of(ids, shape.dim)),
     )
 
 
-def probe() -> Callable[..., float] | None:
-    """The yardstick for reading random rows; None where it cannot be built."""
+def probe() -> Callable[..., float]:
+    """The yardstick for reading random rows. Raises Skipped where it cannot be built."""
     compiler = shutil.which("c++") or shutil.which("g++")
+    source = Path(__file__).parent / "gather_bandwidth.cpp"
+    if not source.is_file():
+        raise Skipped("the yardstick is C++ source of the repository, and not part of a wheel")
     if compiler is None:
-        return None
+        raise Skipped("no C++ compiler for the yardstick")
     CACHE.mkdir(parents=True, exist_ok=True)
     library = CACHE / "gather_bandwidth.so"
-    source = Path(__file__).parent / "gather_bandwidth.cpp"
     flags = ["-O3", "-march=native", "-fopenmp", "-shared", "-fPIC"]
     subprocess.run([compiler, *flags, str(source), "-o", str(library)], check=True)
     function = ctypes.CDLL(str(library)).gather
@@ -173,12 +197,10 @@ def probe() -> Callable[..., float] | None:
 
 def bandwidth_group(threads: int) -> Group:
     """The forward pass as a fraction of what a plain reader of the same rows reaches."""
+    read = probe()
     shape = Shape("uniform-64", uniform=True)
     ours, _ = layers(shape)
     ids = batches(shape)
-    read = probe()
-    if read is None:
-        raise RuntimeError("no C++ compiler for the yardstick")
     table = ours.weight.detach()
     gigabytes = BAGS * LENGTH * shape.dim * 4 / 1e9
 
@@ -305,9 +327,10 @@ def step_group(shape: Shape, rule: str, threads: int) -> Group:
             found.append(Check(text, error <= 1e-3 * moved))
         return found
 
+    state = {"adam": 2, "adagrad": 1, "sgd": 0}[rule] * shape.dim
     bar = BARS[rule, shape.uniform]
     return Group(
-        name=f"embedding_bag_step_{rule}_{shape.name.replace('-', '_')}",
+        name=f"embedding_bag_step_{rule}_{shape.slug}",
         title=f"EmbeddingBag, whole step, {rule}, {shape.name}, {threads} threads",
         unit="ms",
         higher_is_better=False,
@@ -320,23 +343,22 @@ def step_group(shape: Shape, rule: str, threads: int) -> Group:
             Ratio(f"{rule}, {shape.name}: vecsmith.optim / torch", "vecsmith.optim", "torch"),
         ],
         settings={**shape.__dict__, "bags": BAGS, "length": LENGTH, "threads": threads},
+        work=dict.fromkeys(steps, work_of(ids, shape.dim, state)),
     )
 
 
 def fbgemm() -> Any:
-    """FBGEMM's table-batched embeddings for training; None where they do not load."""
-    try:
-        import fbgemm_gpu.split_table_batched_embeddings_ops_training as found
-    except (ImportError, OSError, AttributeError):
-        return None
+    """FBGEMM's table-batched embeddings for training. Raises Skipped where they do not load."""
+    if not usable("FBGEMM"):
+        raise Skipped("fbgemm-gpu-cpu is not installed, or does not load beside this torch")
+    import fbgemm_gpu.split_table_batched_embeddings_ops_training as found
+
     return found
 
 
-def fbgemm_group(shape: Shape, threads: int) -> Group | None:
+def fbgemm_group(shape: Shape, threads: int) -> Group:
     """Row-wise Adagrad in backward, and FBGEMM's."""
     peer = fbgemm()
-    if peer is None:
-        return None
     import fbgemm_gpu
     from fbgemm_gpu.split_embedding_configs import EmbOptimType
 
@@ -373,7 +395,7 @@ def fbgemm_group(shape: Shape, threads: int) -> Group | None:
         return [Check(text, error <= 1e-3 * moved)]
 
     return Group(
-        name=f"embedding_bag_fbgemm_{shape.name.replace('-', '_')}",
+        name=f"embedding_bag_fbgemm_{shape.slug}",
         title=f"EmbeddingBag, whole step, row-wise Adagrad, {shape.name}, {threads} threads",
         unit="ms",
         higher_is_better=False,
@@ -385,6 +407,7 @@ def fbgemm_group(shape: Shape, threads: int) -> Group | None:
             "threads": threads,
             "fbgemm": getattr(fbgemm_gpu, "__version__", "?"),
         },
+        work=dict.fromkeys(("vecsmith", "FBGEMM"), work_of(ids, shape.dim, 1)),
     )
 
 
@@ -430,7 +453,7 @@ def memory_group(threads: int) -> Group:
             capture_output=True,
             text=True,
             check=True,
-            cwd=Path(__file__).parent.parent,
+            cwd=ROOT,
         )
         return max(float(done.stdout), 0.01)
 
@@ -534,36 +557,49 @@ def test_embedding_bag(benchmark, shape: Shape, backend: str) -> None:
     assert benchmark.pedantic(call, rounds=5, warmup_rounds=1).shape == (BAGS, shape.dim)
 
 
+def jobs(threads: int, scratch: Path) -> list[Job]:
+    """All groups."""
+
+    def job(label: str, make: Callable[..., Group], *arguments: Any) -> Job:
+        return Job(label, lambda: make(*arguments, threads))
+
+    made = [job(f"forward {shape.name}", forward_group, shape) for shape in SHAPES]
+    made.append(job("bandwidth", bandwidth_group))
+    for shape in SHAPES[:2]:
+        made += [job(f"step {rule} {shape.name}", step_group, shape, rule) for rule in RULES]
+        made.append(job(f"fbgemm {shape.name}", fbgemm_group, shape))
+    if os.path.exists("/proc/self/clear_refs"):
+        made.append(job("memory", memory_group))
+    made.append(job("one-hot", one_hot_group))
+    made.append(Job("file", lambda: file_group(threads, scratch)))
+    return made
+
+
+def offered(threads: int, scratch: Path) -> list[Job]:
+    """What `vecsmith bench` may measure."""
+    quick = [
+        Job(f"forward {QUICK.name}", lambda: forward_group(QUICK, threads), True),
+        Job(f"step adam {QUICK.name}", lambda: step_group(QUICK, "adam", threads), True),
+        Job(f"step adagrad {QUICK.name}", lambda: step_group(QUICK, "adagrad", threads), True),
+        Job(f"fbgemm {QUICK.name}", lambda: fbgemm_group(QUICK, threads), True),
+    ]
+    return quick + jobs(threads, scratch)
+
+
 def main(arguments: list[str] | None = None) -> int:
     options = parser(__doc__, rounds=5, corpus=False)
     options.add_argument("--only", help="names of groups that contain this")
     given = options.parse_args(arguments)
     torch.set_num_threads(given.threads)
-    made: list[tuple[str, Callable[[], Group | None]]] = []
-    for shape in SHAPES:
-        made.append((f"forward {shape.name}", lambda s=shape: forward_group(s, given.threads)))
-    made.append(("bandwidth", lambda: bandwidth_group(given.threads)))
-    for shape in SHAPES[:2]:
-        for rule in RULES:
-            make = lambda s=shape, r=rule: step_group(s, r, given.threads)  # noqa: E731
-            made.append((f"step {rule} {shape.name}", make))
-        made.append((f"fbgemm {shape.name}", lambda s=shape: fbgemm_group(s, given.threads)))
-    if os.path.exists("/proc/self/clear_refs"):
-        made.append(("memory", lambda: memory_group(given.threads)))
-    made.append(("one-hot", lambda: one_hot_group(given.threads)))
     records = []
     with tempfile.TemporaryDirectory() as scratch:
-        made.append(("file", lambda: file_group(given.threads, Path(scratch))))
-        for name, make in made:
-            if given.only and given.only not in name:
+        for job in jobs(given.threads, Path(scratch)):
+            if given.only and given.only not in job.label:
                 continue
-            group = make()
-            if group is None:
-                print(
-                    f"{name}: fbgemm-gpu-cpu is not installed, or does not load beside this torch"
-                )
-                continue
-            records.append(run(group, given.rounds))
+            try:
+                records.append(run(job.make(), given.rounds))
+            except Skipped as why:
+                print(f"{job.label}: {why}")
     return finish(records, given)
 
 

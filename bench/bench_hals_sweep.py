@@ -9,19 +9,21 @@ Both begin from the same factor and go through the components in the same order.
 from __future__ import annotations
 
 import functools
-import importlib.util
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from vecsmith import ops
 from vecsmith.reference import hals_sweep as reference
 
-from ._runner import Check, Group, Ratio, finish, parser, run
+from ._peers import usable
+from ._pytest import pytest
+from ._runner import Check, Group, Job, Ratio, finish, guarded, parser, run
+from .roofline import Work
 
 ROWS = 20_000
 DIMS = (16, 64, 128)
@@ -30,7 +32,7 @@ _REPEATS = 5  # sweeps of a time
 
 
 def have_sklearn() -> bool:
-    return importlib.util.find_spec("sklearn") is not None
+    return usable("scikit-learn")
 
 
 class Problem:
@@ -76,17 +78,29 @@ class Problem:
 
     def check(self) -> list[Check]:
         """Each way leads to the reference's factor."""
-        found = {}
-        for way, call in self.ways.items():
-            found[way] = self.factor.clone()
-            call(found[way])
-        wanted = found.pop("reference")
+        wanted = self.factor.clone()
+        self.plain(wanted)
         allowed = 64 * torch.finfo(wanted.dtype).eps * float(wanted.abs().max())
+
+        def one(way: str) -> list[Check]:
+            found = self.factor.clone()
+            self.ways[way](found)
+            off = float((found - wanted).abs().max())
+            return [Check(f"{way}: {off:.2g} off, {allowed:.2g} allowed", off <= allowed)]
+
         return [
-            Check(f"{way}: {off:.2g} off, {allowed:.2g} allowed", off <= allowed)
-            for way, factor in found.items()
-            if (off := float((factor - wanted).abs().max())) >= 0
+            check
+            for way in self.ways
+            if way != "reference"
+            for check in guarded(way, functools.partial(one, way))
         ]
+
+    def work(self) -> Work:
+        """The factor read and written and the numerator; a multiply-add with the gram matrix for
+        each number and component."""
+        rows, dim = self.factor.shape
+        dtype = str(self.factor.dtype).removeprefix("torch.")
+        return Work(3 * rows * dim * self.factor.dtype.itemsize, 2 * rows * dim * dim, dtype)
 
 
 def group(dim: int, dtype: str, threads: int) -> Group:
@@ -104,6 +118,7 @@ def group(dim: int, dtype: str, threads: int) -> Group:
             if way != "vecsmith"
         ],
         settings={"rows": ROWS, "components": dim, "dtype": dtype, "threads": threads},
+        work=dict.fromkeys(problem.ways, problem.work()),
     )
 
 
@@ -122,6 +137,19 @@ def test_hals_sweep(benchmark, dim: int, dtype: str, way: str) -> None:
 
 
 # --- all of them ----------------------------------------------------------------------------------
+
+
+def offered(threads: int, scratch: Path) -> list[Job]:
+    """What `vecsmith bench` may measure."""
+    return [
+        Job(
+            f"k={dim} {dtype}",
+            functools.partial(group, dim, dtype, threads),
+            dtype == "float32" and dim != 128,
+        )
+        for dim in DIMS
+        for dtype in DTYPES
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:

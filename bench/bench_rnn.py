@@ -23,9 +23,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 
+from ._pytest import pytest
 from ._rnn import (
     BF16,
     CELLS,
@@ -40,7 +40,8 @@ from ._rnn import (
     step_ceiling,
     timed,
 )
-from ._runner import Check, Group, Ratio, finish, parser, run, table
+from ._runner import ROOT, Check, Group, Job, Ratio, finish, parser, run, table
+from .roofline import Work
 
 SHAPES = (
     Shape(256, 256, 32, 64),
@@ -100,7 +101,7 @@ def group_of(
     peer = "loop in PyTorch" if is_loop else "torch, packed" if shape.uneven else "torch"
     endings = [*([] if backward else ["inference"]), *([f"held_{held}"] if held else [])]
     label = label_of(kind, shape.name, *numbers.endings, *endings)
-    work = "forward and backward" if backward else "forward alone, no gradients"
+    what = "forward and backward" if backward else "forward alone, no gradients"
     level = f", both held to {held}" if held else ""
     bar = 1.0 if held else BARS.get((kind, shape.name), {}).get(numbers.name) if backward else None
 
@@ -108,18 +109,34 @@ def group_of(
         call = problem.gradients if backward else problem.forward
         return timed(lambda: call(output))
 
+    entries = {"vecsmith": entry(problem.output), peer: entry(problem.torch_output)}
     group = Group(
         name=name_of(label),
-        title=f"{kind}, {work}, {shape.name.replace('_', ' ')}{numbers.words}{level}, "
+        title=f"{kind}, {what}, {shape.name.replace('_', ' ')}{numbers.words}{level}, "
         f"{threads} threads",
         unit="ms",
         higher_is_better=False,
-        entries={"vecsmith": entry(problem.output), peer: entry(problem.torch_output)},
+        entries=entries,
         check=lambda: [*problem.check(backward), *(held_checks(held) if held else [])],
         ratios=[Ratio(f"{label}: vecsmith / {peer}", "vecsmith", peer, bar)],
         settings={**shape.__dict__, "threads": threads},
+        work=dict.fromkeys(entries, work_of(problem, backward)),
     )
     return group, ceiling(problem, backward)
+
+
+def work_of(problem: Problem, backward: bool) -> Work:
+    """The products of all steps; input, parameters and output, and a gradient of each. That one row
+    reads the recurrent weight from a cache in every step is in ``ceiling`` and not here."""
+    gates, hidden = problem.parameters()[1].shape
+    passes = 3 if backward else 1
+    numbers = sum(p.numel() for p in problem.parameters())
+    numbers += problem.rows * (problem.shape.inputs + hidden)
+    itemsize = problem.numbers.dtype.itemsize
+    return Work(
+        numbers * itemsize * (2 if backward else 1),
+        2 * problem.rows * gates * (problem.shape.inputs + hidden) * passes,
+    )
 
 
 def held_checks(level: str) -> list[Check]:
@@ -205,7 +222,7 @@ def memory_group(kind: str, threads: int, numbers: Numbers = FLOAT) -> Bounded:
             capture_output=True,
             text=True,
             check=True,
-            cwd=Path(__file__).parent.parent,
+            cwd=ROOT,
         )
         return float(done.stdout)
 
@@ -243,12 +260,12 @@ def test_rnn(benchmark, shape: Shape, kind: str, backend: str) -> None:
 
 # --- all of them ----------------------------------------------------------------------------------
 
-Job = tuple[str, Callable[[], Bounded]]
+Labeled = tuple[str, Callable[[], Bounded]]
 
 
-def jobs(threads: int) -> list[Job]:
+def jobs(threads: int) -> list[Labeled]:
     """Labels, and groups that are made when their turn has come."""
-    made: list[Job] = []
+    made: list[Labeled] = []
 
     def layer(kind: str, shape: Shape, numbers: Numbers = FLOAT, backward: bool = True) -> None:
         label = label_of(kind, shape.name, *numbers.endings, *([] if backward else ["inference"]))
@@ -278,7 +295,22 @@ def jobs(threads: int) -> list[Job]:
     return made
 
 
-def held_jobs(threads: int, level: str) -> list[Job]:
+QUICK = (
+    "LSTM i256_h256_b32_t64",
+    "GRU i256_h256_b32_t64",
+    "LSTM i512_h512_b1_t100",
+    "LSTM i256_h256_b32_t64_lengths",
+)
+
+
+def offered(threads: int, scratch: Path) -> list[Job]:
+    """What `vecsmith bench` may measure."""
+    return [
+        Job(label, lambda make=make: make()[0], label in QUICK) for label, make in jobs(threads)
+    ]
+
+
+def held_jobs(threads: int, level: str) -> list[Labeled]:
     """Of a process that is held to a level."""
     return [
         (
@@ -307,8 +339,7 @@ def run_levels(arguments: list[str]) -> int:
             "MKL_ENABLE_INSTRUCTIONS": mkl,
         }
         command = [sys.executable, "-m", f"{__package__}.bench_rnn", "--held", level, *arguments]
-        root = Path(__file__).parent.parent
-        status |= subprocess.run(command, env=environment, cwd=root, check=False).returncode
+        status |= subprocess.run(command, env=environment, cwd=ROOT, check=False).returncode
     return status
 
 

@@ -16,14 +16,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 from scipy import sparse
 
 from vecsmith import ops
 from vecsmith.ops._cells import cells_of
 
-from ._runner import Check, Group, Ratio, finish, parser, run
+from ._pytest import pytest
+from ._runner import Check, Group, Job, Ratio, finish, parser, run
+from .roofline import Work
 
 WIDTHS = (16, 64)
 DTYPES = ("float32", "float64")
@@ -73,6 +74,18 @@ class Problem:
             self.product(way)
         return (time.perf_counter() - started) / _REPEATS * 1e3
 
+    def work(self) -> Work:
+        """Cells, their bounds, the dense matrix and the product; a multiply-add per cell and
+        column."""
+        rows, columns = self.matrix.shape
+        width, itemsize = self.dense.shape[1], self.dense.dtype.itemsize
+        moved = sum(
+            part.numel() * part.itemsize for part in (self.cells.indptr, self.cells.indices)
+        )
+        moved += (self.matrix.nnz + (rows + columns) * width) * itemsize
+        dtype = str(self.dense.dtype).removeprefix("torch.")
+        return Work(moved, 2 * self.matrix.nnz * width, dtype)
+
     def check(self) -> list[Check]:
         """Our error against float64, as a part of |A| |X|: that of a walk of roundings."""
         matrix, dense = self.matrix.astype(np.float64), self.dense.double().numpy()
@@ -97,6 +110,7 @@ def group(name: str, matrix: sparse.csr_matrix, width: int, dtype: str, threads:
         check=problem.check,
         ratios=[Ratio(f"{name} b={width} {dtype}: {w} / vecsmith", WAYS[0], w) for w in WAYS[1:]],
         settings={"width": width, "dtype": dtype, "threads": threads},
+        work=dict.fromkeys(WAYS, problem.work()),
     )
 
 
@@ -123,6 +137,31 @@ def test_spmm(benchmark, shape: str, width: int, dtype: str, way: str) -> None:
 
 
 # --- all of them ----------------------------------------------------------------------------------
+
+
+QUICK = (("ratings", 16, "float32"), ("terms", 64, "float32"))
+
+
+def offered(threads: int, scratch: Path) -> list[Job]:
+    """What `vecsmith bench` may measure."""
+
+    def make(shape: str, transposed: bool, width: int, dtype: str) -> Group:
+        matrix = SHAPES[shape]()
+        if not transposed:
+            return group(shape, matrix, width, dtype, threads)
+        return group(f"{shape}_transposed", matrix.T.tocsr(), width, dtype, threads)
+
+    return [
+        Job(
+            f"{shape}{' transposed' if transposed else ''} b={width} {dtype}",
+            functools.partial(make, shape, transposed, width, dtype),
+            not transposed and (shape, width, dtype) in QUICK,
+        )
+        for shape in SHAPES
+        for transposed in (False, True)
+        for width in WIDTHS
+        for dtype in DTYPES
+    ]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ._runner import Check, finish, machine, parser, spread
+from ._runner import RESULTS, ROOT, Check, finish, machine, parser, spread
 
 DIMENSIONS = (16, 32, 48, 64, 96, 100, 128, 160, 200, 256, 300, 384, 512, 640, 768, 1024)
 VOCABULARIES = (10_000, 30_000, 100_000, 300_000, 1_000_000)
 SENTENCE = 1000
-PICTURE = Path(__file__).parent.parent / "docs" / "img" / "word2vec-curves.png"
+PICTURE = (ROOT / "docs" / "img" if ROOT else RESULTS) / "word2vec-curves.png"
 
 
 class Text:

@@ -6,20 +6,45 @@ min_count 5) and the same number of threads. Building the vocabulary is left out
 
 from __future__ import annotations
 
+import functools
 import sys
 from pathlib import Path
 
 from . import _peers
-from ._ours import Ours, build_corpus, corpus_path
-from ._runner import Check, Group, Ratio, finish, parser, run
+from ._ours import Ours, build_corpus, corpus_path, write_docstrings
+from ._runner import Check, Group, Ratio, finish, guarded, parser, run
+from .roofline import Work
 
 COMMON = {"window": 5, "sample": 1e-4, "min_count": 5, "alpha": 0.025}
 GROUPS = ("dim100", "dim300", "cbow", "hs")
+QUICK_WORDS, QUICK_EPOCHS = 1_000_000, 2
 
 
-def group(name: str, path: Path, threads: int, epochs: int) -> Group:
-    """One group of the comparison: our variants, gensim and, for skip-gram, pWord2Vec."""
-    corpus = build_corpus(path)
+def docstrings_group(
+    threads: int, scratch: Path, name: str = "dim100", most: int | None = QUICK_WORDS
+) -> Group:
+    """A group on the docstrings of this machine, ``most`` words of them, in a folder of its own;
+    cut short, it has our default alone."""
+    path = scratch / f"docstrings-{most or 'all'}.txt"
+    if not path.exists():
+        write_docstrings(path, most)
+    made = group(name, path, threads, QUICK_EPOCHS if most else 1, scratch, bool(most))
+    if most:
+        made.name += "_short"
+    return made
+
+
+def group(
+    name: str,
+    path: Path,
+    threads: int,
+    epochs: int,
+    folder: Path | None = None,
+    alone: bool = False,
+) -> Group:
+    """One group of the comparison: our variants (our default ``alone``), gensim and, for skip-gram,
+    pWord2Vec. folder: for the encoded text."""
+    corpus = build_corpus(path, folder=folder)
     sg, hs, negative, dim = 1, 0, 5, 100
     if name == "dim300":
         dim = 300
@@ -53,12 +78,12 @@ def group(name: str, path: Path, threads: int, epochs: int) -> Group:
     ratios.append(Ratio(f"{label} / gensim", "vecsmith", "gensim", bar(bars[0])))
     if name in ("dim100", "dim300"):
         ratios.append(Ratio(f"{label} / pWord2Vec", "vecsmith", "pWord2Vec", bar(bars[1])))
-        if "avx2" in _native.isa_levels():
+        if "avx2" in _native.isa_levels() and not alone:
             variants["vecsmith, avx2"] = ours(isa="avx2")
             ratios.append(
                 Ratio(f"{label}, avx2 level / gensim", "vecsmith, avx2", "gensim", bar(7))
             )
-    if name == "dim100":
+    if name == "dim100" and not alone:
         variants["vecsmith, pair"] = ours(shared_negatives="pair")
         variants["vecsmith, deterministic"] = ours(deterministic=True)
         variants["vecsmith, deterministic, 1 thread"] = ours(1, deterministic=True)
@@ -79,36 +104,48 @@ def group(name: str, path: Path, threads: int, epochs: int) -> Group:
             ),
         ]
     entries = {key: variant.run for key, variant in variants.items()}
-    peers: dict[str, object] = {}
     described: dict[str, object] = {}
-    if _peers.have_gensim():
-        peers["gensim"] = _peers.Gensim(path, threads, epochs, **settings)
-    program = _peers.pword2vec_program()
+
+    @functools.cache
+    def peer(key: str) -> _peers.Gensim | _peers.PWord2Vec:
+        if key == "gensim":
+            return _peers.Gensim(path, threads, epochs, **settings)
+        assert program is not None
+        made = _peers.PWord2Vec(program, path, threads, epochs, corpus.raw_words, dim=dim)
+        described["MKL instructions of pWord2Vec"] = made.choose_instructions()
+        return made
+
+    peers = ["gensim"] if _peers.have_gensim() else []
+    program = _peers.pword2vec_program() if _peers.usable("pWord2Vec") else None
     if program is not None and name in ("dim100", "dim300"):
-        peer = _peers.PWord2Vec(program, path, threads, epochs, corpus.raw_words, dim=dim)
-        described["MKL instructions of pWord2Vec"] = peer.choose_instructions()
-        peers["pWord2Vec"] = peer
-    entries.update({key: peer.run for key, peer in peers.items()})
+        peers.append("pWord2Vec")
+    entries.update({key: lambda key=key: peer(key).run() for key in peers})
+
+    def alike(key: str) -> list[Check]:
+        """Whether a peer has learned what we have, of the same words."""
+        one = peer(key)
+        if key == "gensim":
+            one.run()
+        found = _peers.correlation(variants["vecsmith"].vectors(), one.vectors())
+        text = f"vectors like those of {key}: cosines correlate by {found:.3f}"
+        counts = one.raw_words
+        return [
+            Check(f"{text} (at least {_peers.ALIKE})", found >= _peers.ALIKE),
+            Check(
+                f"raw words: {corpus.raw_words:,} here, {counts:,} in {key}",
+                counts == corpus.raw_words,
+            ),
+        ]
 
     def check() -> list[Check]:
         found = [variant.check(key) for key, variant in variants.items()]
-        for key, peer in peers.items():
-            if key == "gensim":
-                peer.run()
-            alike = _peers.correlation(variants["vecsmith"].vectors(), peer.vectors())
-            found.append(
-                Check(
-                    f"vectors like those of {key}: cosines correlate by {alike:.3f} "
-                    f"(at least {_peers.ALIKE})",
-                    alike >= _peers.ALIKE,
-                )
-            )
-            counts = getattr(peer, "raw_words", corpus.raw_words)
-            same = abs(counts - corpus.raw_words) == 0
-            found.append(Check(f"raw words: {corpus.raw_words:,} here, {counts:,} in {key}", same))
+        for key in peers:
+            found += guarded(key, functools.partial(alike, key))
+        # Known when the peers have run.
+        made.settings.update(described)
         return found
 
-    return Group(
+    made = Group(
         name=f"word2vec_speed_{name}",
         title=f"word2vec training, {label}, {threads} threads",
         unit="raw words/s",
@@ -121,9 +158,19 @@ def group(name: str, path: Path, threads: int, epochs: int) -> Group:
             "epochs": epochs,
             "raw words": corpus.raw_words,
             "vocabulary": len(corpus.vocabulary),
-            **described,
         },
+        work={} if hs else dict.fromkeys(entries, _work(corpus, dim, not sg)),
     )
+    return made
+
+
+def _work(corpus, dim: int, cbow: bool) -> Work:
+    from .bench_skipgram import work_of_a_word
+
+    keep = corpus.vocabulary.keep_probabilities(COMMON["sample"])
+    kept = float(keep[corpus.tokens.long()].sum()) / corpus.raw_words
+    rows = len(corpus.vocabulary)
+    return work_of_a_word(kept, rows, corpus.raw_words, dim=dim, cbow=cbow)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,5 +1,5 @@
 """The command ``vecsmith``: word2vec, sentence, als, recommend, similar, neighbors, evaluate, plot,
-info.
+bench, info.
 
 ``main`` is the entry point. Whatever goes wrong is one line on standard error and exit code 2 (a
 traceback with ``--debug``); Ctrl-C and SIGTERM end with 130.
@@ -21,7 +21,7 @@ import typer
 from vecsmith.cli import _loads  # noqa: F401
 
 # isort: split
-from vecsmith.cli import _als, _info, _recommend, _sentence, _vectors, _word2vec
+from vecsmith.cli import _als, _bench, _info, _recommend, _sentence, _vectors, _word2vec
 from vecsmith.models._checkpoint import TrainingInterrupted, interrupt_on_terminate
 
 FAILED, INTERRUPTED = 2, 130
@@ -51,6 +51,7 @@ for _function in (
     _vectors.neighbors,
     _vectors.evaluate,
     _vectors.plot,
+    _bench.bench,
     _info.info,
 ):
     app.command(_function.__name__)(_function)
