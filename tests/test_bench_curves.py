@@ -54,8 +54,14 @@ def record_of(cost, sizes=SIZES, axis="rows"):
             )
         lines[str(threads)] = points
     return {
-        **{"name": "curve_op_rows", "op": "op", "axis": axis, "grows": "rows", "unit": "ns"},
-        **{"title": "op: rows", "lines": lines, "knees": []},
+        "name": "curve_op_rows",
+        "op": "op",
+        "axis": axis,
+        "grows": "rows",
+        "unit": "ns",
+        "title": "op: rows",
+        "lines": lines,
+        "knees": [],
     }
 
 
