@@ -143,6 +143,25 @@ def test_windows_and_negatives(operator_case, window, negative):
 
 
 @native_cases
+@pytest.mark.parametrize("negative", [63, 64, 65, 2047, 2048])
+def test_many_negatives(operator_case, negative):
+    """How those that come twice are found changes with their number; and where none does."""
+    for vocabulary, rare in ((50, None), (3000, 0.9997)):
+        for mode in ("sg-window-ns", "sg-pair-ns", "cbow-mean-ns"):
+            check_text(
+                **{**MODES[mode], "negative": negative}, vocabulary=vocabulary, rare=rare,
+                lengths=(4,), dim=5,
+            )  # fmt: skip
+    tables, rest = pairs_problem(negative=negative, count=5, dim=5)
+    exact, plain, ours = copies(tables, torch.float64), copies(tables), copies(tables)
+    reference.skipgram_pairs(*exact, *rest, alpha=0.05, sync_every=0)
+    reference.skipgram_pairs(*plain, *rest, alpha=0.05, sync_every=0)
+    ops.skipgram_pairs(*ours, *rest, alpha=0.05, num_threads=1)
+    for a, b, c in zip(ours, plain, exact, strict=True):
+        close(a, b, c, what=f"pairs, {negative} negatives")
+
+
+@native_cases
 @pytest.mark.parametrize("vocabulary", [1, 2, 3, 50])
 @mode_names
 def test_small_vocabularies(operator_case, vocabulary, mode):

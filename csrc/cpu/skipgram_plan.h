@@ -12,6 +12,9 @@ namespace {
 
 constexpr uint64_t kGolden = 0x9E3779B97F4A7C15u;
 constexpr int kRedraws = 32;
+// Comparing all rows of a step with all others is quick for so many; more go through a table, if it
+// is at most half full of them.
+constexpr int kFew = 64, kSlotBits = 12, kSlots = 1 << kSlotBits;
 constexpr int kTile = 6;  // output rows in registers at a time
 
 VECSMITH_INLINE uint64_t mix(uint64_t z) {
@@ -39,9 +42,29 @@ VECSMITH_INLINE void fetch_alias(const SkipgramJob& job, uint64_t bits) {
                      0, 2);
 }
 
+// Merges rows that come twice by a table of slots: where each row is among those that are left.
+int32_t merge_many(int32_t* ids, int32_t count, float* weight) {
+  int16_t slots[kSlots];
+  for (int i = 0; i < kSlots; ++i) slots[i] = -1;
+  int32_t found = 0;
+  for (int32_t i = 0; i < count; ++i) {
+    const int32_t id = ids[i];
+    uint32_t slot = (static_cast<uint32_t>(id) * 0x9E3779B1u) >> (32 - kSlotBits);
+    while (slots[slot] >= 0 && ids[slots[slot]] != id) slot = (slot + 1) & (kSlots - 1);
+    if (slots[slot] < 0) {
+      slots[slot] = static_cast<int16_t>(found);
+      ids[found] = id;
+      weight[found++] = 0;
+    }
+    weight[slots[slot]] += 1;
+  }
+  return found;
+}
+
 // Merges rows that come twice, in place; `weight` receives how often each came. Returns how many
 // are left.
 int32_t merge(int32_t* ids, int32_t count, float* weight) {
+  if (count > kFew && count <= kSlots / 2) return merge_many(ids, count, weight);
   int32_t found = 0;
   for (int32_t i = 0; i < count; ++i) {
     int32_t at = 0;
@@ -62,11 +85,14 @@ VECSMITH_INLINE void merge_inputs(SkipgramPlan& plan, int32_t* ids, SkipgramStep
   plan.weight_count += step.input_count;
 }
 
+// Of rows that need not come twice: where none does, they have no weights.
 VECSMITH_INLINE void merge_outputs(SkipgramPlan& plan, int32_t* ids, SkipgramStep& step) {
   float* weight = plan.weights + plan.weight_count;
-  step.output_count = merge(ids, step.output_count, weight);
+  const int32_t found = merge(ids, step.output_count, weight);
+  if (found == step.output_count) return;
+  step.output_count = found;
   step.output_weight = weight;
-  plan.weight_count += step.output_count;
+  plan.weight_count += found;
 }
 
 // Draws the step's outputs: the positive, then the words of `bits` that differ from it. (Thirty-two
@@ -74,7 +100,7 @@ VECSMITH_INLINE void merge_outputs(SkipgramPlan& plan, int32_t* ids, SkipgramSte
 VECSMITH_INLINE void draw_outputs(const SkipgramJob& job, const uint64_t* bits, int64_t stride,
                                   int32_t positive, SkipgramPlan& plan, SkipgramStep& step) {
   int32_t* ids = plan.ids + plan.id_count;
-  int32_t count = 1, same = 0;
+  int32_t count = 1, same = job.negative > kFew;
   ids[0] = positive;
   for (int32_t k = 0; k < job.negative; ++k) {
     uint64_t b = bits[k * stride];
@@ -83,7 +109,8 @@ VECSMITH_INLINE void draw_outputs(const SkipgramJob& job, const uint64_t* bits, 
       b = mix(b + kGolden);
       word = sampled_word(job, b);
     }
-    for (int32_t earlier = 1; earlier < count; ++earlier) same |= ids[earlier] == word;
+    if (job.negative <= kFew)
+      for (int32_t earlier = 1; earlier < count; ++earlier) same |= ids[earlier] == word;
     ids[count] = word;
     count += word != positive;
   }
@@ -365,10 +392,12 @@ void plan_pairs(const SkipgramJob& job, int64_t first, int64_t last, SkipgramPla
     int32_t* const outputs = ids;
     const int32_t positive = static_cast<int32_t>(job.contexts[p]);
     *ids++ = positive;
-    int32_t same = 0;
+    int32_t same = job.negative > kFew;
     for (int32_t k = 0; k < job.negative; ++k) {
       const int32_t word = static_cast<int32_t>(job.negatives[p * job.negative + k]);
-      for (const int32_t* earlier = outputs + 1; earlier < ids; ++earlier) same |= *earlier == word;
+      if (job.negative <= kFew)
+        for (const int32_t* earlier = outputs + 1; earlier < ids; ++earlier)
+          same |= *earlier == word;
       *ids = word;
       ids += word >= 0 && word != positive;
     }
