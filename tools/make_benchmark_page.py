@@ -1,57 +1,131 @@
-"""Generates docs/benchmarks.md from bench/results/<machine>/*.json.
+"""Generates docs/benchmarks.md, docs/benchmarks/<topic>.md and what other files show of the results
+(tools/headlines.py) from bench/results/<machine>/*.json.
 
-python tools/make_benchmark_page.py           writes the page
-python tools/make_benchmark_page.py --check   fails if the page is not what it would write
+python tools/make_benchmark_page.py           writes them
+python tools/make_benchmark_page.py --check   fails if one of them is not what it would write
 """
 
 from __future__ import annotations
 
 import json
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import headlines
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
-PICTURE = ROOT / "docs" / "img" / "word2vec-curves.png"
+PICTURES = ROOT / "docs" / "img"
 
-# In the order in which a reader wants the results: prefix of the record's name, script.
-SCRIPTS = (
-    ("word2vec_speed", "bench/word2vec_speed.py"),
-    ("word2vec_job", "bench/word2vec_job.py"),
-    ("word2vec_quality", "bench/word2vec_quality.py"),
-    ("word2vec_memory", "bench/word2vec_memory.py"),
-    ("word2vec_curves", "bench/word2vec_curves.py"),
-    ("skipgram", "bench/bench_skipgram.py"),
-    ("embedding", "bench/bench_embedding_bag.py"),
-    ("rnn", "bench/bench_rnn.py"),
-    ("cosine_topk", "bench/bench_cosine_topk.py"),
-    ("als_solve", "bench/bench_als_solve.py"),
-    ("als_recommend", "bench/als_recommend.py"),
-    ("als_quality", "bench/als_quality.py"),
-    ("als_likes", "bench/als_peers.py"),
-    ("als_ratings", "bench/als_peers.py"),
-    ("factor_sgd", "bench/bench_factor_sgd.py"),
-    ("low_rank", "bench/low_rank_speed.py"),
-    ("spmm", "bench/bench_spmm.py"),
-    ("hals_sweep", "bench/bench_hals_sweep.py"),
-    ("two_tower", "examples/two_tower.py"),
-    ("sentiment", "examples/sentiment.py"),
-    ("sentences", "examples/sentences.py"),
+
+@dataclass(frozen=True)
+class Topic:
+    """A page of results. scripts: (how the names of records begin, what measured them), in the
+    order in which a reader wants them."""
+
+    stem: str
+    title: str
+    about: str
+    scripts: tuple[tuple[str, str], ...]
+
+
+TOPICS = (
+    Topic(
+        "word2vec",
+        "Word vectors",
+        "[`Word2Vec`](word2vec.md) and the operator [`skipgram`](skipgram.md) against gensim and "
+        "pWord2Vec.",
+        (
+            ("word2vec_speed", "bench/word2vec_speed.py"),
+            ("word2vec_job", "bench/word2vec_job.py"),
+            ("word2vec_quality", "bench/word2vec_quality.py"),
+            ("word2vec_memory", "bench/word2vec_memory.py"),
+            ("word2vec_curves", "bench/word2vec_curves.py"),
+            ("skipgram", "bench/bench_skipgram.py"),
+        ),
+    ),
+    Topic(
+        "embedding-tables",
+        "Embedding tables",
+        "[Layers and optimizers](embedding_tables.md) on the operator "
+        "[`embedding_bag`](operators/embedding_bag.md) against torch and FBGEMM.",
+        (("embedding", "bench/bench_embedding_bag.py"), ("two_tower", "examples/two_tower.py")),
+    ),
+    Topic(
+        "recurrent",
+        "Recurrent layers",
+        "[LSTM, GRU and RNN](recurrent.md) on the operator [`rnn`](operators/rnn.md) against torch "
+        "(oneDNN). Shapes: i inputs, h hidden units, b batch, t steps.",
+        (("rnn", "bench/bench_rnn.py"), ("sentiment", "examples/sentiment.py")),
+    ),
+    Topic(
+        "nearest-rows",
+        "Nearest rows",
+        "[`CosineIndex`](search.md) and the operator [`cosine_topk`](operators/cosine_topk.md) "
+        "against faiss (`IndexFlatIP`) and torch (normalize, product, topk).",
+        (("cosine_topk", "bench/bench_cosine_topk.py"),),
+    ),
+    Topic(
+        "sentences",
+        "Sentence vectors",
+        "[`SentenceAutoencoder`](sentences.md): how many sentences come back from their vector.",
+        (("sentences", "examples/sentences.py"),),
+    ),
+    Topic(
+        "factors",
+        "Factors of ratings",
+        "[`ALS` and `ExplicitALS`](als.md) on the operator [`als_solve`](operators/als_solve.md), "
+        "and [gradient descent](matrix-factorization-sgd.md), against implicit, cmfrec, LensKit.",
+        (
+            ("als_solve", "bench/bench_als_solve.py"),
+            ("als_recommend", "bench/als_recommend.py"),
+            ("als_quality", "bench/als_quality.py"),
+            ("als_likes", "bench/als_peers.py"),
+            ("als_ratings", "bench/als_peers.py"),
+            ("factor_sgd", "bench/bench_factor_sgd.py"),
+        ),
+    ),
+    Topic(
+        "low-rank",
+        "Low rank",
+        "[`TruncatedSVD`, `PCA` and `NMF`](low-rank.md) on the operators "
+        "[`spmm`](operators/spmm.md) and [`hals_sweep`](operators/hals_sweep.md) against "
+        "scikit-learn.",
+        (
+            ("low_rank", "bench/low_rank_speed.py"),
+            ("spmm", "bench/bench_spmm.py"),
+            ("hals_sweep", "bench/bench_hals_sweep.py"),
+        ),
+    ),
 )
+# Records that no topic asks for are not lost.
+OTHERS = Topic("others", "Others", "Results of no other page.", ())
 
 INTRODUCTION = """\
 # Benchmarks
 
-This page is generated by `tools/make_benchmark_page.py` from the JSON files in `bench/results/`;
-every claim elsewhere has its row here.
+Everything that was measured, generated by `tools/make_benchmark_page.py` from the JSON files in
+`bench/results/`. A figure elsewhere in this project has its row here. First all ratios, by topic;
+each name leads to its settings, times and checks.
 
-How the numbers are taken: all programs read the same plain text file with the same settings and
-number of threads. They run in turn (A B C A B C ...), a ratio is taken within each round, and its
-median is given with quartiles and range over the rounds. Before anything is timed, our operator is
-compared with the reference and the vectors with those of the peers; a red check means no ratios.
-Rates are raw words per second of the training epochs, building the vocabulary left out on both
-sides; the whole-job row includes everything. Run them yourself: `make bench`, or each script alone.
+How the numbers are taken: all programs read the same input with the same settings and number of
+threads. They run in turn (A B C A B C ...), a ratio is taken within each round, and its median is
+given with its range over the rounds. Before anything is timed, our results are compared with those
+of the reference or of the peer; a red check means no ratios. A ratio above 1 says that vecsmith is
+better (faster, smaller) unless its name says otherwise; the bar is what the project wants to reach.
+Run them yourself: `make bench`, or each script alone.
+"""
+
+ON_A_GPU = """\
+## On a GPU
+
+No machine with one was at hand. The kernels for it are interpreted, emulated and compiled in the
+tests; nobody has timed them.
+
 """
 
 
@@ -79,14 +153,14 @@ def describe(record: dict) -> list[str]:
     """One line each for the settings and the machine of a record."""
     settings = ", ".join(f"{key} {value}" for key, value in record.get("settings", {}).items())
     lines = [f"Settings: {settings}."] if settings else []
-    lines.append(f"{record['rounds']} rounds, {record['date']}.")
+    lines.append(f"{record['rounds']} rounds, {record['date']}, `{record['path']}`.")
     return [" ".join(lines), ""]
 
 
 def section(record: dict) -> list[str]:
-    """The part of the page for one record."""
+    """The part of a topic's page for one record."""
     unit = record["unit"]
-    lines = [f"### {record['title']}", "", *describe(record)]
+    lines = [f'<a id="{anchor(record)}"></a>', "", f"### {record['title']}", "", *describe(record)]
     red = [check["what"] for check in record["agreement"] if not check["passed"]]
     if red:
         lines += [f"**An agreement check failed, so there are no ratios:** {'; '.join(red)}.", ""]
@@ -107,7 +181,7 @@ def section(record: dict) -> list[str]:
             spread = [f"{ratio['q1']:.2f} .. {ratio['q3']:.2f}"]
             spread.append(f"{ratio['min']:.2f} .. {ratio['max']:.2f}")
             cells = bar_cells(ratio, "≥" if ratio.get("at_least", True) else "≤")
-            rows.append([ratio["what"], f"{ratio['median']:.2f}x", *spread, *cells])
+            rows.append([ratio["what"], headlines.times(ratio["median"]), *spread, *cells])
         lines += markdown(rows)
     if record.get("differences"):
         rows = [["difference", "points", "bar", "reached"]]
@@ -130,45 +204,112 @@ def section(record: dict) -> list[str]:
             values = (number(point[key], unit) for key in ("median", "min", "max"))
             rows.append([f"{point['x']:,}", *values])
         lines += markdown(rows)
-    if "curves" in record and PICTURE.exists():
-        lines += [f"![{record['title']}](img/{PICTURE.name})", ""]
+    picture = PICTURES / f"{record['name'].replace('_', '-')}.png"
+    if "curves" in record and picture.exists():
+        lines += [f"![{record['title']}](../img/{picture.name})", ""]
     passed = [check["what"] for check in record["agreement"] if check["passed"]]
     if passed:
         lines += ["Agreement, checked before measuring: " + "; ".join(passed) + ".", ""]
     return lines
 
 
-def rank(record: dict) -> tuple[int, str]:
-    """Where a record stands on the page."""
-    for n, (prefix, _) in enumerate(SCRIPTS):
-        if record["name"].startswith(prefix):
-            return n, record["name"]
-    return len(SCRIPTS), record["name"]
+def anchor(record: dict) -> str:
+    """Where a record is on its page: two machines may have one of the same name."""
+    return f"{Path(record['path']).parent.name}-{record['name']}"
 
 
-def page(results: Path = RESULTS) -> str:
-    """The whole page."""
+def place(record: dict) -> tuple[int, int, str]:
+    """Where a record stands: topic, script, name."""
+    for t, topic in enumerate(TOPICS):
+        for n, (prefix, _) in enumerate(topic.scripts):
+            if record["name"].startswith(prefix):
+                return t, n, record["name"]
+    return len(TOPICS), 0, record["name"]
+
+
+def read(results: Path = RESULTS) -> list[list[dict]]:
+    """The records of each machine, in the order of the pages; each with its path."""
+    machines = []
+    for folder in sorted(path for path in results.glob("*") if path.is_dir()):
+        records = []
+        for path in folder.glob("*.json"):
+            where = f"bench/results/{folder.name}/{path.name}"
+            records.append({**json.loads(path.read_text(encoding="utf-8")), "path": where})
+        if records:
+            machines.append(sorted(records, key=place))
+    return machines
+
+
+def machine_lines(records: list[dict]) -> list[str]:
+    """A heading for a machine, and what it is: that of its newest record, with the ISA levels of
+    all of them (a level is added now and then)."""
+    newest = max(records, key=lambda record: record["date"])["machine"]
+    versions: dict[str, str] = {}
+    levels = set()
+    for record in sorted(records, key=lambda record: record["date"]):
+        versions |= record["machine"]["versions"]
+        levels.add(record["machine"]["isa"])
+    named = ", ".join(f"{name} {version}" for name, version in versions.items())
+    gpu = f" {newest['gpu']}." if "gpu" in newest else ""
+    return [
+        f"## {newest['processor']}, {newest['cpus']} processors",
+        "",
+        f"ISA levels used: {', '.join(sorted(levels))}.{gpu} Python {newest['python']}, {named}.",
+        "",
+    ]
+
+
+def summary_table(topic: Topic, records: list[dict]) -> list[str]:
+    """All ratios of a topic, a row each, and what else there is."""
+    rows = [["ratio", "median", "range", "bar", "reached"]]
+    others = []
+    for record in records:
+        at = f"benchmarks/{topic.stem}.md#{anchor(record)}"
+        for ratio in record.get("ratios", []):
+            cells = bar_cells(ratio, "≥" if ratio.get("at_least", True) else "≤")
+            spread = f"{ratio['min']:.2f} .. {ratio['max']:.2f}"
+            name = f"[{ratio['what']}]({at})"
+            rows.append([name, headlines.times(ratio["median"]), spread, *cells])
+        if not record.get("ratios"):
+            others.append(f"[{record['title']}]({at})")
+    lines = markdown(rows) if len(rows) > 1 else []
+    return [*lines, *(["Also measured: " + "; ".join(others) + ".", ""] if others else [])]
+
+
+def first_page(machines: list[list[dict]]) -> str:
+    """docs/benchmarks.md."""
     lines = [INTRODUCTION]
-    folders = sorted(
-        path for path in results.glob("*") if path.is_dir() and any(path.glob("*.json"))
-    )
-    if not folders:
+    if not machines:
         lines += ["No results are committed yet.", ""]
-    for folder in folders:
-        records = sorted((json.loads(p.read_text()) for p in folder.glob("*.json")), key=rank)
-        first = records[0]["machine"]
-        lines += [f"## {first['processor']}, {first['cpus']} processors", ""]
-        versions = ", ".join(f"{name} {version}" for name, version in first["versions"].items())
-        gpu = f" {first['gpu']}." if "gpu" in first else ""
-        lines += [
-            f"ISA level {first['isa']} (of {', '.join(first['isa_levels'])}).{gpu} "
-            f"Python {first['python']}, {versions}.",
-            "",
-        ]
+    for records in machines:
+        lines += machine_lines(records)
+        for t, topic in enumerate((*TOPICS, OTHERS)):
+            own = [record for record in records if place(record)[0] == t]
+            if own:
+                lines += [f"### {topic.title}", "", f"{topic.about}", ""]
+                link = f"[{topic.title}](benchmarks/{topic.stem}.md)"
+                lines += [f"Settings, times and checks: {link}."]
+                lines += ["", *summary_table(topic, own)]
+    if not any("gpu" in record["machine"] for records in machines for record in records):
+        rows = [["operator", "time", "ratio to torch"]]
+        rows += [[f"`{name}`", *[headlines.NOT_MEASURED] * 2] for name in headlines.OPERATORS]
+        lines += [ON_A_GPU + "\n".join(markdown(rows))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def topic_page(topic: Topic, machines: list[list[dict]]) -> str:
+    """docs/benchmarks/<topic>.md."""
+    t = (*TOPICS, OTHERS).index(topic)
+    about = topic.about.replace("](", "](../")
+    lines = [f"# {topic.title}: results", "", about, ""]
+    lines += ["Generated from `bench/results/`; [all ratios in short](../benchmarks.md).", ""]
+    for records in machines:
+        own = [record for record in records if place(record)[0] == t]
+        if own:
+            lines += machine_lines(own)
         script = None
-        for record in records:
-            place = rank(record)[0]
-            name = SCRIPTS[place][1] if place < len(SCRIPTS) else None
+        for record in own:
+            name = topic.scripts[place(record)[1]][1] if topic.scripts else None
             if name and name != script:
                 lines += [f"From `{name}`:", ""]
             script = name
@@ -176,18 +317,31 @@ def page(results: Path = RESULTS) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def pages(results: Path = RESULTS) -> dict[Path, str]:
+    """All files that are generated, pictures apart, and what is in them."""
+    machines = read(results)
+    made = {PAGE: first_page(machines)}
+    for t, topic in enumerate((*TOPICS, OTHERS)):
+        if any(place(record)[0] == t for records in machines for record in records):
+            made[PAGE.parent / "benchmarks" / f"{topic.stem}.md"] = topic_page(topic, machines)
+    return {**made, **headlines.regions(machines)}
+
+
 def main(arguments: list[str]) -> int:
-    text = page()
+    made = pages()
     if arguments == ["--check"]:
-        if not PAGE.exists() or PAGE.read_text() != text:
-            print(f"{PAGE} is not what tools/make_benchmark_page.py writes", file=sys.stderr)
-            return 1
-        return 0
+        wrong = [p for p, text in made.items() if not p.exists() or p.read_text() != text]
+        wrong += headlines.stale_pictures(read())
+        for path in wrong:
+            print(f"{path} is not what tools/make_benchmark_page.py writes", file=sys.stderr)
+        return 1 if wrong else 0
     if arguments:
         print(f"expected no argument, or --check; got {arguments}", file=sys.stderr)
         return 2
-    PAGE.parent.mkdir(parents=True, exist_ok=True)
-    PAGE.write_text(text)
+    for path, text in made.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    headlines.draw(read())
     return 0
 
 

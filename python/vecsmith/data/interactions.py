@@ -39,7 +39,7 @@ class Interactions:
         users: int64 or str [U]: row u belongs to ``users[u]``. Where one str is far longer than
             most, an array of objects that are ``np.str_``: the memory is that of the keys.
         items: int64 or str [I]: column i belongs to ``items[i]``.
-        timestamps: int64, float64 or datetime64[us] [nnz], of ``matrix.data``'s cells; or None.
+        timestamps: int64, float64 or datetime64[us], of ``matrix.data``'s cells [nnz]; or None.
 
     ``len()`` is the number of cells, ``shape`` is (U, I).
 
@@ -195,9 +195,10 @@ class Interactions:
             timestamps: [N] integers, floating point numbers or dates; or None.
             duplicates: as in :meth:`read`.
 
-        Raises: ValueError for lengths that differ, missing keys, masked values, ratings that are
-            not finite, dates beyond datetime64[us], and pairs that come twice; TypeError for other
-            types.
+        Raises:
+            ValueError: lengths that differ, missing keys, masked values, ratings that are not
+                finite, dates beyond datetime64[us], and pairs that come twice.
+            TypeError: other types.
         """
         given = {"users": users, "items": items, "ratings": ratings, "timestamps": timestamps}
         taken = {
@@ -253,10 +254,11 @@ class Interactions:
                 nan. The masked cells of a ``numpy.ma`` array are missing, too.
             duplicates: as in :meth:`read`, for formats that may store a cell twice.
 
-        Raises: ValueError for cells that are not finite or come twice, indices out of range, keys
-            that repeat or are too few, and 2^31 users or items and more whose keys are not given
-            (:meth:`from_arrays` takes any ids, and has rows for those alone that have cells);
-            TypeError for other types.
+        Raises:
+            ValueError: cells that are not finite or come twice, indices out of range, keys that
+                repeat or are too few, and 2^31 users or items and more whose keys are not given
+                (:meth:`from_arrays` takes any ids, and has rows for those alone that have cells).
+            TypeError: other types.
         """
         rows, columns, ratings, shape = cells_of(matrix, missing)
         row_keys = _columns.given_keys(users, shape[0], "users")
@@ -331,8 +333,9 @@ class Interactions:
             users, items: keys, each different, in their new order; None: those of now.
             unknown: what to make of a cell whose user or item is not among them: "error" or "drop".
 
-        Raises: KeyError naming a key that has cells and no place, under "error"; ValueError for
-            keys that repeat.
+        Raises:
+            KeyError: a key that has cells and no place, under "error"; it is named.
+            ValueError: keys that repeat.
         """
         if unknown not in ("error", "drop"):
             raise ValueError(f"expected unknown 'error' or 'drop'; got {unknown!r}")
@@ -438,8 +441,9 @@ class Interactions:
             quantile: in its place: the share of the cells that are to come before, rounded to whole
                 cells (half up); all of the same time go together, to the test.
 
-        Raises: ValueError without timestamps, and unless just one of the two is given; TypeError
-            for a time of another kind than the timestamps.
+        Raises:
+            ValueError: there are no timestamps, or not just one of the two is given.
+            TypeError: a time of another kind than the timestamps.
         """
         if self.timestamps is None:
             raise ValueError("expected interactions with timestamps; got some without")

@@ -20,8 +20,9 @@ def rmse(predicted: Any, actual: Any) -> float:
     Args:
         predicted, actual: numbers of one shape, finite.
 
-    Raises: ValueError for shapes that differ, no numbers at all, and some that are masked or not
-        finite; TypeError for what are no numbers.
+    Raises:
+        ValueError: shapes that differ, no numbers at all, and some that are masked or not finite.
+        TypeError: what are no numbers.
     """
     return math.sqrt(float(np.mean(np.square(_differences(predicted, actual)))))
 
@@ -103,8 +104,9 @@ def cross_validate(
 
     Returns: means and standard deviations by name; a bare number has the name "measure".
 
-    Raises: ValueError for fewer than two folds, another word for measure, and a measure that names
-        other things in other folds.
+    Raises:
+        ValueError: fewer than two folds, another word for measure, and a measure that names other
+            things in other folds.
     """
     if isinstance(measure, str) and measure not in ("ranking", "ratings"):
         raise ValueError(f"expected measure 'ranking', 'ratings' or a function; got {measure!r}")

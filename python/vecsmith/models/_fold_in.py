@@ -67,8 +67,9 @@ class FoldInModel(FactorModel):
             userids: integers [n], each once.
             user_items: [n, items], a row for each.
 
-        Raises: ValueError, TypeError, IndexError; MemoryError where there is none for the rows that
-            would be added. Nothing is changed then.
+        Raises:
+            ValueError, TypeError, IndexError: wrong types and shapes, ids out of range or twice.
+            MemoryError: there is none for the rows that would be added. Nothing is changed then.
         """
         self._users = self._partial_fit("user", "userids", userids, "user_items", user_items)
 

@@ -196,8 +196,9 @@ class SentenceAutoencoder:
 
         Returns: the model.
 
-        Raises: ValueError if there is no sentence, or one is too long and ``truncate`` is False;
-            ValueError or TypeError for options that do not fit, before anything is changed.
+        Raises:
+            ValueError: there is no sentence, or one is too long and ``truncate`` is False.
+            ValueError, TypeError: options that do not fit, before anything is changed.
         """
         kind = _sentence_modules.kind(self.encoder_kind)
         plan = kind.plan(self.seed, options)

@@ -81,8 +81,9 @@ def factor_blocks(
         seed: of the shuffling.
         num_threads: default ``torch.get_num_threads()``.
 
-    Raises: TypeError, ValueError as :func:`als_solve` for the matrix; ValueError for values beyond
-        float32, more than 2^31 - 1 rows or columns, and options out of range.
+    Raises:
+        TypeError, ValueError: a matrix that :func:`als_solve` does not take.
+        ValueError: values beyond float32, more than 2^31 - 1 rows or columns, options out of range.
     """
     name = "factor_blocks"
     cells = cells_of(name, matrix)
