@@ -99,7 +99,7 @@ HEADLINES = (
     Headline(
         *("ALS", "als_solve_gowalla_f128", "gowalla f=128: implicit / vecsmith, cg"),
         *("iteration, conjugate gradients", "implicit"),
-        "the same",
+        "the same; our loss is the lower one",
     ),
     Headline(
         *("low rank", "low_rank_truncatedsvd_ml-1m_float32"),
