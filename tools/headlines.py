@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from result_sections import times
+from result_sections import spread, times
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -172,12 +172,6 @@ def ratio_of(record: dict | None, what: str) -> dict | None:
     return next((r for r in record.get("ratios", []) if r["what"] == what), None)
 
 
-def _spread(record: dict, ratio: dict) -> str:
-    if record["rounds"] == 1:
-        return "one round"
-    return f"{ratio['min']:.2f} .. {ratio['max']:.2f}, {record['rounds']} rounds"
-
-
 def _bar(ratio: dict) -> str:
     if "bar" not in ratio:
         return ""
@@ -199,7 +193,7 @@ def readme_table(machines: list[list[dict]]) -> list[str]:
             lines.append(f"| {name} | {line.peer} | {NOT_MEASURED} | | | {line.setting} |")
             continue
         cells = [name, line.peer, f"**{times(ratio['median'])}**"]
-        cells += [_spread(record, ratio), _bar(ratio)]
+        cells += [spread(record, ratio), _bar(ratio)]
         lines.append("| " + " | ".join([*cells, f"[{line.setting}]({record['path']})"]) + " |")
     return lines
 
@@ -208,7 +202,7 @@ def _rows(record: dict) -> list[str]:
     """A row for each ratio of a record whose checks are good."""
     found = [ratio_of(record, ratio["what"]) for ratio in record.get("ratios", [])]
     return [
-        f"| {r['what']} | {times(r['median'])} | {_spread(record, r)} | {_bar(r)} |"
+        f"| {r['what']} | {times(r['median'])} | {spread(record, r)} | {_bar(r)} |"
         for r in found
         if r is not None
     ]

@@ -15,7 +15,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import headlines
-from result_sections import anchor, bar_cells, by_operator, curve_sections, markdown, section, times
+from result_sections import (
+    anchor,
+    bar_cells,
+    by_operator,
+    curve_sections,
+    markdown,
+    section,
+    spread,
+    times,
+)
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
@@ -200,9 +209,8 @@ def summary_table(topic: Topic, records: list[dict]) -> list[str]:
         at = f"benchmarks/{topic.stem}.md#{anchor(record)}"
         for ratio in record.get("ratios", []):
             cells = bar_cells(ratio, "≥" if ratio.get("at_least", True) else "≤")
-            spread = f"{ratio['min']:.2f} .. {ratio['max']:.2f}"
             name = f"[{ratio['what']}]({at})"
-            rows.append([name, times(ratio["median"]), spread, *cells])
+            rows.append([name, times(ratio["median"]), spread(record, ratio), *cells])
         if not record.get("ratios"):
             others.append(f"[{record['title']}]({at})")
     lines = markdown(rows) if len(rows) > 1 else []

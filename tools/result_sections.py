@@ -12,6 +12,13 @@ def times(ratio: float) -> str:
     return f"{ratio:.1f}x" if ratio >= 10 else f"{ratio:.2f}x"
 
 
+def spread(record: dict, ratio: dict) -> str:
+    """The range of a ratio, and over how many rounds it is."""
+    if record["rounds"] == 1:
+        return "one round"
+    return f"{ratio['min']:.2f} .. {ratio['max']:.2f}, {record['rounds']} rounds"
+
+
 def number(value: float, unit: str = "") -> str:
     """A measured value with three digits or so."""
     if "words/s" in unit:
@@ -74,10 +81,10 @@ def section(record: dict) -> list[str]:
     if record.get("ratios"):
         rows = [["ratio", "median", "quartiles", "range", "bar", "reached"]]
         for ratio in record["ratios"]:
-            spread = [f"{ratio['q1']:.2f} .. {ratio['q3']:.2f}"]
-            spread.append(f"{ratio['min']:.2f} .. {ratio['max']:.2f}")
+            ranges = [f"{ratio['q1']:.2f} .. {ratio['q3']:.2f}"]
+            ranges.append(f"{ratio['min']:.2f} .. {ratio['max']:.2f}")
             cells = bar_cells(ratio, "≥" if ratio.get("at_least", True) else "≤")
-            rows.append([ratio["what"], times(ratio["median"]), *spread, *cells])
+            rows.append([ratio["what"], times(ratio["median"]), *ranges, *cells])
         lines += markdown(rows)
     if record.get("differences"):
         rows = [["difference", "points", "bar", "reached"]]
