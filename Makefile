@@ -48,6 +48,11 @@ $(STAMPS)/built: $(STAMPS)/deps $(NATIVE) pyproject.toml
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --no-deps -e .
 	@touch $@
 
+# Pages are made from the sources' text: nothing is built or imported for them. (ruff wraps long signatures.)
+$(STAMPS)/docs: $(STAMPS)/venv constraints.txt
+	$(INSTALL) matplotlib mkdocs-material 'mkdocstrings[python]' ruff
+	@touch $@
+
 build: $(STAMPS)/deps ## build the native module in place (CMake decides what is stale)
 	PATH="$(abspath $(BIN)):$$PATH" $(PIP) install --no-build-isolation --no-deps -e .
 	@touch $(STAMPS)/built
@@ -111,10 +116,10 @@ cuda-compile: $(STAMPS)/deps ## compile _cuda for sm_80, sm_90 and sm_100; it mu
 fuzz: $(STAMPS)/built ## the native readers under AddressSanitizer and UBSan
 	bash tests/fuzz/run.sh $(ARGS)
 
-docs: $(STAMPS)/built ## the documentation, into site/
-	$(INSTALL) mkdocs-material 'mkdocstrings[python]'
+docs: $(STAMPS)/docs ## the documentation, into site/; a link that leads nowhere is an error
 	$(BIN)/python tools/make_benchmark_page.py
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@$(BIN)/python tools/check_site.py site
 
 clean: ## everything that was built, but not the virtual environment
 	rm -rf build dist site demo .pytest_cache .ruff_cache .hypothesis .benchmarks $(STAMPS)/built

@@ -7,6 +7,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
+import json
 import platform
 import re
 import shutil
@@ -380,6 +381,33 @@ def test_what_is_generated_from_the_results_says_what_they_say():
     assert not wrong, "run tools/make_benchmark_page.py"
 
 
+def test_records_of_curves_and_of_gpus_find_their_page(tmp_path):
+    page = tool("make_benchmark_page")
+    machine = {
+        "processor": "P",
+        "cpus": 2,
+        "isa": "avx2",
+        "python": "3",
+        "versions": {"torch": "2"},
+    }
+    common = {"title": "T", "unit": "ns", "rounds": 3, "date": "2026-01-01", "agreement": []}
+    point = {"size": 10, "min": 1.5}
+    curve = {"op": "rnn", "axis": "hidden", "grows": "units", "lines": {"1": [point, point]}}
+    (tmp_path / "m").mkdir()
+    for record in (
+        {"name": "curve_rnn_hidden", "machine": machine, **common, **curve},
+        {"name": "gpu_rnn_lstm", "machine": {**machine, "gpu": "G"}, **common},
+        {"name": "unheard_of", "machine": machine, **common},
+    ):
+        (tmp_path / "m" / f"{record['name']}.json").write_text(json.dumps(record))
+    made = {path.name: text for path, text in page.pages(tmp_path).items()}
+    assert "| units | 10 .. 10 | ns | 1 | 1.5 | 1.5 | 1.5 |" in made["curves.md"]
+    assert "bench/gpu.py" in made["recurrent.md"]
+    assert "### T" in made["others.md"]
+    assert "curve" not in made["others.md"]
+    assert "not yet measured" not in made["benchmarks.md"]
+
+
 def test_a_figure_in_the_documentation_is_on_a_benchmark_page():
     pages = [ROOT / "docs/benchmarks.md", *(ROOT / "docs/benchmarks").glob("*.md")]
     lines = [line for page in pages for line in page.read_text(encoding="utf-8").splitlines()]
@@ -411,7 +439,12 @@ def test_a_red_check_or_a_missing_record_leaves_no_ratio_in_the_readme():
         row = headlines.readme_table(machines)[2]
         assert "12.0x" not in row
         assert headlines.NOT_MEASURED in row
-    assert headlines.NOT_MEASURED in headlines.operator_table([[red]], "factor_sgd")[2]
+    table = headlines.operator_table([[red]], "factor_sgd")
+    assert sum(headlines.NOT_MEASURED in line for line in table) == 2
+    gpu = {**record, "name": "gpu_factor_sgd_x", "machine": {"gpu": "X"}}
+    table = headlines.operator_table([[record], [gpu]], "factor_sgd")
+    assert sum(headlines.NOT_MEASURED in line for line in table) == 1
+    assert any("12.0x" in line for line in table)
     with pytest.raises(ValueError, match="expected one region"):
         headlines.replaced("nothing", "ratios", [])
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from result_sections import spread, times
+
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 PICTURES = {
@@ -99,7 +101,7 @@ HEADLINES = (
     Headline(
         *("ALS", "als_solve_gowalla_f128", "gowalla f=128: implicit / vecsmith, cg"),
         *("iteration, conjugate gradients", "implicit"),
-        "the same",
+        "the same; our loss is the lower one",
     ),
     Headline(
         *("low rank", "low_rank_truncatedsvd_ml-1m_float32"),
@@ -154,17 +156,11 @@ FIGURES = {
 }
 
 
-def times(ratio: float) -> str:
-    """A ratio with three digits or so."""
-    return f"{ratio:.1f}x" if ratio >= 10 else f"{ratio:.2f}x"
-
-
-def find(machines: list[list[dict]], name: str, gpu: bool = False) -> dict | None:
-    """The record of this name, of the first machine that has it: of those with a GPU, or of the
-    others."""
+def find(machines: list[list[dict]], name: str) -> dict | None:
+    """The record of this name, of the first machine without a GPU that has it."""
     for records in machines:
         for record in records:
-            if record["name"] == name and ("gpu" in record["machine"]) == gpu:
+            if record["name"] == name and "gpu" not in record["machine"]:
                 return record
     return None
 
@@ -174,12 +170,6 @@ def ratio_of(record: dict | None, what: str) -> dict | None:
     if record is None or not all(check["passed"] for check in record["agreement"]):
         return None
     return next((r for r in record.get("ratios", []) if r["what"] == what), None)
-
-
-def _spread(record: dict, ratio: dict) -> str:
-    if record["rounds"] == 1:
-        return "one round"
-    return f"{ratio['min']:.2f} .. {ratio['max']:.2f}, {record['rounds']} rounds"
 
 
 def _bar(ratio: dict) -> str:
@@ -203,34 +193,40 @@ def readme_table(machines: list[list[dict]]) -> list[str]:
             lines.append(f"| {name} | {line.peer} | {NOT_MEASURED} | | | {line.setting} |")
             continue
         cells = [name, line.peer, f"**{times(ratio['median'])}**"]
-        cells += [_spread(record, ratio), _bar(ratio)]
+        cells += [spread(record, ratio), _bar(ratio)]
         lines.append("| " + " | ".join([*cells, f"[{line.setting}]({record['path']})"]) + " |")
     return lines
 
 
+def _rows(record: dict) -> list[str]:
+    """A row for each ratio of a record whose checks are good."""
+    found = [ratio_of(record, ratio["what"]) for ratio in record.get("ratios", [])]
+    return [
+        f"| {r['what']} | {times(r['median'])} | {spread(record, r)} | {_bar(r)} |"
+        for r in found
+        if r is not None
+    ]
+
+
 def operator_table(machines: list[list[dict]], operator: str) -> list[str]:
-    """The figures on an operator's page."""
+    """The figures on an operator's page: those of the list, and all that a GPU has."""
     # Links from docs/<page> to docs/benchmarks.md.
     up = "../" * OPERATORS[operator].count("/")
+    chosen = [find(machines, name) for name in FIGURES[operator]]
+    on_cpu = [row for record in chosen if record for row in _rows(record)]
+    on_gpu = [
+        row
+        for records in machines
+        for record in records
+        if record["name"].startswith(f"gpu_{operator}_")
+        for row in _rows(record)
+    ]
     lines = []
-    if FIGURES[operator]:
-        lines += ["| ratio, on a CPU | median | range | bar | on a GPU |"]
-        lines += ["| --- | ---: | ---: | ---: | --- |"]
-    for name in FIGURES[operator]:
-        record, other = find(machines, name), find(machines, name, gpu=True)
-        for ratio in (record or {}).get("ratios", []):
-            if ratio_of(record, ratio["what"]) is None:
-                continue
-            on_gpu = ratio_of(other, ratio["what"])
-            spread = f"{ratio['min']:.2f} .. {ratio['max']:.2f}"
-            cells = [ratio["what"], times(ratio["median"]), spread, _bar(ratio)]
-            cells.append(times(on_gpu["median"]) if on_gpu else NOT_MEASURED)
-            lines.append("| " + " | ".join(cells) + " |")
-    if not FIGURES[operator]:
-        lines += ["| | on a CPU | on a GPU |", "| --- | --- | --- |"]
-        lines += [f"| `{operator}` | no record is committed | {NOT_MEASURED} |"]
+    for where, rows in (("on a CPU", on_cpu), ("on a GPU", on_gpu)):
+        lines += [f"| {where} | ratio | range | bar |", "| --- | ---: | ---: | ---: |"]
+        lines += [*(rows or [f"| `{operator}` | {NOT_MEASURED} | | |"]), ""]
     link = f"[Benchmarks]({up}benchmarks.md)"
-    return [*lines, "", f"Settings, times, checks and all other rows: {link}."]
+    return [*lines, f"Settings, times, checks and all other rows: {link}."]
 
 
 def replaced(text: str, name: str, lines: list[str]) -> str:

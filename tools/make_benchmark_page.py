@@ -15,11 +15,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 
 import headlines
+from result_sections import (
+    anchor,
+    bar_cells,
+    by_operator,
+    curve_sections,
+    markdown,
+    section,
+    spread,
+    times,
+)
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
-PICTURES = ROOT / "docs" / "img"
+CURVES = ROOT / "docs" / "pictures" / "curves"
 
 
 @dataclass(frozen=True)
@@ -101,6 +111,12 @@ TOPICS = (
             ("hals_sweep", "bench/bench_hals_sweep.py"),
         ),
     ),
+    Topic(
+        "ceilings",
+        "Ceilings",
+        "What the machine gives at most: copying, products of matrices.",
+        (("bandwidth", "bench/gpu_roofline.py"), ("matrix_rate", "bench/gpu_roofline.py")),
+    ),
 )
 # Records that no topic asks for are not lost.
 OTHERS = Topic("others", "Others", "Results of no other page.", ())
@@ -129,100 +145,12 @@ tests; nobody has timed them.
 """
 
 
-def number(value: float, unit: str = "") -> str:
-    """A measured value with three digits or so."""
-    if "words/s" in unit:
-        return f"{value / 1e6:.2f}M" if value >= 1e6 else f"{value / 1e3:,.0f}k"
-    return f"{value:,.1f}" if value >= 10 else f"{value:.2f}"
-
-
-def markdown(rows: list[list[str]]) -> list[str]:
-    """A table; the first row is its heading."""
-    lines = ["| " + " | ".join(rows[0]) + " |", "| --- |" + " ---: |" * (len(rows[0]) - 1)]
-    return [*lines, *("| " + " | ".join(row) + " |" for row in rows[1:]), ""]
-
-
-def bar_cells(entry: dict, sign: str) -> list[str]:
-    """The bar and whether it was reached, where there is one."""
-    if "bar" not in entry:
-        return ["", ""]
-    return [f"{sign} {entry['bar']:g}", "yes" if entry["reached"] else "**no**"]
-
-
-def describe(record: dict) -> list[str]:
-    """One line each for the settings and the machine of a record."""
-    settings = ", ".join(f"{key} {value}" for key, value in record.get("settings", {}).items())
-    lines = [f"Settings: {settings}."] if settings else []
-    lines.append(f"{record['rounds']} rounds, {record['date']}, `{record['path']}`.")
-    return [" ".join(lines), ""]
-
-
-def section(record: dict) -> list[str]:
-    """The part of a topic's page for one record."""
-    unit = record["unit"]
-    lines = [f'<a id="{anchor(record)}"></a>', "", f"### {record['title']}", "", *describe(record)]
-    red = [check["what"] for check in record["agreement"] if not check["passed"]]
-    if red:
-        lines += [f"**An agreement check failed, so there are no ratios:** {'; '.join(red)}.", ""]
-    if "entries" in record:
-        rows = [["", f"median {unit}", "min", "max"]]
-        for name, values in record["entries"].items():
-            rows.append([name, *(number(values[key], unit) for key in ("median", "min", "max"))])
-        lines += markdown(rows)
-    if "scores" in record:
-        measures = list(next(iter(record["scores"].values())))
-        rows = [["mean of the seeds", *measures]]
-        for name, scores in record["scores"].items():
-            rows.append([name, *(f"{scores[m]['mean']:.2f}" for m in measures)])
-        lines += markdown(rows)
-    if record.get("ratios"):
-        rows = [["ratio", "median", "quartiles", "range", "bar", "reached"]]
-        for ratio in record["ratios"]:
-            spread = [f"{ratio['q1']:.2f} .. {ratio['q3']:.2f}"]
-            spread.append(f"{ratio['min']:.2f} .. {ratio['max']:.2f}")
-            cells = bar_cells(ratio, "≥" if ratio.get("at_least", True) else "≤")
-            rows.append([ratio["what"], headlines.times(ratio["median"]), *spread, *cells])
-        lines += markdown(rows)
-    if record.get("differences"):
-        rows = [["difference", "points", "bar", "reached"]]
-        for one in record["differences"]:
-            rows.append([one["what"], f"{one['points']:+.2f}", *bar_cells(one, "≥")])
-        lines += markdown(rows)
-    if record.get("limits"):
-        rows = [["", unit, "bar", "reached"]]
-        for one in record["limits"]:
-            rows.append([one["what"], number(one["value"], unit), *bar_cells(one, "≤")])
-        lines += markdown(rows)
-    if record.get("floors"):
-        rows = [["", unit, "bar", "reached"]]
-        for one in record["floors"]:
-            rows.append([one["what"], number(one["value"], unit), *bar_cells(one, "≥")])
-        lines += markdown(rows)
-    for name, points in record.get("curves", {}).items():
-        rows = [[name, f"median {unit}", "min", "max"]]
-        for point in points:
-            values = (number(point[key], unit) for key in ("median", "min", "max"))
-            rows.append([f"{point['x']:,}", *values])
-        lines += markdown(rows)
-    picture = PICTURES / f"{record['name'].replace('_', '-')}.png"
-    if "curves" in record and picture.exists():
-        lines += [f"![{record['title']}](../img/{picture.name})", ""]
-    passed = [check["what"] for check in record["agreement"] if check["passed"]]
-    if passed:
-        lines += ["Agreement, checked before measuring: " + "; ".join(passed) + ".", ""]
-    return lines
-
-
-def anchor(record: dict) -> str:
-    """Where a record is on its page: two machines may have one of the same name."""
-    return f"{Path(record['path']).parent.name}-{record['name']}"
-
-
 def place(record: dict) -> tuple[int, int, str]:
-    """Where a record stands: topic, script, name."""
+    """Where a record stands: topic, script, name. Those of GPUs stand with the others."""
+    name = record["name"].removeprefix("gpu_")
     for t, topic in enumerate(TOPICS):
         for n, (prefix, _) in enumerate(topic.scripts):
-            if record["name"].startswith(prefix):
+            if name.startswith(prefix):
                 return t, n, record["name"]
     return len(TOPICS), 0, record["name"]
 
@@ -238,6 +166,20 @@ def read(results: Path = RESULTS) -> list[list[dict]]:
         if records:
             machines.append(sorted(records, key=place))
     return machines
+
+
+def apart(machines: list[list[dict]], curves: bool) -> list[list[dict]]:
+    """The records that are those of bench/curves.py, which have a page of their own; or the
+    others."""
+    kept = [[r for r in one if r["name"].startswith("curve_") == curves] for one in machines]
+    return [records for records in kept if records]
+
+
+def script_of(topic: Topic, record: dict) -> str | None:
+    """What measured it, where that is known."""
+    if record["name"].startswith("gpu_"):
+        return "bench/gpu.py"
+    return topic.scripts[place(record)[1]][1] if topic.scripts else None
 
 
 def machine_lines(records: list[dict]) -> list[str]:
@@ -267,9 +209,8 @@ def summary_table(topic: Topic, records: list[dict]) -> list[str]:
         at = f"benchmarks/{topic.stem}.md#{anchor(record)}"
         for ratio in record.get("ratios", []):
             cells = bar_cells(ratio, "≥" if ratio.get("at_least", True) else "≤")
-            spread = f"{ratio['min']:.2f} .. {ratio['max']:.2f}"
             name = f"[{ratio['what']}]({at})"
-            rows.append([name, headlines.times(ratio["median"]), spread, *cells])
+            rows.append([name, times(ratio["median"]), spread(record, ratio), *cells])
         if not record.get("ratios"):
             others.append(f"[{record['title']}]({at})")
     lines = markdown(rows) if len(rows) > 1 else []
@@ -309,7 +250,7 @@ def topic_page(topic: Topic, machines: list[list[dict]]) -> str:
             lines += machine_lines(own)
         script = None
         for record in own:
-            name = topic.scripts[place(record)[1]][1] if topic.scripts else None
+            name = script_of(topic, record)
             if name and name != script:
                 lines += [f"From `{name}`:", ""]
             script = name
@@ -317,14 +258,49 @@ def topic_page(topic: Topic, machines: list[list[dict]]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def curve_page(machines: list[list[dict]]) -> str:
+    """docs/benchmarks/curves.md."""
+    lines = ["# Cost against size", "", "What a unit of work costs as its size grows, in the least"]
+    lines += ["of several rounds; rings are knees. From `bench/curves.py`;"]
+    lines += ["[all ratios](../benchmarks.md).", ""]
+    for records in machines:
+        folder = Path(records[0]["path"]).parent.name
+        lines += [*machine_lines(records), *curve_sections(records, folder)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
 def pages(results: Path = RESULTS) -> dict[Path, str]:
     """All files that are generated, pictures apart, and what is in them."""
-    machines = read(results)
+    machines, curves = apart(read(results), False), apart(read(results), True)
     made = {PAGE: first_page(machines)}
     for t, topic in enumerate((*TOPICS, OTHERS)):
         if any(place(record)[0] == t for records in machines for record in records):
             made[PAGE.parent / "benchmarks" / f"{topic.stem}.md"] = topic_page(topic, machines)
+    if curves:
+        made[PAGE.parent / "benchmarks" / "curves.md"] = curve_page(curves)
     return {**made, **headlines.regions(machines)}
+
+
+def curve_pictures(machines: list[list[dict]]) -> dict[Path, list[dict]]:
+    """Each picture of curves and its records."""
+    return {
+        CURVES / Path(records[0]["path"]).parent.name / f"{op}.svg": curves
+        for records in apart(machines, True)
+        for op, curves in by_operator(records).items()
+    }
+
+
+def draw_curves(machines: list[list[dict]]) -> None:
+    """The pictures of curves that are not those of their records."""
+    wanted = curve_pictures(machines)
+    if not wanted:
+        return
+    sys.path.insert(0, str(ROOT))
+    from bench._curve_plots import digest, sheet
+
+    for path, curves in wanted.items():
+        if not path.exists() or digest(curves) not in path.read_text(encoding="utf-8"):
+            sheet(curves, path)
 
 
 def main(arguments: list[str]) -> int:
@@ -342,6 +318,7 @@ def main(arguments: list[str]) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     headlines.draw(read())
+    draw_curves(read())
     return 0
 
 
