@@ -6,6 +6,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "cpu/isa_features.h"
+
 #if defined(__x86_64__)
 #include <cpuid.h>
 #include <sys/syscall.h>
@@ -18,38 +20,27 @@ namespace {
 constexpr const char* kNames[] = {"base", "avx2", "avx512", "avx512_bf16", "amx"};
 
 #if defined(__x86_64__) && defined(VECSMITH_HAS_avx2)
-struct Features {
-  bool avx2 = false, avx512 = false, avx512_bf16 = false, amx = false;
-};
+CpuRegisters ask() {
+  CpuRegisters cpu;
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return cpu;
+  cpu.leaf1_ecx = c;
+  if (!(c & kOsxsave)) return cpu;
+  __asm__ volatile("xgetbv" : "=a"(cpu.xcr0), "=d"(d) : "c"(0));
+  if (!__get_cpuid_count(7, 0, &a, &cpu.leaf7_ebx, &cpu.leaf7_ecx, &cpu.leaf7_edx)) return cpu;
+  // Where leaf 7 has no subleaf 1 (a is its last one), processors answer with other bits.
+  if (a >= 1) __get_cpuid_count(7, 1, &cpu.leaf7_1_eax, &b, &c, &d);
+  return cpu;
+}
 
 Features detect() {
-  Features features;
-  unsigned a, b, c, d;
-  if (!__get_cpuid(1, &a, &b, &c, &d)) return features;
-  const bool osxsave = c & (1u << 27), fma = c & (1u << 12), f16c = c & (1u << 29);
-  if (!osxsave) return features;
-  unsigned low, high;
-  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-  const bool os_ymm = (low & 0x6) == 0x6;    // XMM and YMM state are saved
-  const bool os_zmm = (low & 0xe6) == 0xe6;  // and opmask, ZMM
-  const bool os_tile = (low & 0x60000) == 0x60000;
-  unsigned b7, c7, d7;
-  if (!__get_cpuid_count(7, 0, &a, &b7, &c7, &d7)) return features;
-  const bool avx2 = b7 & (1u << 5), bmi2 = b7 & (1u << 8);
-  features.avx2 = os_ymm && avx2 && fma && f16c && bmi2;
-  const unsigned f_dq_cd_bw_vl = (1u << 16) | (1u << 17) | (1u << 28) | (1u << 30) | (1u << 31);
-  features.avx512 = features.avx2 && os_zmm && (b7 & f_dq_cd_bw_vl) == f_dq_cd_bw_vl;
-  const bool vnni = c7 & (1u << 11);
-  const unsigned amx_bits = (1u << 22) | (1u << 24) | (1u << 25);  // bf16, tile, int8
-  unsigned a71 = 0, b71, c71, d71;
-  __get_cpuid_count(7, 1, &a71, &b71, &c71, &d71);
-  features.avx512_bf16 = features.avx512 && vnni && (a71 & (1u << 5));
-  if (features.avx512_bf16 && os_tile && (d7 & amx_bits) == amx_bits) {
+  Features features = features_of(ask());
 #if defined(__linux__)
-    constexpr long kArchReqXcompPerm = 0x1023, kTileData = 18;
-    features.amx = syscall(SYS_arch_prctl, kArchReqXcompPerm, kTileData) == 0;
+  constexpr long kArchReqXcompPerm = 0x1023, kTileData = 18;
+  features.amx = features.amx && syscall(SYS_arch_prctl, kArchReqXcompPerm, kTileData) == 0;
+#else
+  features.amx = false;
 #endif
-  }
   return features;
 }
 
