@@ -86,8 +86,10 @@ bench: $(STAMPS)/built ## benchmarks against the reference and every peer that i
 	$(BIN)/python -m bench.run $(ARGS)
 	$(BIN)/python tools/make_benchmark_page.py
 
-gpu: ## on a CUDA machine: build, test and benchmark with its own Python and torch, offline
-	PYTHON="$(PYTHON)" bash tools/gpu.sh $(ARGS)
+# A rehearsal runs where development does, with its environment; the rest with the machine's own.
+REHEARSAL := $(findstring --rehearse,$(ARGS))
+gpu: $(if $(REHEARSAL),$(STAMPS)/built) ## on a CUDA machine: build, test and benchmark with its own Python and torch, offline
+	$(if $(REHEARSAL),$(BIN)/python,$(PYTHON)) tools/gpu.py $(ARGS)
 
 # --- What a developer runs. ----------------------------------------------------------------------
 

@@ -145,7 +145,7 @@ def measure(
         if checks and all(check.passed for check in checks):
             record["ratios"] = []
     else:
-        record = run(group, rounds, warmup=not tiny, quiet=True)
+        record = run(group, 1 if tiny else rounds, warmup=not tiny, quiet=True)
     for check in record["agreement"]:
         print(f"   {'agrees' if check['passed'] else 'DISAGREES'}: {check['what']}")
     if check_only or tiny:
