@@ -98,7 +98,7 @@ def distinct(op: str, **tables: Tensor | None) -> None:
 def is_capturing(tensor: Tensor) -> bool:
     """Whether work on this tensor's device goes into a CUDA graph now: nothing may ask the device
     for a number then, and what is a number on the host stays as it is in every replay."""
-    if not tensor.is_cuda or not torch.cuda.is_initialized():
+    if not tensor.is_cuda or torch.compiler.is_compiling() or not torch.cuda.is_initialized():
         return False
     with torch.cuda.device_of(tensor):
         return torch.cuda.is_current_stream_capturing()

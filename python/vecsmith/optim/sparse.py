@@ -303,7 +303,22 @@ class RowStep:
         self.indices = indices
         self.looked_up = looked_up
         self.bags = bags or {"mode": "none"}
+        self.stream: Any = None  # the one that the gradient was computed on
+        if grad.is_cuda:
+            self.stream = torch.cuda.current_stream(grad.device)
         self.ready: tuple[Tensor, tuple[Tensor, ...], ops.UpdateRule] | None = None
+
+    def follow(self) -> None:
+        """The work on the current stream comes after that which the gradient is of, and the memory
+        of what is read lasts as long."""
+        if self.stream is None:
+            return
+        here = torch.cuda.current_stream(self.grad.device)
+        if here != self.stream:
+            here.wait_stream(self.stream)
+            for tensor in (self.grad, self.indices, *self.bags.values()):
+                if isinstance(tensor, Tensor) and tensor.is_cuda:
+                    tensor.record_stream(here)
 
     def _prepare(self) -> tuple[Tensor, tuple[Tensor, ...], ops.UpdateRule]:
         """(the parameter [V, D], its state, the rule)."""
