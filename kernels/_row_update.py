@@ -23,7 +23,6 @@ What bounds its speed
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -102,6 +101,7 @@ def _update(
     factors,
     partials,
     entries,
+    rates,  # float32 [2], or None: rate and fresh, where they are the device's
     rate,
     eps,
     rest1,  # 1 - beta1
@@ -135,6 +135,9 @@ def _update(
     """RULE "gradient": values = the gradients of the segments. Else one step of the rule on each
     segment's row. Programs stride over blocks of ROWS segments."""
     segments = tl.load(count)
+    if rates is not None:
+        rate = tl.load(rates)
+        fresh = tl.load(rates + 1)
     for block in range(tl.program_id(0).to(tl.int64), tl.cdiv(segments, ROWS), tl.num_programs(0)):
         segment = block * ROWS + tl.arange(0, ROWS)
         live = segment < segments
@@ -251,17 +254,17 @@ def _programs(device: torch.device) -> int:
     return 32 * torch.cuda.get_device_properties(device).multi_processor_count
 
 
+def _is_on_device(rule: Any) -> bool:
+    """Whether the rate of a rule is a number of the device."""
+    return rule is not None and any(isinstance(n, Tensor) for n in (rule.lr, rule.step))
+
+
 def _numbers(rule: Any) -> list[float]:
     """What does not change within a step, in double precision: the rate, eps, 1 - beta1, 1 - beta2,
     the momentum, the weight of a new gradient in it, the weight decay."""
     if rule is None:
         return [0.0] * 7
-    rate = rule.lr
-    if rule.name in ("adagrad", "rowwise_adagrad"):
-        rate /= 1 + (rule.step - 1) * rule.lr_decay
-    elif rule.name in ("adam", "rowwise_adam"):
-        rate *= math.sqrt(1 - rule.beta2**rule.step) / (1 - rule.beta1**rule.step)
-    fresh = 1.0 if rule.step == 1 else 1.0 - rule.dampening
+    rate, fresh = (0.0, 0.0) if _is_on_device(rule) else rule.rate()
     rests = (1 - rule.beta1, 1 - rule.beta2)
     return [float(n) for n in (rate, rule.eps, *rests, rule.momentum, fresh, rule.weight_decay)]
 
@@ -312,5 +315,7 @@ def run(
         weights, *[*full, None, None][:2], state[-1] if rowwise else None,
         batch.dims if batch else None, values, segments.rows, segments.table_of, segments.starts,
         segments.count, grad, positions, segments.order, segments.sources, segments.factors,
-        segments.partials, entries, *_numbers(rule), **constants, **segments.options, **shape,
+        segments.partials, entries,
+        rule.rate_on_device(grad.device) if _is_on_device(rule) else None,
+        *_numbers(rule), **constants, **segments.options, **shape,
     )  # fmt: skip

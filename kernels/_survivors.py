@@ -3,7 +3,9 @@
 Sub-sampling decides token by token; windows are taken over what is left of a sentence. So a first
 kernel marks the survivors, and the functions here pack them with torch's own device-side
 operations. One host synchronization (the number of survivors, which sizes the launches); about 28
-bytes a survivor, against the kilobytes a training step moves.
+bytes a survivor, against the kilobytes a training step moves. What goes into a CUDA graph cannot
+wait for the host: there arrays and launches have the size of the chunk, and the number of survivors
+stays on the device.
 """
 
 from __future__ import annotations
@@ -73,10 +75,51 @@ def pack(
     return Survivors(tokens[index], index + first_position, bounds[sentence], bounds[sentence + 1])
 
 
+def pack_on_device(
+    mask: Tensor | None, tokens: Tensor, offsets: Tensor, first_position: Tensor
+) -> tuple[Survivors, Tensor]:
+    """The same of all N tokens without a word to the host: arrays of N entries, of which the first
+    ``live`` (int64 [1], on the device) count. mask: bool [N]; first_position: int64 []."""
+    count = tokens.numel()
+    index = torch.arange(count, device=tokens.device)
+    covered = (index >= offsets[0]) & (index < offsets[-1])
+    mask = covered if mask is None else mask & covered
+    before = torch.zeros(count + 1, dtype=torch.int64, device=tokens.device)
+    torch.cumsum(mask, 0, out=before[1:])
+    # Survivor k is the first token up to which there are k + 1.
+    source = torch.searchsorted(before[1:], index, right=True).clamp_(max=count - 1)
+    sentence = torch.searchsorted(offsets, source, right=True) - 1
+    sentence = sentence.clamp_(0, offsets.numel() - 2)
+    bounds = before.index_select(0, offsets)
+    found = Survivors(
+        tokens.index_select(0, source),
+        source + first_position,
+        bounds.index_select(0, sentence),
+        bounds.index_select(0, sentence + 1),
+    )
+    return found, before[-1:].clone()
+
+
+class Place(NamedTuple):
+    """Where in a training a chunk is, as a CUDA graph reads it anew in every replay: numbers int64
+    [4] (seed, epoch, first_position, words_before) and rates float64 [2] (alpha, min_alpha)."""
+
+    numbers: Tensor
+    rates: Tensor
+
+
 def rates(
-    positions: Tensor, alpha: float, min_alpha: float, words_before: int, words_total: int
+    positions: Tensor,
+    alpha: float | Tensor,
+    min_alpha: float | Tensor,
+    words_before: int | Tensor,
+    words_total: int,
 ) -> Tensor:
     """alpha(p) at each position, in fp64 and then rounded to float32. positions: [M] -> [M]"""
     done = (positions + words_before).double() / words_total
     rate = alpha + (min_alpha - alpha) * done
+    if isinstance(alpha, Tensor):
+        assert isinstance(min_alpha, Tensor)
+        return torch.maximum(rate, torch.minimum(alpha, min_alpha)).float()
+    assert not isinstance(min_alpha, Tensor)
     return rate.clamp_(min=min(alpha, min_alpha)).float()

@@ -432,6 +432,7 @@ def embedding_bag_update(
     mode: str = "mean",
     include_last_offset: bool = False,
     padding_idx: int = -1,
+    finite: Tensor | None = None,
     chunk: int = _CHUNK,
     programs: int | None = None,
 ) -> None:
@@ -439,8 +440,8 @@ def embedding_bag_update(
 
     weight: [V, D] float32, float16 or bfloat16, with unit stride along D; state: float32,
     contiguous, of the shapes that ``rule`` (a vecsmith.ops.UpdateRule) asks for; the rest as in
-    `embedding_bag_gradient`. Each touched row of weight and of the states is read and written once
-    (a table's row twice by a row-wise rule where D > 1024); other rows do not change.
+    `embedding_bag_gradient`; finite: one bool on the device, or None; where it is false, nothing
+    changes. Each touched row of weight and of the states is read and written once (a table's row twice by a row-wise rule where D > 1024); other rows do not change.
     """
     num_rows, dim = weight.shape
     bags = _bags(indices, None if mode == "none" else offsets, mode, include_last_offset)
@@ -452,6 +453,8 @@ def embedding_bag_update(
             bags, grad, num_rows, _flat(per_sample_weights), _flat(positions),
             mode=mode, padding_idx=padding_idx, chunk=chunk,
         )  # fmt: skip
+        if finite is not None:
+            segments.count.mul_(finite)
         _row_update.run(
             segments, grad, _flat(positions), num_rows, dim, programs,
             weights=weight, state=state, rule=rule,

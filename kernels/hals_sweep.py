@@ -77,11 +77,12 @@ def hals_sweep(factor: Tensor, numerator: Tensor, gram: Tensor, l1: float) -> Te
         return torch.zeros((), dtype=torch.float64, device=factor.device)
     moved = torch.empty(programs, dtype=torch.float64, device=factor.device)
     penalty = torch.full((1,), l1, dtype=torch.float64, device=factor.device)
-    _sweep[(programs,)](
-        *(factor, numerator, gram, moved, m, penalty, *factor.stride(), *numerator.stride()),
-        DIM=k,
-        ROWS=rows,
-        BLOCK=block,
-        num_warps=4,
-    )
+    with torch.cuda.device_of(factor):
+        _sweep[(programs,)](
+            *(factor, numerator, gram, moved, m, penalty, *factor.stride(), *numerator.stride()),
+            DIM=k,
+            ROWS=rows,
+            BLOCK=block,
+            num_warps=4,
+        )
     return moved.sum()

@@ -475,15 +475,22 @@ def _steps_of(batch_sizes: Tensor, rows: int, device: torch.device) -> _Steps:
     tiles = triton.cdiv(batch, rows)
     count = batch_sizes.numel()
     width = max(count + 2 * _MARGIN, tiles)
-    table = torch.zeros(3, width + width % 2, dtype=torch.int64)
     inner = slice(_MARGIN, _MARGIN + count)
+    if int(batch_sizes[-1]) == batch:  # made on the device: nothing is copied from the host
+        table = torch.zeros(3, width + width % 2, dtype=torch.int64, device=device)
+        table[0, inner] = batch
+        torch.arange(0, count * batch, batch, out=table[1, inner])
+        table[2, :tiles] = count
+        return _Steps(*table, tiles)
+    table = torch.zeros(3, width + width % 2, dtype=torch.int64)
     table[0, inner] = batch_sizes
     table[1, inner] = batch_sizes.cumsum(0) - batch_sizes
     # sizes do not increase: a tile has as many steps as there are sizes that its first row is below
     table[2, :tiles] = count - torch.searchsorted(
         batch_sizes.flip(0), torch.arange(0, batch, rows), right=True
     )
-    return _Steps(*table.to(device), tiles)
+    # From memory that is not pinned: what is copied has been read when this returns.
+    return _Steps(*table.to(device, non_blocking=True), tiles)
 
 
 def _device(device: torch.device) -> tuple[int, int]:

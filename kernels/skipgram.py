@@ -8,7 +8,8 @@ What it computes
     bit the reference's, and is made on the device.
 
 How the work is split
-    1. `_mark_survivors`: sub-sampling, one lane a token; `_survivors.pack` compacts.
+    1. `_mark_survivors`: sub-sampling, one lane a token; `_survivors.pack` compacts. In a CUDA
+       graph the seed and the place in the training come from the device (`_stream_keys`).
     2. `_train_text`: one program a run of consecutive centers, by default one center. A program
        draws its window and negatives and takes its steps in the reference's order; the dimension is
        cut into tiles of BLOCK_D. Within a step all loads of a tile come before its stores, so a
@@ -30,10 +31,13 @@ What bounds its speed
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 from vecsmith.kernels import _survivors
 
 _GOLDEN = tl.constexpr(_survivors.GOLDEN)
@@ -59,9 +63,26 @@ def _below(bits, n):
     return (((bits >> 32) * n.to(tl.uint64)) >> 32).to(tl.int64)
 
 
+@triton.jit
+def _stream_keys(place, keys):
+    """keys[s] = key(stream s), of the seed and the epoch in place[0] and place[1]. One program."""
+    stream = tl.arange(0, 4).to(tl.int64)
+    seed = tl.load(place + stream * 0).to(tl.uint64)
+    epoch = tl.load(place + 1 + stream * 0).to(tl.uint64)
+    key = _mix(_mix(_mix(seed + _GOLDEN) + epoch + _GOLDEN) + stream.to(tl.uint64) + _GOLDEN)
+    tl.store(keys + stream, key.to(tl.int64))
+
+
 @triton.jit(do_not_specialize=["key", "start", "count", "first_position"])
-def _mark_survivors(tokens, keep, mask, key, start, count, first_position, BLOCK: tl.constexpr):
-    """mask[i] = u(position) < keep[tokens[start + i]]."""
+def _mark_survivors(
+    tokens, keep, mask, key, start, count, first_position, BLOCK: tl.constexpr,
+    keys=None, place=None,
+):  # fmt: skip
+    """mask[i] = u(position) < keep[tokens[start + i]]. keys, place: what stands for key and
+    first_position on the device."""
+    if keys is not None:
+        key = tl.load(keys)
+        first_position = tl.load(place + 2)
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = i < count
     word = tl.load(tokens + start + i, mask=inside, other=0).to(tl.int64)
@@ -268,6 +289,8 @@ def _train_text(
     path_nodes,
     path_codes,
     losses,  # float64 [M, 2]
+    live,  # int64 [1], what stands for count, and keys: int64 [4], for the keys; or None
+    keys,
     count,
     run,
     dim,
@@ -290,6 +313,10 @@ def _train_text(
     BLOCK_D: tl.constexpr,
 ):
     """The centers program * run ... of the survivors, one after another."""
+    if keys is not None:
+        count = tl.load(live)
+        window_key = tl.load(keys + 1)
+        negative_key = tl.load(keys + 2)
     window_bits = window_key.to(tl.int64).to(tl.uint64)
     negative_bits = negative_key.to(tl.int64).to(tl.uint64)
     slots = 2 * window.to(tl.int64) + 1  # of "pair": one for each place in the window
@@ -379,6 +406,7 @@ def _train_pairs(
     negatives,
     negative_stride,
     losses,  # float64 [N, 2]
+    device_rate,  # float64 [1], what stands for rate, or None
     count,
     run,
     dim,
@@ -390,6 +418,8 @@ def _train_pairs(
     BLOCK_D: tl.constexpr,
 ):
     """The pairs program * run ..., one after another."""
+    if device_rate is not None:
+        rate = tl.load(device_rate).to(tl.float32)
     from_ = tl.program_id(0).to(tl.int64) * run
     to = tl.minimum(from_ + run, count.to(tl.int64))
     column = tl.arange(0, NEGATIVE_BLOCK).to(tl.int64)
@@ -436,6 +466,24 @@ def _runs(count: int, programs: int | None) -> tuple[int, int]:
     return triton.cdiv(count, run), run
 
 
+# The longest path of each tree that was trained: it sizes a kernel's blocks, and a CUDA graph that
+# is captured cannot wait for it. {path_offsets: (their version, the longest)}
+_LONGEST: Any = WeakTensorKeyDictionary()
+
+
+def _longest_path(path_offsets: Tensor) -> int:
+    known = _LONGEST.get(path_offsets)
+    if known is None or known[0] != path_offsets._version:
+        if path_offsets.is_cuda and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError(
+                "skipgram: expected a tree that was trained before, by the triton backend, while a "
+                "CUDA graph is captured: the length of its paths is not known"
+            )
+        longest = int((path_offsets[1:] - path_offsets[:-1]).max())
+        known = _LONGEST[path_offsets] = (path_offsets._version, longest)
+    return known[1]
+
+
 def skipgram(
     input_table: Tensor,
     output_table: Tensor | None,
@@ -464,12 +512,15 @@ def skipgram(
     sync_every: int,
     compute_loss: bool = True,
     programs: int | None = None,
+    place: _survivors.Place | None = None,
 ) -> Tensor:
     """Train on a chunk of corpus, in place, as :func:`vecsmith.reference.skipgram.skipgram` does.
 
     Shapes and meanings are the reference's; all tensors lie on one device, tables are float32 with
     unit stride along D. ``programs``: how many programs share the centers; None: one a center;
-    1: one group after another, as the reference. Returns float64 [2] on that device: the summed
+    1: one group after another, as the reference. ``place``: None, or what stands for seed, epoch,
+    first_position, words_before, alpha and min_alpha: nothing waits for the device then, and
+    launches have a program for each token. Returns float64 [2] on that device: the summed
     loss and its number of terms; the loss is zero unless ``compute_loss``.
 
     Raises:
@@ -478,30 +529,37 @@ def skipgram(
     _survivors.refuse_sync(sync_every)
     device = tokens.device
     result = torch.zeros(2, dtype=torch.float64, device=device)
-    if offsets.numel() < 2:
+    if offsets.numel() < 2 or tokens.numel() == 0:
         return result
-    start, stop = offsets[[0, -1]].tolist()
+    start, stop = (0, tokens.numel()) if place else offsets[[0, -1]].tolist()
     if stop <= start:
         return result
-    mask = None
-    if keep is not None:
-        mask = torch.empty(stop - start, dtype=torch.bool, device=device)
-        key = _survivors.stream_key(seed, epoch, _survivors.STREAM_SUBSAMPLE)
-        _mark_survivors[(triton.cdiv(stop - start, 1024),)](
-            tokens,
-            keep,
-            mask.view(torch.int8),
-            key,
-            start,
-            stop - start,
-            first_position,
-            BLOCK=1024,
-        )
-    packed = _survivors.pack(mask, tokens, offsets, start, stop, first_position)
+    mask = keys = live = None
+    streams = (_survivors.STREAM_SUBSAMPLE, _survivors.STREAM_WINDOW, _survivors.STREAM_NEGATIVE)
+    mark_key, *train_keys = (0, 0, 0)
+    if place is None:
+        mark_key, *train_keys = (_survivors.stream_key(seed, epoch, s) for s in streams)
+    with torch.cuda.device_of(tokens):
+        if place is not None:
+            keys = torch.empty(4, dtype=torch.int64, device=device)
+            _stream_keys[(1,)](place.numbers, keys, num_warps=1)
+        if keep is not None:
+            mask = torch.empty(stop - start, dtype=torch.bool, device=device)
+            _mark_survivors[(triton.cdiv(stop - start, 1024),)](
+                tokens, keep, mask.view(torch.int8), mark_key, start, stop - start,
+                0 if place else first_position, BLOCK=1024, keys=keys,
+                place=place.numbers if place else None,
+            )  # fmt: skip
+    if place is None:
+        packed = _survivors.pack(mask, tokens, offsets, start, stop, first_position)
+        numbers = (alpha, min_alpha, words_before)
+    else:
+        packed, live = _survivors.pack_on_device(mask, tokens, offsets, place.numbers[2])
+        numbers = (*place.rates.unbind(), place.numbers[3])
     count = packed.words.numel()
     if count == 0:
         return result
-    rate = _survivors.rates(packed.positions, alpha, min_alpha, words_before, words_total)
+    rate = _survivors.rates(packed.positions, *numbers, words_total)
 
     vocabulary, dim = input_table.shape
     tree = tree_table is not None
@@ -510,33 +568,34 @@ def skipgram(
     negative_block = triton.next_power_of_2(negative + 1)
     path_block = 1  # at least 2 where it is used: see _shape on [1, 1] blocks
     if tree:
-        longest = int((path_offsets[1:] - path_offsets[:-1]).max())
+        longest = _longest_path(path_offsets)
         path_block = triton.next_power_of_2(max(longest, 2))
     # The widest step: pairs have one input each, but a tree path is stepped with the whole window.
     broad = 1 if cbow or (pair and not tree) else window_block
     shape = _shape(dim, broad, max(negative_block if negative else 1, path_block))
-    losses = torch.empty(count, 2, dtype=torch.float64, device=device)
+    # Programs past the last survivor leave theirs as it is.
+    room = torch.empty if live is None else torch.zeros
+    losses = room(count, 2, dtype=torch.float64, device=device)
     outputs = output_table if negative else input_table
     nodes = tree_table if tree else input_table
     tables = [
         input_table, input_table.stride(0), outputs, outputs.stride(0), nodes, nodes.stride(0)
     ]  # fmt: skip
     grid, run = _runs(count, programs)
-    _train_text[(grid,)](
-        *tables,
-        packed.words, packed.positions, packed.first, packed.last, rate,
-        alias if negative else packed.words,
-        path_offsets if tree else packed.words,
-        path_nodes if tree else packed.words,
-        path_codes if tree else packed.words,
-        losses, count, run, dim, vocabulary, window, negative,
-        _survivors.stream_key(seed, epoch, _survivors.STREAM_WINDOW),
-        _survivors.stream_key(seed, epoch, _survivors.STREAM_NEGATIVE),
-        SHRINK=shrink_windows, PAIR=pair, CBOW=cbow, MEAN=cbow_mean, TREE=tree,
-        NEGATIVE=negative > 0, LOSS=compute_loss,
-        WINDOW_BLOCK=window_block, NEGATIVE_BLOCK=negative_block, PATH_BLOCK=path_block,
-        **shape,
-    )  # fmt: skip
+    with torch.cuda.device_of(tokens):
+        _train_text[(grid,)](
+            *tables,
+            packed.words, packed.positions, packed.first, packed.last, rate,
+            alias if negative else packed.words,
+            path_offsets if tree else packed.words,
+            path_nodes if tree else packed.words,
+            path_codes if tree else packed.words,
+            losses, live, keys, count, run, dim, vocabulary, window, negative, *train_keys,
+            SHRINK=shrink_windows, PAIR=pair, CBOW=cbow, MEAN=cbow_mean, TREE=tree,
+            NEGATIVE=negative > 0, LOSS=compute_loss,
+            WINDOW_BLOCK=window_block, NEGATIVE_BLOCK=negative_block, PATH_BLOCK=path_block,
+            **shape,
+        )  # fmt: skip
     return losses.sum(0)
 
 
@@ -551,11 +610,12 @@ def skipgram_pairs(
     sync_every: int,
     compute_loss: bool = True,
     programs: int | None = None,
+    rates: Tensor | None = None,
 ) -> Tensor:
     """The explicit form, as :func:`vecsmith.reference.skipgram.skipgram_pairs`, in place.
 
-    centers, contexts: [N] int64; negatives: [N, K] int64, -1 where there is none. ``programs``, the
-    result and what is raised are those of :func:`skipgram`.
+    centers, contexts: [N] int64; negatives: [N, K] int64, -1 where there is none. ``rates``: None,
+    or float64 [1], what stands for alpha on the device. ``programs``, the result and what is raised are those of :func:`skipgram`.
     """
     _survivors.refuse_sync(sync_every)
     device = input_table.device
@@ -569,10 +629,11 @@ def skipgram_pairs(
     shape = _shape(dim, 1, negative_block)
     losses = torch.empty(count, 2, dtype=torch.float64, device=device)
     grid, run = _runs(count, programs)
-    _train_pairs[(grid,)](
-        input_table, input_table.stride(0), output_table, output_table.stride(0),
-        centers.contiguous(), contexts.contiguous(), negatives, negatives.stride(0), losses,
-        count, run, dim, negative, alpha,
-        LOSS=compute_loss, NEGATIVE_BLOCK=negative_block, **shape,
-    )  # fmt: skip
+    with torch.cuda.device_of(input_table):
+        _train_pairs[(grid,)](
+            input_table, input_table.stride(0), output_table, output_table.stride(0),
+            centers.contiguous(), contexts.contiguous(), negatives, negatives.stride(0), losses,
+            rates, count, run, dim, negative, alpha,
+            LOSS=compute_loss, NEGATIVE_BLOCK=negative_block, **shape,
+        )  # fmt: skip
     return losses.sum(0)

@@ -65,12 +65,13 @@ def spmm(indptr: Tensor, indices: Tensor, values: Tensor, dense: Tensor) -> Tens
     # At least 4: with both sides 1 the interpreter broadcasts garbage.
     block = min(max(triton.next_power_of_2(width), 4), 128)
     unroll = 1024 // block if block >= 64 else 16
-    _multiply[(rows, triton.cdiv(width, block))](
-        *(indptr, indices, values, dense, out),
-        WIDTH=width,
-        STRIDE=dense.stride(0),
-        UNROLL=unroll,
-        BLOCK_D=block,
-        num_warps=4 if block >= 64 else 2,
-    )
+    with torch.cuda.device_of(dense):
+        _multiply[(rows, triton.cdiv(width, block))](
+            *(indptr, indices, values, dense, out),
+            WIDTH=width,
+            STRIDE=dense.stride(0),
+            UNROLL=unroll,
+            BLOCK_D=block,
+            num_warps=4 if block >= 64 else 2,
+        )
     return out

@@ -299,13 +299,17 @@ ARGUMENTS = {
     **dict.fromkeys(("positions", "first", "last", "path_offsets"), "*i64"),
     **dict.fromkeys(("centers", "contexts", "negatives"), "*i64"),
     **dict.fromkeys(("key", "window_key", "negative_key"), "i64"),
+    **dict.fromkeys(("live", "keys", "place"), "*i64"),
     "path_codes": "*u8",
     "mask": "*i8",
     "losses": "*fp64",
+    "device_rate": "*fp64",
     "rate": "fp32",
 }
 MODES = {"SHRINK": True, "MEAN": True, "LOSS": True, "PATH_BLOCK": 1, "WINDOW_BLOCK": 16}
 MODES |= {"NEGATIVE": True, "NEGATIVE_BLOCK": 8, "TREE": False, "PAIR": False, "CBOW": False}
+GRAPH = MODES  # whose numbers are on the device
+MODES = MODES | {"live": None, "keys": None}
 COMPILED = {
     "window-80": ("_train_text", 80, MODES),
     "window-90": ("_train_text", 90, MODES),
@@ -314,8 +318,16 @@ COMPILED = {
     "pair-90": ("_train_text", 90, {**MODES, "PAIR": True}),
     "cbow-90": ("_train_text", 90, {**MODES, "CBOW": True}),
     "pair-tree-90": ("_train_text", 90, {**MODES, "PAIR": True, "TREE": True, "PATH_BLOCK": 32}),
-    "pairs-90": ("_train_pairs", 90, {"LOSS": True, "NEGATIVE_BLOCK": 8}),
-    "survivors-90": ("_mark_survivors", 90, {"BLOCK": 1024}),
+    "pairs-90": ("_train_pairs", 90, {"LOSS": True, "NEGATIVE_BLOCK": 8, "device_rate": None}),
+    "survivors-90": ("_mark_survivors", 90, {"BLOCK": 1024, "keys": None, "place": None}),
+    "window-in-a-graph-90": ("_train_text", 90, GRAPH),
+    "pair-tree-in-a-graph-90": (
+        *("_train_text", 90),
+        {**GRAPH, "PAIR": True, "TREE": True, "PATH_BLOCK": 32},
+    ),
+    "pairs-in-a-graph-90": ("_train_pairs", 90, {"LOSS": True, "NEGATIVE_BLOCK": 8}),
+    "survivors-in-a-graph-90": ("_mark_survivors", 90, {"BLOCK": 1024}),
+    "keys-90": ("_stream_keys", 90, {}),
 }
 
 

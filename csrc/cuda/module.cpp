@@ -133,6 +133,9 @@ TextArguments text_of(const Keywords& k) {
   a.scratch = pointer<float>(k.get<Address>("scratch"), "scratch", false);
   a.scratch_floats = k.get<std::int64_t>("scratch_floats");
   a.blocks = k.get<std::int64_t>("blocks");
+  a.live = pointer<const std::int64_t>(k.get<Address>("live"), "live", false);
+  a.place = pointer<const std::int64_t>(k.get<Address>("place"), "place", a.live != nullptr);
+  a.rates = pointer<const double>(k.get<Address>("rates"), "rates", a.live != nullptr);
   return a;
 }
 
@@ -157,6 +160,7 @@ PairsArguments pairs_of(const Keywords& k) {
   a.scratch = pointer<float>(k.get<Address>("scratch"), "scratch", false);
   a.scratch_floats = k.get<std::int64_t>("scratch_floats");
   a.blocks = k.get<std::int64_t>("blocks");
+  a.rates = pointer<const double>(k.get<Address>("rates"), "rates", false);
   return a;
 }
 
@@ -361,17 +365,18 @@ PYBIND11_MODULE(_cuda, m) {
   m.def(
       "mark_survivors",
       [](Address tokens, Address keep, Address mask, std::int64_t start, std::int64_t count,
-         std::int64_t first_position, std::uint64_t seed, std::uint64_t epoch, int device,
-         Address stream) {
+         std::int64_t first_position, std::uint64_t seed, std::uint64_t epoch, Address place,
+         int device, Address stream) {
         const auto* t = pointer<const std::int32_t>(tokens, "tokens", count > 0);
         const auto* p = pointer<const float>(keep, "keep", count > 0);
         auto* out = pointer<std::uint8_t>(mask, "mask", count > 0);
+        const auto* where = pointer<const std::int64_t>(place, "place", false);
         py::gil_scoped_release release;
         const DeviceGuard guard(device);
-        vecsmith::cuda::mark_survivors(t, p, out, start, count, first_position, seed, epoch,
+        vecsmith::cuda::mark_survivors(t, p, out, start, count, first_position, seed, epoch, where,
                                        reinterpret_cast<Stream>(stream));
       },
       py::kw_only(), py::arg("tokens"), py::arg("keep"), py::arg("mask"), py::arg("start"),
       py::arg("count"), py::arg("first_position"), py::arg("seed"), py::arg("epoch"),
-      py::arg("device"), py::arg("stream"));
+      py::arg("place") = 0, py::arg("device"), py::arg("stream"));
 }

@@ -64,7 +64,7 @@ __host__ __device__ inline std::uint64_t mix(std::uint64_t z) {
   return z ^ (z >> 31);
 }
 
-std::uint64_t stream_key(std::uint64_t seed, std::uint64_t epoch, std::uint64_t stream) {
+__host__ __device__ inline std::uint64_t stream_key(std::uint64_t seed, std::uint64_t epoch, std::uint64_t stream) {
   return mix(mix(mix(seed + kGolden) + epoch + kGolden) + stream + kGolden);
 }
 
@@ -286,11 +286,18 @@ struct Keys {
 
 template <bool kVector, Mode kMode>
 __global__ void __launch_bounds__(kMaxThreads, 2)
-    text_kernel(const TextArguments a, const Layout layout, const Keys keys) {
+    text_kernel(const TextArguments a, const Layout layout, const Keys given) {
   const Block b(layout, a.scratch, a.dim);
+  const std::int64_t* const place = a.place;
+  const auto place_key = [&](std::uint64_t stream) {
+    return stream_key(static_cast<std::uint64_t>(place[0]), static_cast<std::uint64_t>(place[1]),
+                      stream);
+  };
+  const Keys keys = place ? Keys{place_key(kWindow), place_key(kNegative)} : given;
+  const std::int64_t count = a.live ? *a.live : a.count;
   const int thread = static_cast<int>(threadIdx.x), lane = thread % kWarp;
   const std::int64_t blocks = gridDim.x, block = blockIdx.x;
-  const std::int64_t share = a.count / blocks, rest = a.count % blocks;
+  const std::int64_t share = count / blocks, rest = count % blocks;
   const std::int64_t begin = block * share + (block < rest ? block : rest);
   const std::int64_t end = begin + share + (block < rest ? 1 : 0);
   const int list = static_cast<int>(a.negative) + 1;
@@ -330,10 +337,13 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
       if (lane == 0) {
         b.span(0) = start;
         b.span(1) = stop;
+        const double alpha = a.rates ? a.rates[0] : a.alpha;
+        const double min_alpha = a.rates ? a.rates[1] : a.min_alpha;
+        const std::int64_t before_it = place ? place[3] : a.words_before;
         const double done =
-            static_cast<double>(a.words_before + position) / static_cast<double>(a.words_total);
-        const double rate = a.alpha + (a.min_alpha - a.alpha) * done;
-        const double floor = a.alpha < a.min_alpha ? a.alpha : a.min_alpha;
+            static_cast<double>(before_it + position) / static_cast<double>(a.words_total);
+        const double rate = alpha + (min_alpha - alpha) * done;
+        const double floor = alpha < min_alpha ? alpha : min_alpha;
         b.rate() = static_cast<float>(rate > floor ? rate : floor);
       }
     }
@@ -394,7 +404,12 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
 
 __global__ void mark_kernel(const std::int32_t* tokens, const float* keep, std::uint8_t* mask,
                             std::int64_t start, std::int64_t count, std::int64_t first_position,
-                            std::uint64_t key) {
+                            std::uint64_t key, const std::int64_t* place) {
+  if (place) {
+    key = stream_key(static_cast<std::uint64_t>(place[0]), static_cast<std::uint64_t>(place[1]),
+                     kSubsample);
+    first_position = place[2];
+  }
   const std::int64_t step = static_cast<std::int64_t>(gridDim.x) * blockDim.x;
   for (std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * blockDim.x + threadIdx.x; i < count;
        i += step) {
@@ -491,13 +506,14 @@ void train(const TextArguments& a, Stream stream) {
 
 void mark_survivors(const std::int32_t* tokens, const float* keep, std::uint8_t* mask,
                     std::int64_t start, std::int64_t count, std::int64_t first_position,
-                    std::uint64_t seed, std::uint64_t epoch, Stream stream) {
+                    std::uint64_t seed, std::uint64_t epoch, const std::int64_t* place,
+                    Stream stream) {
   if (count <= 0) return;
   Plan plan;
   plan.threads = kMaxThreads;
   plan.blocks = std::min<std::int64_t>((count + kMaxThreads - 1) / kMaxThreads, 1 << 16);
   launch(mark_kernel, plan, stream, tokens, keep, mask, start, count, first_position,
-         stream_key(seed, epoch, kSubsample));
+         stream_key(seed, epoch, kSubsample), place);
 }
 
 }  // namespace vecsmith::cuda

@@ -42,6 +42,12 @@ struct TextArguments {
   float* scratch = nullptr;
   std::int64_t scratch_floats = 0;
   std::int64_t blocks = 0;  // 0: fill the device; 1: one group after another
+  // What a CUDA graph reads anew in every replay, or null. The first `live` survivors count; `place`
+  // stands for seed, epoch, the first position (of mark_survivors) and words_before; `rates` for
+  // alpha and min_alpha.
+  const std::int64_t* live = nullptr;   // [1]
+  const std::int64_t* place = nullptr;  // [4]
+  const double* rates = nullptr;        // [2]
 };
 
 struct PairsArguments {
@@ -59,6 +65,7 @@ struct PairsArguments {
   float* scratch = nullptr;
   std::int64_t scratch_floats = 0;
   std::int64_t blocks = 0;
+  const double* rates = nullptr;  // [1], stands for alpha; or null
 };
 
 // How a launch is cut; for the same arguments always the same on one device.
@@ -76,9 +83,11 @@ Plan plan(const PairsArguments& a);
 void train(const TextArguments& a, Stream stream);
 void train(const PairsArguments& a, Stream stream);
 
-// mask[i] = 1 where tokens[start + i], at position first_position + start + i, survives.
+// mask[i] = 1 where tokens[start + i], at position first_position + start + i, survives. place: as
+// TextArguments has it, or null.
 void mark_survivors(const std::int32_t* tokens, const float* keep, std::uint8_t* mask,
                     std::int64_t start, std::int64_t count, std::int64_t first_position,
-                    std::uint64_t seed, std::uint64_t epoch, Stream stream);
+                    std::uint64_t seed, std::uint64_t epoch, const std::int64_t* place,
+                    Stream stream);
 
 }  // namespace vecsmith::cuda

@@ -28,7 +28,7 @@ __global__ void __launch_bounds__(kMaxThreads, 2)
   const std::int64_t begin = block * share + (block < rest ? block : rest);
   const std::int64_t end = begin + share + (block < rest ? 1 : 0);
   const int list = static_cast<int>(a.negative) + 1;
-  const float rate = static_cast<float>(a.alpha);
+  const float rate = static_cast<float>(a.rates ? a.rates[0] : a.alpha);
   Sum sum;
 
   std::int64_t held = -1;

@@ -18,6 +18,7 @@ from vecsmith.nn._recurrent_lengths import (
     of_padded,
 )
 from vecsmith.nn._recurrent_op import Precision, check_input, check_state, states_of
+from vecsmith.ops import _checks as check
 
 Lengths = Tensor | list[int] | tuple[int, ...]
 
@@ -219,6 +220,7 @@ class Recurrent(torch.nn.RNNBase):
             return of_padded(steps, batch, batch_first)
         if not batched:
             raise ValueError(f"{name}: expected no lengths with unbatched 2-D input")
+        check.refuse_capture(name, data, "no lengths, which a replay would not read again,")
         lengths = check_lengths(name, lengths, steps, batch, data.device)
         if batch == 0:
             return of_padded(steps, batch, batch_first)

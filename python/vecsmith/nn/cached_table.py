@@ -172,6 +172,7 @@ class CachedTable(Table):
         self._attached: Attached | None = None
         self._loader: concurrent.futures.ThreadPoolExecutor | None = None
         self._loading: concurrent.futures.Future[None] | None = None
+        self._stream: Any = None  # the one it is loaded on
         self._known: tuple[Tensor, ...] = ()  # what _parts gave last
         self._file = self._open(seed, file_mode)
         self._closer = weakref.finalize(self, _give_up, self._file)
@@ -455,6 +456,7 @@ class CachedTable(Table):
         """
         self._check_process()
         self._alive()
+        self._refuse_capture()
         self._check_type(indices)
         ids = indices.detach().reshape(-1).clone()
         if self._loader is None:
@@ -462,14 +464,26 @@ class CachedTable(Table):
         stream = None  # the one that the steps are on
         if self.cache.device.type == "cuda":
             stream = torch.cuda.current_stream(self.cache.device)
+        self._stream = stream
         self._loading = self._loader.submit(_prefetch, weakref.ref(self), ids, stream)
 
     def _wait(self) -> None:
         """Until what is loaded in the background is there. Not with the lock, which that takes."""
         self._check_process()  # there is no background in a fork
         loading, self._loading = self._loading, None
-        if loading is not None:
-            loading.result()
+        if loading is None:
+            return
+        loading.result()
+        if self._stream is not None:  # the rows are on their way there
+            here = torch.cuda.current_stream(self.cache.device)
+            if here != self._stream:
+                here.wait_stream(self._stream)
+
+    def _refuse_capture(self) -> None:
+        check.refuse_capture(
+            type(self).__name__, self.cache, "a table all of whose rows are on the device (the host "
+            "brings those of this one)"
+        )  # fmt: skip
 
     def embedding(
         self, indices: Tensor, *, padding_idx: int | None = None, sparse: bool = False
@@ -552,6 +566,7 @@ class CachedTable(Table):
     def _look_up(self, indices: Tensor, padding_idx: int | None, look_up: Any) -> Tensor:
         name = type(self).__name__
         self._check(indices)
+        self._refuse_capture()
         if padding_idx is not None:
             rows = self.num_embeddings
             check.integer(name, "padding_idx", padding_idx, low=-rows, high=rows - 1)

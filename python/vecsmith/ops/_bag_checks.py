@@ -139,6 +139,14 @@ def check_contents(name: str, indices: Tensor, offsets: Tensor | None, last: boo
     """What the native binding checks in C++, for the backends that do not."""
     check.ids(name, "indices", indices, 0, rows)
     if offsets is not None and offsets.numel():
+        if check.is_capturing(offsets):
+            ascend = (offsets[1:] >= offsets[:-1]).all()
+            check.holds_on_device(
+                (offsets[0] == 0) & (offsets[-1] <= indices.numel()) & ascend,
+                f"{name}: expected offsets that begin with 0, do not decrease and are at most "
+                f"{indices.numel()}",
+            )
+            return
         if int(offsets[0]) != 0:
             raise ValueError(f"{name}: expected offsets to begin with 0; got {int(offsets[0])}")
         if bool((offsets[1:] < offsets[:-1]).any()):

@@ -95,6 +95,38 @@ def distinct(op: str, **tables: Tensor | None) -> None:
         spans.append((name, first, last))
 
 
+def is_capturing(tensor: Tensor) -> bool:
+    """Whether work on this tensor's device goes into a CUDA graph now: nothing may ask the device
+    for a number then, and what is a number on the host stays as it is in every replay."""
+    if not tensor.is_cuda or torch.compiler.is_compiling() or not torch.cuda.is_initialized():
+        return False
+    with torch.cuda.device_of(tensor):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def refuse_capture(op: str, tensor: Tensor, expected: str) -> None:
+    """Raises RuntimeError, with what was ``expected``, while a CUDA graph is captured."""
+    if is_capturing(tensor):
+        raise RuntimeError(f"{op}: expected {expected} while a CUDA graph is captured")
+
+
+def holds_on_device(condition: Tensor, message: str) -> None:
+    """The check of a CUDA graph, made in every replay: where ``condition`` (one bool) is false the
+    device stops with an assertion, as for an index out of range of torch's own operators."""
+    torch._assert_async(condition, message)  # pyright: ignore[reportCallIssue]
+
+
+def numbers(op: str, name: str, value: Tensor, dtypes: Sequence[torch.dtype], like: Tensor) -> None:
+    """``value`` is a tensor of one number where ``like`` is. The number is not looked at."""
+    if value.dtype not in dtypes:
+        names = " or ".join(str(dtype) for dtype in dtypes)
+        raise TypeError(f"{op}: expected {name} to be {names}; got {value.dtype}")
+    if value.numel() != 1:
+        raise ValueError(f"{op}: expected {name} of 1 element; got {_shape(tuple(value.shape))}")
+    if value.device != like.device:
+        raise ValueError(f"{op}: expected {name} on {like.device}; got it on {value.device}")
+
+
 def all_finite(values: Tensor) -> bool:
     """Whether there is no NaN and no infinity among floating point numbers: by their least and
     greatest, in one pass that writes nothing."""
@@ -151,7 +183,12 @@ def ids(op: str, name: str, value: Tensor, low: int, high: int) -> None:
     """All entries are in low..high-1 (one pass over the tensor)."""
     if value.numel() == 0:
         return
-    least, most = (int(v) for v in torch.aminmax(value))
+    ends = torch.aminmax(value)
+    if is_capturing(value):
+        inside = (ends.min >= low) & (ends.max < high)
+        holds_on_device(inside, f"{op}: expected {name} in {low}..{high - 1}")
+        return
+    least, most = (int(v) for v in ends)
     if least < low or most >= high:
         raise IndexError(
             f"{op}: expected {name} in {low}..{high - 1}; got {least if least < low else most}"

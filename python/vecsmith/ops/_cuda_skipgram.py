@@ -1,7 +1,8 @@
 """From tensors to the raw pointers of ``vecsmith._cuda``: the CUDA backend of `skipgram`.
 
 The callers in :mod:`vecsmith.ops.skipgram` have checked shapes, dtypes and index ranges. Launches
-go to the current stream of the tables' device; nothing synchronizes but the count of survivors.
+go to the current stream of the tables' device; nothing synchronizes but the count of survivors,
+which stays on the device where the place in the training is there, too (a CUDA graph).
 """
 
 from __future__ import annotations
@@ -66,12 +67,14 @@ def skipgram(
     compute_loss: bool = True,
     blocks: int | None = None,
     module: Any = None,
+    place: _survivors.Place | None = None,
 ) -> Tensor:
     """Train on a chunk of corpus, in place, as :func:`vecsmith.reference.skipgram.skipgram` does.
 
     Shapes and meanings are the reference's. ``blocks``: how many blocks share the survivors; None:
     as many as the device holds at once; 1: one group after another, as the reference. ``module``:
-    what stands in for ``vecsmith._cuda``. Returns float64 [2] on the tables' device: loss, terms.
+    what stands in for ``vecsmith._cuda``. ``place``: None, or what stands for seed, epoch,
+    first_position, words_before, alpha and min_alpha; nothing waits for the device then. Returns float64 [2] on the tables' device: loss, terms.
 
     Raises:
         RuntimeError: ``sync_every`` > 0 (deterministic mode), or CUDA reports an error.
@@ -80,9 +83,9 @@ def skipgram(
     module = module or cuda_module()
     device = input_table.device
     nothing = torch.zeros(2, dtype=torch.float64, device=device)
-    if offsets.numel() < 2:
+    if offsets.numel() < 2 or tokens.numel() == 0:
         return nothing
-    start, stop = offsets[[0, -1]].tolist()
+    start, stop = (0, tokens.numel()) if place else offsets[[0, -1]].tolist()
     if stop <= start:
         return nothing
     tokens = tokens.contiguous()
@@ -99,9 +102,14 @@ def skipgram(
             first_position=first_position,
             seed=seed & _MASK,
             epoch=epoch & _MASK,
+            place=_address(place.numbers) if place else 0,
             **place_of(device),
         )
-    packed = _survivors.pack(mask, tokens, offsets, start, stop, first_position)
+    live = None
+    if place is None:
+        packed = _survivors.pack(mask, tokens, offsets, start, stop, first_position)
+    else:
+        packed, live = _survivors.pack_on_device(mask, tokens, offsets, place.numbers[2])
     if packed.words.numel() == 0:
         return nothing
     outputs = output_table if negative else None
@@ -141,6 +149,9 @@ def skipgram(
         "seed": seed & _MASK,
         "epoch": epoch & _MASK,
         "compute_loss": compute_loss,
+        "live": _address(live),
+        "place": _address(place.numbers) if place else 0,
+        "rates": _address(place.rates) if place else 0,
     }
     return _train(module.skipgram, module.plan_skipgram, arguments, device, blocks)
 
@@ -157,10 +168,12 @@ def skipgram_pairs(
     compute_loss: bool = True,
     blocks: int | None = None,
     module: Any = None,
+    rates: Tensor | None = None,
 ) -> Tensor:
     """The explicit form, as :func:`vecsmith.reference.skipgram.skipgram_pairs`, in place.
 
-    ``blocks``, ``module``, the result and what is raised are those of :func:`skipgram`.
+    ``rates``: None, or float64 [1], what stands for alpha on the device. ``blocks``, ``module``, the
+    result and what is raised are those of :func:`skipgram`.
     """
     _survivors.refuse_sync(sync_every)
     module = module or cuda_module()
@@ -184,5 +197,6 @@ def skipgram_pairs(
         "negative": negatives.shape[1],
         "alpha": alpha,
         "compute_loss": compute_loss,
+        "rates": _address(rates),
     }
     return _train(module.skipgram_pairs, module.plan_skipgram_pairs, arguments, device, blocks)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from vecsmith.ops import _checks as check
 from vecsmith.ops._bag_checks import bag_count, check_contents
 from vecsmith.ops._registry import Backend, Operator, choose, native, register, run
 from vecsmith.ops._update_rule import UpdateRule
@@ -52,7 +53,8 @@ _LIBRARY.define(
 )
 _LIBRARY.define(
     f"embedding_bag_update(Tensor(a!) weight, Tensor(b!)[] state, Tensor grad, {_BAGS}, "
-    f"Tensor? positions, {_HOW}, str rule, float[] settings, int step, {_WHERE}) -> ()"
+    f"Tensor? positions, {_HOW}, str rule, float[] settings, int step, {_WHERE}, "
+    "Tensor? lr=None, Tensor(c!)? steps=None) -> ()"
 )
 
 _SETTINGS = (
@@ -62,14 +64,19 @@ _SETTINGS = (
 
 
 def settings_of(rule: UpdateRule) -> list[float]:
-    """The numbers of a rule, for the operator's schema."""
-    return [float(getattr(rule, name)) for name in _SETTINGS]
+    """The numbers of a rule, for the operator's schema; 0 for a rate that is a tensor."""
+    values = [getattr(rule, name) for name in _SETTINGS]
+    return [0.0 if isinstance(value, Tensor) else float(value) for value in values]
 
 
-def _rule(name: str, settings: list[float], step: int) -> UpdateRule:
+def _rule(
+    name: str, settings: list[float], step: int, lr: Tensor | None, steps: Tensor | None
+) -> UpdateRule:
     values: dict[str, Any] = dict(zip(_SETTINGS, settings, strict=True))
     values["nesterov"], values["maximize"] = bool(values["nesterov"]), bool(values["maximize"])
-    return UpdateRule(name, step=step, **values)
+    if lr is not None:
+        values["lr"] = lr
+    return UpdateRule(name, step=step if steps is None else steps, **values)
 
 
 # --- the registered operators ---------------------------------------------------------------------
@@ -151,6 +158,8 @@ def forward(
             *(weight, indices, offsets, per_sample_weights, mode, include_last_offset),
             *(padding_idx, sparse, num_threads, backend),
         )
+    if chosen == "reference":
+        check.refuse_capture("embedding_bag", weight, "the triton backend")
     check_contents("embedding_bag", indices, offsets, include_last_offset, rows)
     if chosen == "triton":
         from vecsmith.kernels import embedding_bag as kernels
@@ -190,7 +199,8 @@ def _native_job(
 def forward_many(requests):
     """forward of each: one call of the native module, one launch of the Triton kernel."""
     chosen = {_choose(request[0], request[9]) for request in requests}
-    if chosen == {"triton"} and _are_alike(requests):
+    # One launch for all needs the addresses of the tables on the device: a copy from the host.
+    if chosen == {"triton"} and not check.is_capturing(requests[0][0]) and _are_alike(requests):
         return _one_launch(requests)
     if chosen != {"native"}:
         return [forward(*request) for request in requests]
@@ -299,7 +309,12 @@ def _gradient_impl(
             _workers(num_threads),
         )
         return rows, values
-    check_contents("embedding_bag_gradient", indices, offsets, include_last_offset, num_rows)
+    name = "embedding_bag_gradient"
+    check.refuse_capture(
+        name, grad, "no sparse gradient, whose number of rows the host must know (sparse=False, or "
+        "vecsmith.optim.apply_optimizer_in_backward, make none),"
+    )  # fmt: skip
+    check_contents(name, indices, offsets, include_last_offset, num_rows)
     arguments = (grad, indices, offsets, per_sample_weights, positions)
     how = {
         "mode": mode,
@@ -380,7 +395,20 @@ def _backward_impl(
                 _workers(num_threads),
             )
         return table, weights
-    if needs_weight:
+    if chosen == "reference":
+        check.refuse_capture("embedding_bag_backward", grad, "the triton backend")
+    if needs_weight and chosen == "triton":
+        from vecsmith.kernels import embedding_bag as kernels
+
+        check_contents("embedding_bag_gradient", indices, offsets, include_last_offset, rows)
+        _, table = kernels.embedding_bag_gradient(
+            *(grad, indices, rows, offsets, per_sample_weights, positions),
+            mode=mode,
+            include_last_offset=include_last_offset,
+            padding_idx=padding_idx,
+            dense=True,
+        )
+    elif needs_weight:
         touched, values = _gradient_impl(
             *(grad, *bags, positions, *how, rows, num_threads, backend)
         )
@@ -423,10 +451,28 @@ def _backward_fake(
     return table, per_sample_weights.new_empty(indices.shape)
 
 
-def _update_impl(*arguments):
-    *tables, name, settings, step, num_threads, backend = arguments
-    rule = _rule(name, settings, step)
-    return update(*tables, rule=rule, num_threads=num_threads, backend=backend)
+def _update_impl(
+    weight,
+    state,
+    grad,
+    indices,
+    offsets,
+    per_sample_weights,
+    positions,
+    mode,
+    include_last_offset,
+    padding_idx,
+    name,
+    settings,
+    step,
+    num_threads,
+    backend,
+    lr=None,
+    steps=None,
+):
+    bags = (indices, offsets, per_sample_weights, positions, mode, include_last_offset, padding_idx)
+    rule = _rule(name, settings, step, lr, steps)
+    return update(weight, state, grad, *bags, rule, num_threads, backend)
 
 
 def update(
@@ -446,6 +492,7 @@ def update(
 ):
     chosen = _choose(weight, backend)
     bags = (indices, offsets, per_sample_weights)
+    finite = None
     if chosen == "native":
         native().embedding_bag_update(
             _bags(*bags, mode, include_last_offset, padding_idx, weight.shape[0]),
@@ -454,27 +501,37 @@ def update(
             (weight.data_ptr(), _TYPE[weight.dtype], weight.shape[1], weight.stride(0)),
             [t.data_ptr() for t in state],
             rule.name,
-            rule.numbers(),
+            rule.settled().numbers(),
             _workers(num_threads),
         )
     elif chosen != "meta":
         name = "embedding_bag_update"
+        if chosen == "reference":
+            check.refuse_capture(name, weight, "the triton backend")
         check_contents(name, indices, offsets, include_last_offset, weight.shape[0])
-        if not bool(torch.isfinite(grad).all()):
+        if check.is_capturing(weight):
+            finite = torch.isfinite(grad).all()
+            if per_sample_weights is not None:
+                finite = finite & torch.isfinite(per_sample_weights).all()
+        elif not bool(torch.isfinite(grad).all()):
             raise ValueError(f"{name}: expected a finite grad; got NaN or infinity")
-        if per_sample_weights is not None and not bool(torch.isfinite(per_sample_weights).all()):
+        elif per_sample_weights is not None and not bool(torch.isfinite(per_sample_weights).all()):
             raise ValueError(f"{name}: expected finite per_sample_weights; got NaN or infinity")
-        kernels: Any = reference
+        how: dict[str, Any] = {
+            "mode": mode,
+            "include_last_offset": include_last_offset,
+            "padding_idx": padding_idx,
+        }
+        tensors = (weight, state, indices, grad, offsets, per_sample_weights, positions)
         if chosen == "triton":
             from vecsmith.kernels import embedding_bag as kernels
-        run(
-            kernels.embedding_bag_update,
-            *(weight, state, indices, grad, offsets, per_sample_weights, positions),
-            mode=mode,
-            include_last_offset=include_last_offset,
-            padding_idx=padding_idx,
-            rule=rule,
-        )
+
+            run(kernels.embedding_bag_update, *tensors, rule=rule, finite=finite, **how)
+        else:
+            run(reference.embedding_bag_update, *tensors, rule=rule.settled(), **how)
+    if isinstance(rule.step, Tensor):
+        with torch.no_grad():
+            rule.step.add_(1 if finite is None else finite)
     torch.autograd.graph.increment_version([weight, *state])
 
 

@@ -286,7 +286,9 @@ def embedding_bag_update(
     Args:
         weight: [V, D] of float32, float16 or bfloat16, changed in place.
         state: float32 tensors of the shapes ``rule.state_shapes(V, D)``, changed in place.
-        grad: as in :func:`embedding_bag_gradient`; finite.
+        grad: as in :func:`embedding_bag_gradient`; finite. While a CUDA graph is captured the host
+            cannot look: a replay whose ``grad`` or weights are not finite changes nothing, and an
+            index out of range stops the device with an assertion.
         rule: what is done with the gradient of a row (:class:`UpdateRule`).
         Others: as in :func:`embedding_bag_gradient`.
 
@@ -298,6 +300,11 @@ def embedding_bag_update(
     if not isinstance(rule, UpdateRule):
         raise TypeError(f"{name}: expected rule to be an UpdateRule; got {type(rule).__name__}")
     check.table(name, "weight", weight)
+    lr = rule.lr if isinstance(rule.lr, Tensor) else None
+    steps = rule.step if isinstance(rule.step, Tensor) else None
+    for label, value in (("rule.lr", lr), ("rule.step", steps)):
+        if value is not None:
+            check.numbers(name, label, value, (torch.float32, torch.float64), weight)
     if not isinstance(grad, Tensor):
         raise TypeError(f"{name}: expected grad to be a torch.Tensor; got {what(grad)}")
     if grad.dtype != weight.dtype and grad.dtype != torch.float32:
@@ -326,8 +333,8 @@ def embedding_bag_update(
     if is_plain(weight, grad, indices):
         return update(weight, list(state), grad, *bags, padding, rule, *where)
     tables = (weight.detach(), [t.detach() for t in state], grad.detach())
-    how = (padding, rule.name, settings_of(rule), rule.step)
-    return torch.ops.vecsmith.embedding_bag_update(*tables, *bags, *how, *where)
+    how = (padding, rule.name, settings_of(rule), 1 if steps is not None else rule.step)
+    return torch.ops.vecsmith.embedding_bag_update(*tables, *bags, *how, *where, lr, steps)
 
 
 def _threads(name: str, num_threads: int | None) -> int:

@@ -97,10 +97,13 @@ def rnn(
     Raises:
         TypeError, ValueError: wrong types, shapes, devices, batch_sizes; a forced backend that does
             not have the cell or the options.
+        RuntimeError: sequences of several lengths while a CUDA graph is captured.
         BackendUnavailable: a forced backend that cannot run.
     """
     name = "rnn"
     sizes = _check_sequences(name, input, batch_sizes)
+    if sizes is not None and sizes[-1] != sizes[0]:
+        check.refuse_capture(name, input, "sequences of one length, which lie on the host,")
     _check_parameters(
         *(name, cell, input, None if sizes is None else sizes[0]),
         *(h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr),

@@ -5,6 +5,9 @@ What it computes, and every random draw, is written down in :mod:`vecsmith.refer
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -38,12 +41,13 @@ _LIBRARY.define(
     "Tensor? path_nodes, Tensor? path_codes, int window, int negative, bool cbow, bool cbow_mean, "
     "bool shrink_windows, str shared_negatives, float alpha, float min_alpha, int words_before, "
     "int words_total, int seed, int epoch, int first_position, int sync_every, "
-    "bool compute_loss, int num_threads, str backend) -> Tensor"
+    "bool compute_loss, int num_threads, str backend, Tensor? place=None, Tensor? rates=None) "
+    "-> Tensor"
 )
 _LIBRARY.define(
     "skipgram_pairs(Tensor(a!) input_table, Tensor(b!) output_table, Tensor centers, "
     "Tensor contexts, Tensor negatives, float alpha, int sync_every, bool compute_loss, "
-    "int num_threads, str backend) -> Tensor"
+    "int num_threads, str backend, Tensor? rates=None) -> Tensor"
 )
 
 
@@ -65,13 +69,13 @@ def skipgram(
     cbow_mean: bool = True,
     shrink_windows: bool = True,
     shared_negatives: str = "window",
-    alpha: float = 0.025,
-    min_alpha: float = 0.0001,
-    words_before: int = 0,
+    alpha: float | Tensor = 0.025,
+    min_alpha: float | Tensor = 0.0001,
+    words_before: int | Tensor = 0,
     words_total: int | None = None,
-    seed: int = 1,
-    epoch: int = 0,
-    first_position: int = 0,
+    seed: int | Tensor = 1,
+    epoch: int | Tensor = 0,
+    first_position: int | Tensor = 0,
     sync_every: int | None = None,
     compute_loss: bool = True,
     num_threads: int | None = None,
@@ -87,6 +91,13 @@ def skipgram(
     ``output_table``); with CBOW x_c becomes the mean or sum of the window's rows, with hierarchical
     softmax the outputs are the center's path in ``tree_table``. All formulas, the order of updates
     and every random draw: :mod:`vecsmith.reference.skipgram`.
+
+    While a CUDA graph is captured the numbers that a replay must take anew, the place in the
+    training, are tensors of one element beside the tables: ``alpha`` and ``min_alpha`` (floating;
+    float64 for the bits of a Python number), ``words_before``, ``seed``, ``epoch`` and
+    ``first_position`` (int64), and at least one of the last three is, since a replay would draw
+    the same again. The chunk keeps its size: what lies before ``offsets[0]`` and behind
+    ``offsets[-1]`` is not trained. Ids out of range stop the device with an assertion then.
 
     Args:
         input_table: [V, D] float32, changed in place. Unit stride along D, any row stride
@@ -126,6 +137,7 @@ def skipgram(
     Raises:
         TypeError, ValueError, IndexError: before anything is changed, for wrong types, shapes,
             settings, and ids or offsets out of range.
+        RuntimeError: a capture of a CUDA graph that would draw the same in every replay.
         BackendUnavailable: a forced backend that cannot run, or none that is deterministic.
     """
     name = "skipgram"
@@ -137,11 +149,16 @@ def skipgram(
         raise ValueError(
             f"{name}: expected shared_negatives to be 'window' or 'pair'; got {shared_negatives!r}"
         )
-    check.rate(name, "alpha", alpha)
-    check.rate(name, "min_alpha", min_alpha)
-    check.integer(name, "words_before", words_before, low=0)
-    check.integer(name, "first_position", first_position, low=0)
-    check.integer(name, "epoch", epoch, low=0)
+    place, rates, numbers = _place(
+        *(name, input_table),
+        {
+            "seed": seed,
+            "epoch": epoch,
+            "first_position": first_position,
+            "words_before": words_before,
+        },
+        {"alpha": alpha, "min_alpha": min_alpha},
+    )
     check.tensor(name, "tokens", tokens, torch.int32, (None,), input_table)
     check.tensor(name, "offsets", offsets, torch.int64, (None,), input_table)
     if offsets.numel() < 1:
@@ -181,6 +198,11 @@ def skipgram(
     if keep is not None:
         check.tensor(name, "keep", keep, torch.float32, (vocabulary,), input_table)
     if words_total is None:
+        if isinstance(words_before, Tensor) or isinstance(first_position, Tensor):
+            raise ValueError(
+                f"{name}: expected words_total beside words_before or first_position that are "
+                "tensors; got None"
+            )
         words_total = max(1, words_before + first_position + tokens.numel())
     check.integer(name, "words_total", words_total, low=1)
     sync_every = _sync_every(name, sync_every)
@@ -202,17 +224,19 @@ def skipgram(
         bool(cbow_mean),
         bool(shrink_windows),
         shared_negatives,
-        float(alpha),
-        float(min_alpha),
-        words_before,
+        numbers["alpha"],
+        numbers["min_alpha"],
+        numbers["words_before"],
         words_total,
-        check.seed(name, seed),
-        epoch,
-        first_position,
+        numbers["seed"],
+        numbers["epoch"],
+        numbers["first_position"],
         sync_every,
         bool(compute_loss),
         check.threads(name, num_threads),
         backend or "",
+        place,
+        rates,
     )
 
 
@@ -223,7 +247,7 @@ def skipgram_pairs(
     contexts: Tensor,
     negatives: Tensor,
     *,
-    alpha: float = 0.025,
+    alpha: float | Tensor = 0.025,
     sync_every: int | None = None,
     compute_loss: bool = True,
     num_threads: int | None = None,
@@ -243,7 +267,8 @@ def skipgram_pairs(
         centers: [N] int64 in 0..V-1.
         contexts: [N] int64 in 0..W-1.
         negatives: [N, K] int64 in -1..W-1.
-        alpha: the learning rate.
+        alpha: the learning rate; in a CUDA graph a tensor, as in :func:`skipgram`, is read anew by
+            every replay.
         sync_every: as in :func:`skipgram`, in pairs.
         compute_loss, num_threads, backend: as in :func:`skipgram`.
 
@@ -260,7 +285,7 @@ def skipgram_pairs(
     pairs = centers.numel()
     check.tensor(name, "contexts", contexts, torch.int64, (pairs,), input_table)
     check.tensor(name, "negatives", negatives, torch.int64, (pairs, None), input_table)
-    check.rate(name, "alpha", alpha)
+    _, rates, numbers = _place(name, input_table, {}, {"alpha": alpha})
     sync_every = _sync_every(name, sync_every)
     check.distinct(name, input_table=input_table, output_table=output_table)
     return torch.ops.vecsmith.skipgram_pairs(
@@ -269,12 +294,61 @@ def skipgram_pairs(
         centers,
         contexts,
         negatives,
-        float(alpha),
+        numbers["alpha"],
         sync_every,
         bool(compute_loss),
         check.threads(name, num_threads),
         backend or "",
+        rates,
     )
+
+
+# What keys the draws of a chunk.
+_DRAWN_BY = ("seed", "epoch", "first_position")
+
+
+def _place(
+    name: str, table: Tensor, counts: dict[str, int | Tensor], rates: dict[str, float | Tensor]
+) -> tuple[Tensor | None, Tensor | None, dict[str, Any]]:
+    """The place in a training: (None, None, the checked numbers), or, where one of them is a
+    tensor, all of them in two tensors of the device, int64 and float64, and zeros for numbers."""
+    given = {**counts, **rates}
+    on_device = any(isinstance(value, Tensor) for value in given.values())
+    numbers: dict[str, Any] = {}
+    for label, value in given.items():
+        if isinstance(value, Tensor):
+            kinds = (torch.int64,) if label in counts else (torch.float64, torch.float32)
+            check.numbers(name, label, value, kinds, table)
+        elif label in rates:
+            check.rate(name, label, value)
+            numbers[label] = float(value)
+        elif label == "seed":
+            numbers[label] = check.seed(name, value)
+        else:
+            check.integer(name, label, value, low=0)
+            numbers[label] = value
+    if counts and not any(isinstance(counts[label], Tensor) for label in _DRAWN_BY):
+        check.refuse_capture(
+            name, table, "seed, epoch or first_position to be a tensor, since a replay would draw "
+            "the same negatives again,"
+        )  # fmt: skip
+    if not on_device:
+        return None, None, numbers
+
+    def together(labels: Iterable[str], dtype: torch.dtype) -> Tensor:
+        parts = []
+        for label in labels:
+            value = given[label]
+            if isinstance(value, Tensor):
+                parts.append(value.detach().reshape(()).to(dtype))
+            else:
+                parts.append(torch.full((), numbers[label], dtype=dtype, device=table.device))
+        return torch.stack(parts)
+
+    # In the order of kernels/_survivors.py's Place and of csrc/cuda/skipgram.h.
+    place = together(counts, torch.int64) if counts else None
+    zeros = {label: 0 if label in counts else 0.0 for label in given}
+    return place, together(rates, torch.float64), zeros
 
 
 def _sync_every(name: str, sync_every: int | None) -> int:
@@ -319,6 +393,8 @@ def _skipgram_impl(
     compute_loss,
     num_threads,
     backend,
+    place=None,
+    rates=None,
 ):
     tensors = (
         *(input_table, output_table, tree_table, tokens, offsets),
@@ -347,6 +423,13 @@ def _skipgram_impl(
         backend or None,
         deterministic=sync_every > 0,
     )
+    if chosen in ("native", "reference") and place is not None:
+        check.refuse_capture("skipgram", input_table, "the cuda or the triton backend")
+        names = ("seed", "epoch", "first_position", "words_before")
+        settings |= zip(names, place.tolist(), strict=True)
+        settings |= zip(("alpha", "min_alpha"), rates.tolist(), strict=True)
+        _check_settled(settings)
+        place = None
     if chosen == "native":
         result = torch.zeros(2, dtype=torch.float64)
         settings["shared_negatives"] = settings["shared_negatives"] == "window"
@@ -364,6 +447,11 @@ def _skipgram_impl(
         )
     else:
         _check_ids(tensors, input_table.shape[0])
+        if chosen != "reference":
+            from vecsmith.kernels._survivors import Place
+
+            if place is not None:
+                settings["place"] = Place(place, rates)
         if chosen == "triton":
             from vecsmith.kernels import skipgram as kernels
 
@@ -381,6 +469,14 @@ def _skipgram_impl(
     return result
 
 
+def _check_settled(settings: dict[str, Any]) -> None:
+    """What is known of numbers from tensors once they have been read."""
+    for name in ("alpha", "min_alpha"):
+        check.rate("skipgram", name, settings[name])
+    for name in ("epoch", "first_position", "words_before"):
+        check.integer("skipgram", name, settings[name], low=0)
+
+
 def _check_ids(tensors: tuple[Tensor | None, ...], vocabulary: int) -> None:
     """What the native binding checks in C++, for the backends that do not."""
     _, _, tree, tokens, offsets, _, alias, path_offsets, path_nodes, _ = tensors
@@ -388,7 +484,11 @@ def _check_ids(tensors: tuple[Tensor | None, ...], vocabulary: int) -> None:
     assert offsets is not None
     check.ids("skipgram", "tokens", tokens, 0, vocabulary)
     check.ids("skipgram", "offsets", offsets, 0, tokens.numel() + 1)
-    if bool((offsets[1:] < offsets[:-1]).any()):
+    capturing = check.is_capturing(tokens)
+    if capturing:
+        ascend = (offsets[1:] >= offsets[:-1]).all()
+        check.holds_on_device(ascend, "skipgram: expected non-decreasing offsets")
+    elif bool((offsets[1:] < offsets[:-1]).any()):
         raise ValueError("skipgram: expected non-decreasing offsets")
     if alias is not None:
         check.ids("skipgram", "alias", alias[:, 1], 0, vocabulary)
@@ -397,6 +497,10 @@ def _check_ids(tensors: tuple[Tensor | None, ...], vocabulary: int) -> None:
         assert path_nodes is not None
         check.ids("skipgram", "path_nodes", path_nodes, 0, vocabulary - 1)
         check.ids("skipgram", "path_offsets", path_offsets, 0, path_nodes.numel() + 1)
+        if capturing:
+            ascend = (path_offsets[1:] >= path_offsets[:-1] + (vocabulary > 1)).all()
+            check.holds_on_device(ascend, "skipgram: expected a path for every word")
+            return
         if bool((path_offsets[1:] < path_offsets[:-1]).any()):
             raise ValueError("skipgram: expected non-decreasing path_offsets")
         empty = (path_offsets[1:] == path_offsets[:-1]).nonzero()
@@ -417,6 +521,7 @@ def _pairs_impl(
     compute_loss,
     num_threads,
     backend,
+    rates=None,
 ):
     tensors = (input_table, output_table, centers, contexts, negatives)
     chosen = choose(
@@ -427,6 +532,12 @@ def _pairs_impl(
         deterministic=sync_every > 0,
     )
     settings = {"alpha": alpha, "sync_every": sync_every}
+    if chosen in ("native", "reference") and rates is not None:
+        check.refuse_capture("skipgram_pairs", input_table, "the cuda or the triton backend")
+        settings["alpha"] = float(rates)
+        check.rate("skipgram_pairs", "alpha", settings["alpha"])
+    elif rates is not None:
+        settings["rates"] = rates
     if chosen == "native":
         result = torch.zeros(2, dtype=torch.float64)
         native().skipgram_pairs(

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from vecsmith import ops
+from vecsmith.ops import _checks as check
 from vecsmith.ops._bag_checks import check_bags, check_weight
 from vecsmith.ops._embedding_bag import forward as look_up_rows
 from vecsmith.ops._embedding_bag import forward_many, refuse_tangents
@@ -203,6 +204,9 @@ class _Pass:
 
     def finish(self) -> None:
         waiting, self.steps = list(self.steps.values()), {}
+        # This is on the stream that backward() was called on; the pass was on those of its forward.
+        for step in (step for steps in waiting for step in steps):
+            step.follow()
         with torch.no_grad():
             take_steps([_one(steps) for steps in waiting])
 
@@ -225,6 +229,13 @@ def _one(steps: list[RowStep]) -> RowStep:
     if len(steps) == 1:
         return steps[0]
     first = steps[0]
+    if not all(step.bags["mode"] == "none" for step in steps) or any(
+        step.bags.get("padding_idx") is not None for step in steps
+    ):
+        check.refuse_capture(
+            "apply_optimizer_in_backward", first.grad, "one look-up of a table in a backward pass, "
+            "or several that are not pooled and have no padding,"
+        )  # fmt: skip
     rows, values = [], []
     for step in steps:
         if step.bags["mode"] == "none" and step.bags.get("padding_idx") is None:

@@ -9,6 +9,10 @@ All are *lazy*, as torch.optim.SparseAdam: a row that a step does not touch does
 neither does its state. For SGD without momentum and for Adagrad that is what the dense rule does
 too; with momentum, with Adam and with weight decay it is not (a row does not coast or shrink while
 it is away).
+
+With ``capturable=True``, as in torch.optim, the number of steps is a tensor beside the table (and
+a learning rate may be one): a CUDA graph in which a step was captured counts on, and follows a
+scheduler, in every replay.
 """
 
 from __future__ import annotations
@@ -50,11 +54,15 @@ class RowOptimizer(Optimizer):
 
     # --- what a subclass says -----------------------------------------------------------------
 
-    def _make_rule(self, group: dict[str, Any], step: int) -> ops.UpdateRule:
+    def _make_rule(self, group: dict[str, Any], step: int | Tensor) -> ops.UpdateRule:
         raise NotImplementedError
 
     def _state_names(self, group: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
         return self._STATE
+
+    def _counts(self, group: dict[str, Any]) -> bool:
+        """Whether the steps of a table are counted."""
+        return True
 
     def _initial_value(self, group: dict[str, Any]) -> float:
         return 0.0
@@ -77,7 +85,7 @@ class RowOptimizer(Optimizer):
             _refuse_differentiable(type(self).__name__, group.get("differentiable"))
             for param in group["params"]:
                 self._check_parameter(param)
-            self._make_rule(group, 1)
+            self._make_rule(group, 1).settled()
         except BaseException:
             del self.param_groups[-1]
             raise
@@ -118,6 +126,10 @@ class RowOptimizer(Optimizer):
             shape = (rows,) if per_row else tuple(param.shape)
             value = state.get(name)
             if value is None:
+                check.refuse_capture(
+                    type(self).__name__, param, "the state of a table to be there before (a step, "
+                    "or row_state(), makes it)"
+                )  # fmt: skip
                 value = empty_aligned_pages(*shape, dtype=dtype, device=param.device)
                 value.fill_(self._initial_value(group))
             if value.layout != torch.strided:  # torch.optim.SGD keeps a sparse momentum
@@ -136,8 +148,9 @@ class RowOptimizer(Optimizer):
         return tuple(views)
 
     def next_rule(self, param: Tensor) -> ops.UpdateRule:
-        """The rule of the next step of a table, which is counted by this; with the settings (the
-        learning rate that a scheduler set) of the parameter's group as they are now.
+        """The rule of the next step of a table, which is counted by this (with ``capturable`` by
+        the operator that takes it); with the settings (the learning rate that a scheduler set) of
+        the parameter's group as they are now.
 
         Raises: ValueError for a parameter of another optimizer, and settings out of range.
         """
@@ -147,10 +160,32 @@ class RowOptimizer(Optimizer):
 
     def _rule_of(self, param: Tensor, group: dict[str, Any]) -> ops.UpdateRule:
         """The rule of the next step, which is not counted by this."""
-        return self._make_rule(group, int(self.state[param].get("step", 0)) + 1)
+        lr = group["lr"]
+        if isinstance(lr, Tensor) and (not group["capturable"] or lr.device != param.device):
+            if lr.device.type != "cpu":
+                check.refuse_capture(
+                    type(self).__name__, param, "capturable=True, and a learning rate beside the "
+                    "table,"
+                )  # fmt: skip
+            group = {**group, "lr": _number(lr)}
+        if not self._counts(group):
+            return self._make_rule(group, 1)
+        state = self.state[param]
+        done = state.get("step", 0)
+        if not group["capturable"]:
+            check.refuse_capture(type(self).__name__, param, "capturable=True")
+            return self._make_rule(group, int(done) + 1)
+        if not isinstance(done, Tensor) or done.device != param.device:
+            check.refuse_capture(type(self).__name__, param, "a step to have been taken before")
+            done = torch.tensor(float(done), dtype=torch.float32, device=param.device)
+            state["step"] = done
+        return self._make_rule(group, done)
 
     def _count(self, param: Tensor, rule: ops.UpdateRule) -> None:
-        self.state[param]["step"] = self._counter(rule.step)
+        """Counts a step that has been taken, unless the operator has: it does where the count is a
+        tensor."""
+        if not isinstance(rule.step, Tensor):
+            self.state[param]["step"] = self._counter(rule.step)
 
     # --- the step -----------------------------------------------------------------------------
 
@@ -268,7 +303,22 @@ class RowStep:
         self.indices = indices
         self.looked_up = looked_up
         self.bags = bags or {"mode": "none"}
+        self.stream: Any = None  # the one that the gradient was computed on
+        if grad.is_cuda:
+            self.stream = torch.cuda.current_stream(grad.device)
         self.ready: tuple[Tensor, tuple[Tensor, ...], ops.UpdateRule] | None = None
+
+    def follow(self) -> None:
+        """The work on the current stream comes after that which the gradient is of, and the memory
+        of what is read lasts as long."""
+        if self.stream is None:
+            return
+        here = torch.cuda.current_stream(self.grad.device)
+        if here != self.stream:
+            here.wait_stream(self.stream)
+            for tensor in (self.grad, self.indices, *self.bags.values()):
+                if isinstance(tensor, Tensor) and tensor.is_cuda:
+                    tensor.record_stream(here)
 
     def _prepare(self) -> tuple[Tensor, tuple[Tensor, ...], ops.UpdateRule]:
         """(the parameter [V, D], its state, the rule)."""
@@ -294,6 +344,8 @@ class RowStep:
         name = type(self.optimizer).__name__
         weights = self.bags.get("per_sample_weights")
         for tensor in (self.grad,) if weights is None else (self.grad, weights):
+            if check.is_capturing(tensor):
+                continue  # the operator's step looks, and changes nothing
             # A finite sum has finite terms; an infinite one may be an overflow.
             if not math.isfinite(float(tensor.sum())) and not bool(torch.isfinite(tensor).all()):
                 raise ValueError(
@@ -313,7 +365,10 @@ class RowStep:
 
     def _take(self) -> None:
         weight, state, rule = self.ready or self._prepare()
-        if self.grad.numel():  # else it is counted alone, as by torch.optim
+        if not self.grad.numel():  # it is counted alone, as by torch.optim
+            if isinstance(rule.step, Tensor):
+                rule.step.add_(1)
+        else:
             ops.embedding_bag_update(
                 weight,
                 state,
@@ -342,6 +397,14 @@ def _refuse_differentiable(name: str, differentiable: Any) -> None:
         raise ValueError(
             f"{name}: expected differentiable=False; got {differentiable}: steps are taken in place"
         )
+
+
+def _rate(group: dict[str, Any]) -> float | Tensor:
+    """The learning rate: a tensor stays one where steps are capturable."""
+    value = group["lr"]
+    if group["capturable"] and isinstance(value, Tensor) and value.numel() == 1:
+        return value
+    return _number(value)
 
 
 def _number(value: float | Tensor) -> float:
@@ -373,6 +436,8 @@ class SparseSGD(RowOptimizer):
         maximize: ascend.
         foreach, fused: accepted as in torch, and without a meaning here.
         differentiable: False; a step in place has no derivative.
+        capturable: steps can be captured in a CUDA graph: they are counted beside the table, and
+            ``lr`` may be a tensor there, which every replay reads.
 
     Raises: ValueError for settings out of range and parameters that are not tables.
     """
@@ -392,6 +457,7 @@ class SparseSGD(RowOptimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         _refuse_differentiable(type(self).__name__, differentiable)
         super().__init__(
@@ -403,16 +469,17 @@ class SparseSGD(RowOptimizer):
                 "weight_decay": weight_decay,
                 "nesterov": nesterov,
                 "maximize": maximize,
+                "capturable": bool(capturable),
             },
         )
 
     def _state_names(self, group: dict[str, Any]) -> tuple[tuple[str, bool], ...]:
         return self._STATE if group["momentum"] else ()
 
-    def _make_rule(self, group: dict[str, Any], step: int) -> ops.UpdateRule:
+    def _make_rule(self, group: dict[str, Any], step: int | Tensor) -> ops.UpdateRule:
         return ops.UpdateRule(
             "sgd",
-            _number(group["lr"]),
+            _rate(group),
             momentum=float(group["momentum"]),
             dampening=float(group["dampening"]),
             weight_decay=float(group["weight_decay"]),
@@ -421,8 +488,11 @@ class SparseSGD(RowOptimizer):
             step=step,
         )
 
+    def _counts(self, group: dict[str, Any]) -> bool:
+        return bool(group["momentum"])  # without it there is no state, as in torch.optim.SGD
+
     def _count(self, param: Tensor, rule: ops.UpdateRule) -> None:
-        if rule.momentum:  # without it there is no state, as in torch.optim.SGD
+        if rule.momentum:
             super()._count(param, rule)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -452,6 +522,7 @@ class _Adagrad(RowOptimizer):
         maximize: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
+        capturable: bool = False,
     ) -> None:
         _refuse_differentiable(type(self).__name__, differentiable)
         start = float(initial_accumulator_value)
@@ -468,6 +539,7 @@ class _Adagrad(RowOptimizer):
                 "initial_accumulator_value": start,
                 "eps": eps,
                 "maximize": maximize,
+                "capturable": bool(capturable),
             },
         )
 
@@ -477,10 +549,10 @@ class _Adagrad(RowOptimizer):
     def _counter(self, step: int) -> Any:
         return torch.tensor(float(step))
 
-    def _make_rule(self, group: dict[str, Any], step: int) -> ops.UpdateRule:
+    def _make_rule(self, group: dict[str, Any], step: int | Tensor) -> ops.UpdateRule:
         return ops.UpdateRule(
             "rowwise_adagrad" if self._STATE[0][1] else "adagrad",
-            _number(group["lr"]),
+            _rate(group),
             eps=float(group["eps"]),
             weight_decay=float(group["weight_decay"]),
             lr_decay=float(group["lr_decay"]),
@@ -510,6 +582,7 @@ class SparseAdagrad(_Adagrad):
         maximize: ascend.
         foreach, fused: accepted as in torch, and without a meaning here.
         differentiable: False; a step in place has no derivative.
+        capturable: as in :class:`SparseSGD`.
 
     State: ``sum`` [V, D] and ``step``.
 
@@ -531,7 +604,7 @@ class RowwiseAdagrad(_Adagrad):
     Args:
         params: tables [V, D], or groups of them.
         lr, lr_decay, weight_decay, initial_accumulator_value: as in :class:`SparseAdagrad`.
-        eps, maximize, foreach, fused, differentiable: as in :class:`SparseAdagrad`.
+        eps, maximize, foreach, fused, differentiable, capturable: as in :class:`SparseAdagrad`.
 
     State: ``sum`` [V] and ``step``.
 
@@ -553,6 +626,7 @@ class _Adam(RowOptimizer):
         maximize: bool = False,
         *,
         weight_decay: float = 0.0,
+        capturable: bool = False,
     ) -> None:
         super().__init__(
             params,
@@ -562,14 +636,15 @@ class _Adam(RowOptimizer):
                 "eps": eps,
                 "maximize": maximize,
                 "weight_decay": weight_decay,
+                "capturable": bool(capturable),
             },
         )
 
-    def _make_rule(self, group: dict[str, Any], step: int) -> ops.UpdateRule:
+    def _make_rule(self, group: dict[str, Any], step: int | Tensor) -> ops.UpdateRule:
         beta1, beta2 = group["betas"]
         return ops.UpdateRule(
             "rowwise_adam" if self._STATE[1][1] else "adam",
-            _number(group["lr"]),
+            _rate(group),
             eps=float(group["eps"]),
             beta1=float(beta1),
             beta2=float(beta2),
@@ -598,6 +673,7 @@ class SparseAdam(_Adam):
         eps: beside sqrt(v).
         maximize: ascend.
         weight_decay: L2 penalty, of the touched rows.
+        capturable: as in :class:`SparseSGD`.
 
     State: ``exp_avg`` [V, D], ``exp_avg_sq`` [V, D] and ``step``.
 
@@ -615,7 +691,7 @@ class RowwiseAdam(_Adam):
 
     Args:
         params: tables [V, D], or groups of them.
-        lr, betas, eps, maximize, weight_decay: as in :class:`SparseAdam`.
+        lr, betas, eps, maximize, weight_decay, capturable: as in :class:`SparseAdam`.
 
     State: ``exp_avg`` [V, D], ``exp_avg_sq`` [V] and ``step``.
 
