@@ -80,6 +80,11 @@ def describe(record: dict) -> list[str]:
     settings = ", ".join(f"{key} {value}" for key, value in record.get("settings", {}).items())
     lines = [f"Settings: {settings}."] if settings else []
     lines.append(f"{record['rounds']} rounds, {record['date']}.")
+    found = record["machine"].get("roofline")
+    if found and record.get("work"):
+        rates = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in found["rates"].items())
+        bandwidth = f"{found['bandwidth'] / 1e9:.1f} GB/s"
+        lines.append(f"Roofline: copy {bandwidth}, products in GFLOP/s: {rates}.")
     return [" ".join(lines), ""]
 
 
@@ -92,9 +97,17 @@ def section(record: dict) -> list[str]:
         lines += [f"**An agreement check failed, so there are no ratios:** {'; '.join(red)}.", ""]
     if "entries" in record:
         rows = [["", f"median {unit}", "min", "max"]]
+        bounded = any("of_roofline" in values for values in record["entries"].values())
+        rows[0] += ["of the roofline"] if bounded else []
         for name, values in record["entries"].items():
-            rows.append([name, *(number(values[key], unit) for key in ("median", "min", "max"))])
+            cells = [number(values[key], unit) for key in ("median", "min", "max")]
+            if bounded:
+                part = values.get("of_roofline")
+                cells.append("" if part is None else f"{part:.0%}")
+            rows.append([name, *cells])
         lines += markdown(rows)
+    for name, why in record.get("failed", {}).items():
+        lines += [f"{name} failed, and is left out: {why}.", ""]
     if "scores" in record:
         measures = list(next(iter(record["scores"].values())))
         rows = [["mean of the seeds", *measures]]
