@@ -14,6 +14,7 @@ reference, each peer. Running one entry once returns one number (a rate or a tim
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import math
@@ -139,6 +140,7 @@ def _processor() -> str:
     return match.group(1).strip() if match else platform.machine()
 
 
+@functools.cache
 def _version(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import IO, Any
@@ -73,6 +74,9 @@ class Screen:
         self.line(f"roofline: {found.words}")
         versions = ", ".join(f"{name} {text}" for name, text in described["versions"].items())
         self.line(f"{versions}, python {described['python']}")
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        if load > 0.5:
+            self.line(f"the machine is busy (load {load:.1f}): ratios and rooflines will spread")
         self.line()
 
     def group(self, record: dict[str, Any]) -> None:

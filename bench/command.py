@@ -129,11 +129,10 @@ def checked(settings: Settings) -> Settings:
             folder.mkdir(parents=True, exist_ok=True)
             _check_writable(folder)
     if settings.json_file is not None:
-        if settings.json_file.is_dir():
-            raise IsADirectoryError(
-                f"expected a file for JSON; got the folder {settings.json_file}"
-            )
-        _check_writable(settings.json_file.resolve().parent)
+        file = settings.json_file
+        if file.exists() and not file.is_file():
+            raise ValueError(f"expected a regular file for JSON; got {file} (--json prints it)")
+        _check_writable(file.resolve().parent)
     return replace(settings, operators=operators, threads=threads)
 
 

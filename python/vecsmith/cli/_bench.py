@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -16,6 +16,16 @@ class Device(str, enum.Enum):
 
     cpu = "cpu"
     cuda = "cuda"
+
+
+def _named(value: str) -> Path:
+    if not value:
+        raise typer.BadParameter("expected the name of a file or folder; got an empty one")
+    return Path(value)
+
+
+def _output(metavar: str, what: str) -> Any:
+    return typer.Option(metavar=metavar, help=what, parser=_named, rich_help_panel=_OUTPUT)
 
 
 def bench(
@@ -61,20 +71,9 @@ def bench(
             rich_help_panel=_OUTPUT,
         ),
     ] = False,
-    json_file: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Write all records to it.", rich_help_panel=_OUTPUT),
-    ] = None,
-    save: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FOLDER", help="Write each record to a file there.", rich_help_panel=_OUTPUT
-        ),
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option(metavar="FOLDER", help="Draw ratios and curves.", rich_help_panel=_OUTPUT),
-    ] = None,
+    json_file: Annotated[Path | None, _output("FILE", "Write all records to it.")] = None,
+    save: Annotated[Path | None, _output("FOLDER", "Write each record to a file there.")] = None,
+    plot: Annotated[Path | None, _output("FOLDER", "Draw ratios and curves.")] = None,
 ) -> None:
     """Measure the operators on this machine, against torch and the peers that are installed.
 
@@ -93,9 +92,6 @@ def bench(
     """
     from vecsmith.bench import command
 
-    for given in (json_file, save, plot):
-        if given is not None and str(given) in ("", "."):
-            raise typer.BadParameter("expected the name of a file or folder; got an empty one")
     settings = command.Settings(
         operators=operators or (),
         full=full,
