@@ -1,6 +1,6 @@
 """Generates docs/benchmarks.md from bench/results/<machine>/*.json.
 
-python tools/make_benchmark_page.py           writes the page
+python tools/make_benchmark_page.py           writes the page, and the pictures of the curves
 python tools/make_benchmark_page.py --check   fails if the page is not what it would write
 """
 
@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 PAGE = ROOT / "docs" / "benchmarks.md"
 PICTURE = ROOT / "docs" / "img" / "word2vec-curves.png"
+CURVES = ROOT / "docs" / "pictures" / "curves"
 
 # In the order in which a reader wants the results: prefix of the record's name, script.
 SCRIPTS = (
@@ -138,6 +139,44 @@ def section(record: dict) -> list[str]:
     return lines
 
 
+def by_operator(records: list[dict]) -> dict[str, list[dict]]:
+    """The records of curves of cost against size; those over threads come last."""
+    found: dict[str, list[dict]] = {}
+    for record in sorted(records, key=lambda r: (r["axis"] == "threads", r["axis"])):
+        found.setdefault(record["op"], []).append(record)
+    return dict(sorted(found.items()))
+
+
+def curve_section(records: list[dict], folder: str) -> list[str]:
+    """The part of the page for the curves of all operators: pictures, and the cost of a unit at the
+    least, the middle and the largest size."""
+    lines = ["### What a unit of work costs, against size", "", "From `bench/curves.py`:", ""]
+    for op, curves in by_operator(records).items():
+        title = f"{op}: cost against size"
+        rows = [[op, "sizes", "", "threads", "at the least", "in the middle", "at the largest"]]
+        for record in curves:
+            for threads, line in record["lines"].items():
+                sizes = f"{line[0]['size']:,} .. {line[-1]['size']:,}"
+                over = record["axis"] == "threads"
+                costs = [line[n]["min"] for n in (0, len(line) // 2, len(line) - 1)]
+                cells = [f"{cost:.3g}" if cost < 1000 else f"{cost:,.0f}" for cost in costs]
+                unit = [record["unit"], "each" if over else threads]
+                rows.append([record["grows"], sizes, *unit, *cells])
+        lines += [f"![{title}](pictures/curves/{folder}/{op}.svg)", "", *markdown(rows)]
+    return lines
+
+
+def draw_curves(results: Path = RESULTS, pictures: Path = CURVES) -> None:
+    """The picture of each operator's curves, in a folder for each machine."""
+    sys.path.insert(0, str(ROOT))
+    from bench._curve_plots import sheet
+
+    for folder in sorted(results.glob("*")):
+        records = [json.loads(path.read_text()) for path in folder.glob("curve_*.json")]
+        for op, curves in by_operator(records).items():
+            sheet(curves, pictures / folder.name / f"{op}.svg")
+
+
 def rank(record: dict) -> tuple[int, str]:
     """Where a record stands on the page."""
     for n, (prefix, _) in enumerate(SCRIPTS):
@@ -166,6 +205,8 @@ def page(results: Path = RESULTS) -> str:
             "",
         ]
         script = None
+        curves = [record for record in records if record["name"].startswith("curve_")]
+        records = [record for record in records if record not in curves]
         for record in records:
             place = rank(record)[0]
             name = SCRIPTS[place][1] if place < len(SCRIPTS) else None
@@ -173,6 +214,8 @@ def page(results: Path = RESULTS) -> str:
                 lines += [f"From `{name}`:", ""]
             script = name
             lines += section(record)
+        if curves:
+            lines += curve_section(curves, folder.name)
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -188,6 +231,7 @@ def main(arguments: list[str]) -> int:
         return 2
     PAGE.parent.mkdir(parents=True, exist_ok=True)
     PAGE.write_text(text)
+    draw_curves()
     return 0
 
 
