@@ -29,8 +29,9 @@ from ._runner import Check, machine, spread, write
 CURVES: dict[str, list[Curve]] = {op: [c for c in _DECLARED if c.op == op] for op in SHARED}
 # How many times as much as expected is a knee.
 FACTOR = 1.3
-# Seconds that a sample lasts, at least: the same work is done as often as that takes.
-LEAST = 5e-3
+# Seconds that a sample lasts, at least: the same work is done as often as that takes. And those of
+# a stretch of it: the sample is its quickest stretch, which other programs disturb the least.
+LEAST, STRETCH = 5e-3, 5e-4
 
 
 # --- knees ----------------------------------------------------------------------------------------
@@ -123,12 +124,22 @@ def _falls(
 # --- measuring ------------------------------------------------------------------------------------
 
 
-def _sample(work: Work, repeats: int, clock: Callable[[], float]) -> float:
-    """Seconds of a call, of several in a row."""
-    started = clock()
-    for _ in range(repeats):
-        work.call()
-    return (clock() - started) / repeats
+def _sample(work: Work, repeats: tuple[int, int], clock: Callable[[], float]) -> float:
+    """Seconds of a call: of (stretches, calls of each) the quickest stretch."""
+    stretches, calls = repeats
+    least = math.inf
+    for _ in range(stretches):
+        started = clock()
+        for _ in range(calls):
+            work.call()
+        least = min(least, clock() - started)
+    return least / calls
+
+
+def _repeats(once: float) -> tuple[int, int]:
+    """Stretches and calls of each, for calls of so many seconds."""
+    calls = math.ceil(STRETCH / max(once, 1e-7))
+    return math.ceil(LEAST / max(once * calls, 1e-7)), calls
 
 
 def measure(
@@ -146,15 +157,14 @@ def measure(
     for key, work in works.items():
         torch.set_num_threads(key[0])
         work.call()
-        once = _sample(work, 1, clock)
-        repeats[key] = max(1, math.ceil(LEAST / max(once, 1e-7)))
+        repeats[key] = _repeats(_sample(work, (1, 1), clock))
     samples: dict[tuple[int, int], list[float]] = {key: [] for key in works}
     for n in range(2 * rounds):
         if n >= rounds and not look(samples):
             break
         for key, work in works.items():
             torch.set_num_threads(key[0])
-            if repeats[key] > 1:  # what the size before left in the caches is not this one's cost
+            if repeats[key] != (1, 1):  # what others left in the caches is not this one's cost
                 work.call()
             samples[key].append(_sample(work, repeats[key], clock))
     return samples
@@ -210,7 +220,7 @@ def draw(
         "axis": curve.axis,
         "grows": curve.grows,
         "unit": curve.unit,
-        "settings": {"threads": list(threads), "factor": FACTOR, "least_sample_s": LEAST},
+        "settings": {"threads": list(threads), "factor": FACTOR, "seconds": [LEAST, STRETCH]},
         "machine": machine(),
         "load_before": round(before, 2),
         "date": time.strftime("%Y-%m-%d"),
