@@ -33,7 +33,11 @@ def number(value: float) -> str:
 
 def times(ratio: dict[str, Any]) -> tuple[str, str]:
     """A ratio and its quartiles."""
-    return f"{ratio['median']:.2f}x", f"{ratio['q1']:.2f} .. {ratio['q3']:.2f}"
+    median, low, high = (
+        f"{value:.2f}" if value < 100 else f"{value:.0f}"
+        for value in (ratio["median"], ratio["q1"], ratio["q3"])
+    )
+    return f"{median}x", f"{low} .. {high}"
 
 
 class Screen:

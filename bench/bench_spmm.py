@@ -12,6 +12,7 @@ from __future__ import annotations
 import functools
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,7 +58,9 @@ class Problem:
         self.dense = dense.to(getattr(torch, dtype))
         self.cells = cells_of("bench", self.matrix)
         parts = (self.cells.indptr, self.cells.indices, self.cells.values)
-        self.tensor = torch.sparse_csr_tensor(*parts, matrix.shape, check_invariants=False)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that this is a beta of torch's
+            self.tensor = torch.sparse_csr_tensor(*parts, matrix.shape, check_invariants=False)
 
     def product(self, way: str) -> torch.Tensor:
         if way == "vecsmith":
