@@ -11,7 +11,7 @@ from typing import Any
 # For the eye and for those who see no red or no green (Wong 2011, doi:10.1038/nmeth.1618).
 _COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 # The same bytes from the same record; text stays text.
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "vecsmith",
     "svg.fonttype": "none",
     "font.size": 9,

@@ -87,16 +87,23 @@ def skipgram(
     offsets = torch.cat([ends, torch.tensor([words])])
     start = tables(vocabulary, dim)
 
-    def train(work: Any = start, backend: str | None = None) -> Any:
-        options = {"keep": made.keep, "alias": made.alias, "negative": negative}
-        ops.skipgram(*work, tokens, offsets, compute_loss=False, backend=backend, **options)
-        return work
+    def train(work: tuple[Tensor, Tensor] = start, backend: str | None = None) -> None:
+        ops.skipgram(
+            *(work[0], work[1], tokens, offsets),
+            keep=made.keep,
+            alias=made.alias,
+            negative=negative,
+            compute_loss=False,
+            backend=backend,
+        )
 
     def answer(backend: str) -> Tensor:
-        work = [table.clone() for table in start]
-        return torch.cat(train(work, backend))
+        work = (start[0].clone(), start[1].clone())
+        train(work, backend)
+        return torch.cat(work)
 
-    return Work(train, float(made.keep[tokens.long()].sum()) * unit, answer)
+    kept = words if made.keep is None else float(made.keep[tokens.long()].sum())
+    return Work(train, kept * unit, answer)
 
 
 # --- embedding_bag --------------------------------------------------------------------------------
@@ -223,8 +230,9 @@ def _cells(rows: int, columns: int, each: int) -> Any:
     at = draw.integers(0, columns, (rows, 1)) + np.arange(each) * (columns // each)
     indices = np.sort(at % columns, axis=1).ravel().astype(np.int32)
     values = draw.integers(1, 6, rows * each).astype(np.float32)
-    parts = (np.arange(rows + 1) * each, indices, values)
-    return trusted_cells(*(torch.from_numpy(part) for part in parts), (rows, columns))
+    begins = torch.arange(rows + 1) * each
+    parts = (torch.from_numpy(indices), torch.from_numpy(values))
+    return trusted_cells(begins, *parts, (rows, columns))
 
 
 def als_solve(
@@ -280,7 +288,7 @@ def factor_sgd(cells: int = 100_000, factors: int = 32, *, unit: int = 1) -> Wor
         work: list[Tensor] = sides, sums: list[Tensor] = squares, backend: str | None = None
     ) -> list[Tensor]:
         options = {"user_squares": sums[0], "item_squares": sums[1], "mean": 3.0}
-        ops.factor_sgd(*work, blocks, learning_rate=0.01, backend=backend, **options)
+        ops.factor_sgd(work[0], work[1], blocks, backend=backend, **options)
         return work
 
     def answer(backend: str) -> Tensor:

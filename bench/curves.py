@@ -294,7 +294,7 @@ def run(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    made = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    made = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     made.add_argument("ops", nargs="*", help=f"operators (default: {', '.join(CURVES)})")
     made.add_argument("--threads", nargs="+", type=int, default=[1, 2], help="ascending")
     made.add_argument("--rounds", type=int, default=3, help="how often each size is run, at least")
