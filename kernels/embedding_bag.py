@@ -441,7 +441,8 @@ def embedding_bag_update(
     weight: [V, D] float32, float16 or bfloat16, with unit stride along D; state: float32,
     contiguous, of the shapes that ``rule`` (a vecsmith.ops.UpdateRule) asks for; the rest as in
     `embedding_bag_gradient`; finite: one bool on the device, or None; where it is false, nothing
-    changes. Each touched row of weight and of the states is read and written once (a table's row twice by a row-wise rule where D > 1024); other rows do not change.
+    changes. Each touched row of weight and of the states is read and written once (a table's row
+    twice by a row-wise rule where D > 1024); other rows do not change.
     """
     num_rows, dim = weight.shape
     bags = _bags(indices, None if mode == "none" else offsets, mode, include_last_offset)

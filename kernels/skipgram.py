@@ -615,7 +615,8 @@ def skipgram_pairs(
     """The explicit form, as :func:`vecsmith.reference.skipgram.skipgram_pairs`, in place.
 
     centers, contexts: [N] int64; negatives: [N, K] int64, -1 where there is none. ``rates``: None,
-    or float64 [1], what stands for alpha on the device. ``programs``, the result and what is raised are those of :func:`skipgram`.
+    or float64 [1], what stands for alpha on the device. ``programs``,
+    the result and what is raised are those of :func:`skipgram`.
     """
     _survivors.refuse_sync(sync_every)
     device = input_table.device

@@ -1,9 +1,9 @@
 """The rules of a CUDA graph's capture, without a GPU: what a captured step may not do raises.
 
 In Triton's interpreter every tensor is on the CPU. So those that would be on the host are told from
-those of the device by the way they are made: a factory that is given a ``torch.device`` makes one of
-the device, as code that follows its inputs does; one that is given "cpu" or nothing makes one of the
-host. What is computed of tensors of the host alone is on the host, all else is on the device.
+those of the device by the way they are made: a factory that is given a ``torch.device`` makes one
+of the device, as code that follows its inputs does; one that is given "cpu" or nothing makes one of
+the host. What is computed of tensors of the host alone is on the host, all else is on the device.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """What a CUDA graph can capture, without a GPU.
 
-The rules of a capture (capture_rules.py) hold for the three steps, which run in Triton's interpreter
-(`make test-triton`); and numbers that live on the device give what numbers of the host give. With a
-GPU the same steps are captured by test_cuda_graphs.py.
+The rules of a capture (capture_rules.py) hold for the three steps, which run in Triton's
+interpreter (`make test-triton`); and numbers that live on the device give what numbers of the host
+give. With a GPU the same steps are captured by test_cuda_graphs.py.
 """
 
 from __future__ import annotations
@@ -214,7 +214,7 @@ def test_numbers_in_tensors_on_the_cpu(backend):
     assert torch.equal(ops.skipgram_pairs(*ours, *given, alpha=rate, backend=backend), expected)
     assert all(torch.equal(a, b) for a, b in zip(ours, eager, strict=True))
     for wrong in ({"epoch": counted(-1)}, {"alpha": torch.tensor(float("nan"))}):
-        with pytest.raises(ValueError, match="expected (epoch in|alpha to be finite)"):
+        with pytest.raises(ValueError, match=r"expected (epoch in|alpha to be finite)"):
             call(tables, rest, {**options, **wrong}, backend=backend)
 
 
@@ -437,7 +437,7 @@ def test_the_update_counts_once_it_is_taken():
     ops.embedding_bag_update(weight, state, indices, torch.ones(2, 4), rule=rule, mode="none")
     assert steps == 1
     for wrong, error in ((torch.tensor(1), TypeError), (torch.zeros(2), ValueError)):
-        with pytest.raises(error, match="expected rule.lr"):
+        with pytest.raises(error, match=r"expected rule\.lr"):
             ops.embedding_bag_update(
                 *(weight, [], indices, torch.ones(2, 4)), rule=UpdateRule("sgd", wrong), mode="none"
             )

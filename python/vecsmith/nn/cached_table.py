@@ -481,8 +481,8 @@ class CachedTable(Table):
 
     def _refuse_capture(self) -> None:
         check.refuse_capture(
-            type(self).__name__, self.cache, "a table all of whose rows are on the device (the host "
-            "brings those of this one)"
+            type(self).__name__, self.cache, "a table all of whose rows are on the device (those "
+            "of this one come from the host)"
         )  # fmt: skip
 
     def embedding(

@@ -113,7 +113,7 @@ def refuse_capture(op: str, tensor: Tensor, expected: str) -> None:
 def holds_on_device(condition: Tensor, message: str) -> None:
     """The check of a CUDA graph, made in every replay: where ``condition`` (one bool) is false the
     device stops with an assertion, as for an index out of range of torch's own operators."""
-    torch._assert_async(condition, message)  # pyright: ignore[reportCallIssue]
+    torch.ops.aten._assert_async.msg(condition, message)
 
 
 def numbers(op: str, name: str, value: Tensor, dtypes: Sequence[torch.dtype], like: Tensor) -> None:

@@ -74,7 +74,9 @@ def skipgram(
     Shapes and meanings are the reference's. ``blocks``: how many blocks share the survivors; None:
     as many as the device holds at once; 1: one group after another, as the reference. ``module``:
     what stands in for ``vecsmith._cuda``. ``place``: None, or what stands for seed, epoch,
-    first_position, words_before, alpha and min_alpha; nothing waits for the device then. Returns float64 [2] on the tables' device: loss, terms.
+    first_position, words_before, alpha and min_alpha; nothing waits for the device then.
+
+    Returns float64 [2] on the tables' device: loss, terms.
 
     Raises:
         RuntimeError: ``sync_every`` > 0 (deterministic mode), or CUDA reports an error.
@@ -172,8 +174,8 @@ def skipgram_pairs(
 ) -> Tensor:
     """The explicit form, as :func:`vecsmith.reference.skipgram.skipgram_pairs`, in place.
 
-    ``rates``: None, or float64 [1], what stands for alpha on the device. ``blocks``, ``module``, the
-    result and what is raised are those of :func:`skipgram`.
+    ``rates``: None, or float64 [1], what stands for alpha on the device. ``blocks``, ``module``,
+    the result and what is raised are those of :func:`skipgram`.
     """
     _survivors.refuse_sync(sync_every)
     module = module or cuda_module()

@@ -523,12 +523,14 @@ def update(
             "padding_idx": padding_idx,
         }
         tensors = (weight, state, indices, grad, offsets, per_sample_weights, positions)
+        kernels: Any = reference
         if chosen == "triton":
             from vecsmith.kernels import embedding_bag as kernels
 
-            run(kernels.embedding_bag_update, *tensors, rule=rule, finite=finite, **how)
+            how |= {"rule": rule, "finite": finite}
         else:
-            run(reference.embedding_bag_update, *tensors, rule=rule.settled(), **how)
+            how["rule"] = rule.settled()
+        run(kernels.embedding_bag_update, *tensors, **how)
     if isinstance(rule.step, Tensor):
         with torch.no_grad():
             rule.step.add_(1 if finite is None else finite)

@@ -423,7 +423,7 @@ def _skipgram_impl(
         backend or None,
         deterministic=sync_every > 0,
     )
-    if chosen in ("native", "reference") and place is not None:
+    if chosen in ("native", "reference") and place is not None and rates is not None:
         check.refuse_capture("skipgram", input_table, "the cuda or the triton backend")
         names = ("seed", "epoch", "first_position", "words_before")
         settings |= zip(names, place.tolist(), strict=True)
@@ -450,7 +450,7 @@ def _skipgram_impl(
         if chosen != "reference":
             from vecsmith.kernels._survivors import Place
 
-            if place is not None:
+            if place is not None and rates is not None:
                 settings["place"] = Place(place, rates)
         if chosen == "triton":
             from vecsmith.kernels import skipgram as kernels
