@@ -128,14 +128,6 @@ class Screen:
             print(line.rstrip(), file=self.console.file)
         self.console.file.flush()
 
-    def curve(self, record: dict[str, Any]) -> None:
-        """A record of curves, in a line or two; the picture says more."""
-        self.line(f"{record['title']}", style="bold")
-        for name, points in record.get("curves", {}).items():
-            ends = ", ".join(f"{p['x']:,}: {number(p['median'])}" for p in points)
-            self.line(f"  {name}: {ends} {record.get('unit', '')}")
-        self.line()
-
     def end(
         self,
         records: list[dict[str, Any]],

@@ -68,7 +68,12 @@ class Outcome:
         peer failed."""
         if self.interrupted:
             return INTERRUPTED
-        whole = all("ratios" in record for record in self.records)
+        whole = all(
+            all(check["passed"] for check in record["agreement"])
+            if _is_curve(record)
+            else "ratios" in record
+            for record in self.records
+        )
         ours = any(is_ours(name) for r in self.records for name in r.get("failed", ()))
         return 1 if self.failed or ours or not whole else 0
 
@@ -76,6 +81,11 @@ class Outcome:
 def is_ours(entry: str) -> bool:
     """Whether an entry is of vecsmith, by its name."""
     return entry.startswith(("vecsmith", "native", "cuda", "triton", "reference"))
+
+
+def _is_curve(record: dict[str, Any]) -> bool:
+    """Whether a record is cost against size."""
+    return "lines" in record
 
 
 def chosen_operators(names: Sequence[str]) -> list[str]:
@@ -264,22 +274,20 @@ def _record(operator: str, job: Job, settings: Settings) -> dict[str, Any]:
 
 
 def _measure_curves(settings: Settings, outcome: Outcome, screen: Screen) -> None:
+    assert settings.threads is not None
     try:
         curves = importlib.import_module(f"{__package__}.curves")
-        with screen.busy("curves of cost against size"):
-            records = curves.run(
-                list(settings.operators),
-                threads=settings.threads,
-                rounds=settings.rounds,
-                full=settings.full,
-            )
+        curves.run(
+            list(settings.operators),
+            threads=sorted({1, settings.threads}),
+            rounds=settings.rounds,
+            full=settings.full,
+            say=screen.line,
+            keep=lambda record: _keep(record, settings, outcome),
+        )
     except Exception as error:
         outcome.failed["curves"] = reason(error)
         screen.line(f"FAILED: curves: {reason(error)}")
-        return
-    for record in records:
-        _keep(record, settings, outcome)
-        screen.curve(record)
 
 
 def _keep(record: dict[str, Any], settings: Settings, outcome: Outcome) -> None:
@@ -298,7 +306,7 @@ def _write(settings: Settings, outcome: Outcome, screen: Screen) -> None:
         if any(record.get("ratios") for record in outcome.records):
             ratio_bars(outcome.records, settings.plot / "ratios.png")
             screen.note(f"written: {settings.plot / 'ratios.png'}")
-        curves = [record for record in outcome.records if "curves" in record]
+        curves = [record for record in outcome.records if _is_curve(record)]
         if curves:
             draw = importlib.import_module(f"{__package__}._curve_plots").curve_plot
             for record in curves:

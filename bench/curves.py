@@ -272,8 +272,10 @@ def run(
     rounds: int = 3,
     full: bool = False,
     say: Callable[[str], Any] = print,
+    keep: Callable[[dict[str, Any]], Any] = lambda record: None,
 ) -> list[dict[str, Any]]:
-    """Measures the curves of operators (None: of all), and returns their records.
+    """Measures the curves of operators (None: of all), and returns their records; each goes to
+    ``keep`` as soon as it is there.
 
     Raises: ValueError for an unknown operator, no or a bad number of threads, or no rounds.
     """
@@ -289,6 +291,7 @@ def run(
     records = []
     for curve in wanted:
         records.append(draw(curve, threads, rounds, full=full, checks=[checks[curve.op]]))
+        keep(records[-1])
         say(describe(records[-1]))
     return records
 

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 import torch
 from scipy import sparse
-
-from vecsmith import ops
 from vecsmith.bench import _peers, _runner, command, roofline
 from vecsmith.bench._runner import Check, Group, Ratio, guarded, run
 from vecsmith.bench.roofline import Roofline, Work
+
+from vecsmith import ops
 
 ROOT = Path(__file__).parent.parent
 ROOF = Roofline("cpu", 1, 1e9, {"float32": 1e10, "float64": 5e9})

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from vecsmith.bench import _peers, command, roofline
 from vecsmith.bench._runner import Check, Group, Job, Ratio, Skipped
 from vecsmith.bench.roofline import Roofline, Work
+
 from vecsmith.cli import main
 
 ROOF = Roofline("cpu", 1, 1e9, {"float32": 1e10, "float64": 5e9})
@@ -221,13 +221,13 @@ def test_the_groups_of_a_device(vecsmith, monkeypatch):
 
 def test_pictures(vecsmith, groups, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    asked, drawn = [], []
+    asked, drawn, passed = [], [], True
     curves = types.ModuleType("vecsmith.bench.curves")
 
-    def run(operators, **options):
+    def run(operators, *, say, keep, **options):
         asked.append((operators, options))
-        points = [{"x": x, "median": 1.0} for x in (10, 100)]
-        return [{"name": "spmm_rows", "title": "rows", "unit": "s", "curves": {"rows": points}}]
+        keep({"name": "curve_spmm_rows", "lines": {"1": []}, "agreement": [{"passed": passed}]})
+        say("rows: 1 2 3")
 
     curves.run = run
     plots = types.ModuleType("vecsmith.bench._curve_plots")
@@ -236,13 +236,16 @@ def test_pictures(vecsmith, groups, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     groups(spmm=[ours_and])
     result = vecsmith("bench", "spmm", "--rounds", 2, "--threads", 1, "--plot", tmp_path)
-    assert asked == [(["spmm"], {"threads": 1, "rounds": 2, "full": False})]
-    assert drawn == [("spmm_rows", tmp_path / "spmm_rows.png")]
+    assert asked == [(["spmm"], {"threads": [1], "rounds": 2, "full": False})]
+    assert result.code == 0
+    assert drawn == [("curve_spmm_rows", tmp_path / "curve_spmm_rows.png")]
     assert (tmp_path / "ratios.png").read_bytes().startswith(b"\x89PNG")
-    assert "rows: 10: 1, 100: 1 s" in result.out
+    assert "rows: 1 2 3" in result.out
     asked.clear()
     assert vecsmith("bench", "spmm", "--rounds", 1, "--plot", tmp_path, "--no-curves").code == 0
     assert asked == []
+    passed = False
+    assert vecsmith("bench", "spmm", "--rounds", 1, "--curves").code == 1
     # Their failure costs no record.
     curves.run = fails
     result = vecsmith("bench", "spmm", "--rounds", 1, "--curves", "--json")
