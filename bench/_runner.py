@@ -275,6 +275,7 @@ def run(
                     f"   round {n + 1}/{rounds}  {name:<34} {_number(value):>9} {group.unit}"
                     f"  ({time.perf_counter() - started:.1f} s)"
                 )
+    entries: dict[str, dict] = {name: {**spread(v), "samples": v} for name, v in samples.items()}
     record: dict[str, object] = {
         "name": group.name,
         "title": group.title,
@@ -285,12 +286,12 @@ def run(
         "date": time.strftime("%Y-%m-%d"),
         "rounds": rounds,
         "agreement": [{"what": check.what, "passed": check.passed} for check in checks],
-        "entries": {name: {**spread(v), "samples": v} for name, v in samples.items()},
+        "entries": entries,
     }
     if failed:
         record["failed"] = failed
     if group.work:
-        record["work"] = _fractions(group, record["entries"], device)
+        record["work"] = _fractions(group, entries, device)
     record["machine"] = machine(device)
     rows = [["", f"median {group.unit}", "min", "max"]]
     for name, values in samples.items():

@@ -46,9 +46,10 @@ class Screen:
     def __init__(self, file: IO[str] | None = None) -> None:
         from rich.console import Console
 
-        file = sys.stdout if file is None else file
-        width = None if file.isatty() else _PLAIN_WIDTH
-        self.console = Console(file=file, width=width, highlight=False, soft_wrap=False)
+        # Where the caller has closed it, nobody reads.
+        target: IO[str] = file or sys.stdout or open(os.devnull, "w")  # noqa: SIM115
+        width = None if target.isatty() else _PLAIN_WIDTH
+        self.console = Console(file=target, width=width, highlight=False, soft_wrap=False)
         self.progress = Console(stderr=True, highlight=False)
 
     @contextlib.contextmanager

@@ -137,7 +137,7 @@ class Likes:
             checks += guarded(name, functools.partial(one, name))
         if any(check.failed is None for check in checks):
             return checks
-        return [Check(f"loss {ours:.6g}", bool(np.isfinite(ours))), *checks]
+        return [Check(f"the loss is finite, {ours:.6g}", bool(np.isfinite(ours))), *checks]
 
 
 def lenskit_dataset(matrix: sparse.csr_matrix):

@@ -25,6 +25,7 @@ from scipy import sparse
 from vecsmith import ops
 from vecsmith.models._factor_options import drawn
 from vecsmith.ops._cells import cells_of
+from vecsmith.reference import als_solve as reference
 from vecsmith.reference.als_solve import als_loss
 
 from ._peers import usable
@@ -80,6 +81,7 @@ SHAPES = (
     Shape("dense", 6_040, 3_706, 1_200_000, 1.1),
 )
 QUICK = Shape("short", 4_000, 3_000, 200_000, 1.0)
+_CHECKED, _ALLOWED = 20, 1e-4  # rows, and how far they may be off
 CG_STEPS = 3  # ours and implicit's default
 
 
@@ -189,17 +191,32 @@ class Problem:
         return float(loss + REGULARIZATION * items.double().square().sum())
 
     def check(self) -> list[Check]:
-        """Our loss is at most a thousandth above each peer's of the same kind."""
-        checks = []
+        """Rows are those of the reference; our loss is at most a thousandth above each peer's of
+        the same kind."""
+        checks = [self._check_rows()]
         for method, use_cg in (("cholesky", False), ("cg", True)):
             self.ours(method)
             ours = self.loss[f"vecsmith {method}"]
-            checks.append(Check(f"{method}: loss {ours:.6g}", bool(np.isfinite(ours))))
+            finite = bool(np.isfinite(ours))
+            checks.append(Check(f"{method}: the loss is finite, {ours:.6g}", finite))
             if have_implicit():
                 compare = functools.partial(self._compare, method, use_cg)
                 compared = guarded(f"implicit {method}", compare)
                 checks = [*(checks if compared[0].failed else checks[:-1]), *compared]
         return checks
+
+    def _check_rows(self) -> Check:
+        """The longest rows by Cholesky, against float64."""
+        _, items = self.start()
+        options = {"regularization": REGULARIZATION, "alpha": ALPHA}
+        found = ops.als_solve(self.cells, items, num_threads=self.threads, **options)
+        lengths = np.diff(self.matrix.indptr)
+        chosen = np.argsort(-lengths, kind="stable")[:_CHECKED]
+        few = cells_of("bench", self.matrix[chosen])
+        exact = reference.als_solve(few.indptr, few.indices, few.values, items, **options)
+        off = float((found[torch.from_numpy(chosen)] - exact).abs().max() / exact.abs().max())
+        what = f"cholesky: {len(chosen)} rows are off by {off:.1e} of the largest, from float64"
+        return Check(f"{what} ({_ALLOWED:g} allowed)", off <= _ALLOWED)
 
     def _compare(self, method: str, use_cg: bool) -> list[Check]:
         self.implicit(use_cg)
