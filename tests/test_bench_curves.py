@@ -2,6 +2,7 @@
 curve can be measured, and the operators' pages say why each committed knee is there."""
 
 import importlib
+import importlib.util
 import itertools
 import json
 import re
@@ -319,6 +320,35 @@ def test_a_sheet_holds_all_curves(plots, tmp_path):
         plots.sheet([], path)
 
 
+@pytest.fixture
+def tool(monkeypatch):
+    path = ROOT / "tools" / "make_benchmark_page.py"
+    specification = importlib.util.spec_from_file_location("make_benchmark_page", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.syspath_prepend(str(ROOT))
+    return module
+
+
+def test_the_benchmark_page_shows_curves(tool, tmp_path):
+    pytest.importorskip("matplotlib")
+    over = {**record_of(lambda t, n: 5.0 * n, (1, 2), axis="threads"), "name": "curve_op_threads"}
+    del over["lines"]["2"]
+    records = [over, record_of(lambda t, n: 4000.0 / n)]
+    machine = {"processor": "P", "cpus": 2, "isa": "base", "isa_levels": ["base"], "python": "3"}
+    folder = tmp_path / "results" / "some-machine"
+    folder.mkdir(parents=True)
+    for record in records:
+        record["machine"] = {**machine, "versions": {}}
+        (folder / f"{record['name']}.json").write_text(json.dumps(record))
+    page = tool.page(tmp_path / "results")
+    assert page.count("![op: cost against size](pictures/curves/some-machine/op.svg)") == 1
+    assert "| rows | 1 .. 1,000 | ns | 2 | 4,000 | 133 | 4 |" in page
+    assert "| rows | 1 .. 2 | ns | each | 5 | 10 | 10 |" in page
+    tool.draw_curves(tmp_path / "results", tmp_path / "pictures")
+    assert [path.name for path in tmp_path.glob("pictures/some-machine/*")] == ["op.svg"]
+
+
 # --- what is committed ----------------------------------------------------------------------------
 
 
@@ -363,6 +393,14 @@ def test_the_page_of_the_operator_says_why_every_knee_is_there(curves, path):
             and knee["size_to"] <= high
         ]
         assert reasons, f"{PAGES[record['op']]} has no reason for {record['axis']}: {knee}"
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in RECORDS}), ids=lambda p: p.name)
+def test_the_pictures_are_those_of_the_records(tool, plots, folder):
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("curve_*.json"))]
+    for op, curves in tool.by_operator(records).items():
+        picture = ROOT / "docs" / "pictures" / "curves" / folder.name / f"{op}.svg"
+        assert plots.digest(curves) in picture.read_text(), f"tools/make_benchmark_page.py: {op}"
 
 
 def test_a_table_of_reasons_is_read():
