@@ -47,13 +47,13 @@ def record_of(cost, sizes=SIZES, axis="rows"):
             value = cost(threads, size)
             points.append(
                 {
-                    "size": size,
+                    "x": size,
                     "units": size,
                     "samples": [value],
                     **dict.fromkeys(("median", "q1", "q3", "min", "max"), value),
                 }
             )
-        lines[str(threads)] = points
+        lines[f"{threads} thread{'s' * (threads > 1)}"] = points
     return {
         "name": "curve_op_rows",
         "op": "op",
@@ -61,7 +61,7 @@ def record_of(cost, sizes=SIZES, axis="rows"):
         "grows": "rows",
         "unit": "ns",
         "title": "op: rows",
-        "lines": lines,
+        "curves": lines,
         "knees": [],
     }
 
@@ -133,7 +133,7 @@ def test_more_threads_that_lose_are_slower(curves):
 
 def test_threads_that_do_not_help_are_a_rise_over_threads(curves):
     record = record_of(lambda t, n: 5.0 * n, (1, 2, 4), axis="threads")
-    del record["lines"]["2"]
+    del record["curves"]["2 threads"]
     [found] = curves.knees(record)
     assert (found["kind"], found["threads"], found["size_to"]) == ("rise", 4, 4)
 
@@ -170,11 +170,11 @@ def test_a_measured_curve_is_its_cost(curves):
     clock = Clock()
     curve = synthetic(curves, clock, lambda t, n: 1e-3 * n)
     record = curves.draw(curve, [1, 2], 3, clock=clock)
-    assert list(record["lines"]) == ["1", "2"]
+    assert list(record["curves"]) == ["1 thread", "2 threads"]
     assert record["rounds"] == 3
     assert record["knees"] == []
-    for line in record["lines"].values():
-        assert [point["size"] for point in line] == list(SIZES)
+    for line in record["curves"].values():
+        assert [point["x"] for point in line] == list(SIZES)
         assert all(len(point["samples"]) == 3 for point in line)
         assert all(point["min"] == pytest.approx(1e6) for point in line)
 
@@ -230,6 +230,7 @@ def test_the_number_of_threads_is_as_it_was(curves):
         ({"threads": []}, "expected threads ascending"),
         ({"threads": [2, 1]}, "expected threads ascending"),
         ({"threads": [0]}, "expected threads ascending"),
+        ({"threads": 0}, "expected threads ascending"),
         ({"rounds": 0}, "expected rounds >= 1"),
     ],
 )
@@ -246,10 +247,10 @@ def test_run_returns_records_and_says_them(curves, monkeypatch, tmp_path):
     unit, _ = curves.SHARED["hals_sweep"]
     monkeypatch.setitem(curves.SHARED, "hals_sweep", (unit, lambda: small.make(3)))
     monkeypatch.setattr(curves, "LEAST", 1e-4)
-    records = curves.run(["hals_sweep"], threads=[1, 2], rounds=1, full=True, say=said.append)
+    records = curves.run(["hals_sweep"], threads=2, rounds=1, full=True, say=said.append)
     assert [record["axis"] for record in records] == ["rows", "threads"]
-    assert [p["size"] for p in records[0]["lines"]["2"]] == [1, 3, 10]
-    assert [p["size"] for p in records[1]["lines"]["1"]] == [1, 2]
+    assert [p["x"] for p in records[0]["curves"]["2 threads"]] == [1, 3, 10]
+    assert [p["x"] for p in records[1]["curves"]["1 thread or more"]] == [1, 2]
     text = "\n".join(said)
     assert "agrees: hals_sweep" in text
     assert "hals_sweep: rows (ns)" in text
@@ -333,7 +334,7 @@ def tool(monkeypatch):
 def test_the_benchmark_page_shows_curves(tool, tmp_path):
     pytest.importorskip("matplotlib")
     over = {**record_of(lambda t, n: 5.0 * n, (1, 2), axis="threads"), "name": "curve_op_threads"}
-    del over["lines"]["2"]
+    del over["curves"]["2 threads"]
     records = [over, record_of(lambda t, n: 4000.0 / n)]
     machine = {"processor": "P", "cpus": 2, "isa": "base", "isa_levels": ["base"], "python": "3"}
     folder = tmp_path / "results" / "some-machine"
@@ -343,8 +344,8 @@ def test_the_benchmark_page_shows_curves(tool, tmp_path):
         (folder / f"{record['name']}.json").write_text(json.dumps(record))
     page = tool.page(tmp_path / "results")
     assert page.count("![op: cost against size](pictures/curves/some-machine/op.svg)") == 1
-    assert "| rows | 1 .. 1,000 | ns | 2 | 4,000 | 133 | 4 |" in page
-    assert "| rows | 1 .. 2 | ns | each | 5 | 10 | 10 |" in page
+    assert "| rows | 1 .. 1,000 | ns | 2 threads | 4,000 | 133 | 4 |" in page
+    assert "| rows | 1 .. 2 | ns | 1 thread | 5 | 10 | 10 |" in page
     tool.draw_curves(tmp_path / "results", tmp_path / "pictures")
     assert [path.name for path in tmp_path.glob("pictures/some-machine/*")] == ["op.svg"]
 
@@ -357,7 +358,7 @@ def valid(curves, record):
     assert record["name"] == f"curve_{record['op']}_{record['axis']}"
     assert all(check["passed"] for check in record["agreement"])
     assert record["machine"]["isa"]
-    for line in record["lines"].values():
+    for line in record["curves"].values():
         for point in line:
             assert len(point["samples"]) == record["rounds"]
             assert 0 < point["min"] == min(point["samples"]) <= point["median"] <= point["max"]

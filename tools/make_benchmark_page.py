@@ -153,15 +153,13 @@ def curve_section(records: list[dict], folder: str) -> list[str]:
     lines = ["### What a unit of work costs, against size", "", "From `bench/curves.py`:", ""]
     for op, curves in by_operator(records).items():
         title = f"{op}: cost against size"
-        rows = [[op, "sizes", "", "threads", "at the least", "in the middle", "at the largest"]]
+        rows = [[op, "sizes", "", "", "at the least", "in the middle", "at the largest"]]
         for record in curves:
-            for threads, line in record["lines"].items():
-                sizes = f"{line[0]['size']:,} .. {line[-1]['size']:,}"
-                over = record["axis"] == "threads"
+            for name, line in record["curves"].items():
+                sizes = f"{line[0]['x']:,} .. {line[-1]['x']:,}"
                 costs = [line[n]["min"] for n in (0, len(line) // 2, len(line) - 1)]
                 cells = [f"{cost:.3g}" if cost < 1000 else f"{cost:,.0f}" for cost in costs]
-                unit = [record["unit"], "each" if over else threads]
-                rows.append([record["grows"], sizes, *unit, *cells])
+                rows.append([record["grows"], sizes, record["unit"], name, *cells])
         lines += [f"![{title}](pictures/curves/{folder}/{op}.svg)", "", *markdown(rows)]
     return lines
 
