@@ -55,7 +55,7 @@ def sheet(records: Sequence[dict[str, Any]], path: Path | str) -> Path:
 
 def digest(records: Sequence[dict[str, Any]]) -> str:
     """What an .svg of these records has as its description, by which an old one is found out."""
-    text = json.dumps([[record["lines"], record["knees"]] for record in records])
+    text = json.dumps([[record["curves"], record["knees"]] for record in records])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -63,20 +63,20 @@ def _draw(axis: Any, record: dict[str, Any]) -> None:
     from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
     over_threads = record["axis"] == "threads"
-    lines = {int(threads): line for threads, line in record["lines"].items()}
-    for (threads, line), color in zip(lines.items(), _COLORS * len(lines), strict=False):
-        sizes = [point["size"] for point in line]
-        label = None if over_threads else f"{threads} thread{'s' if threads > 1 else ''}"
+    lines = record["curves"]
+    for (name, line), color in zip(lines.items(), _COLORS * len(lines), strict=False):
+        threads = int(name.split()[0])
+        sizes = [point["x"] for point in line]
         low, high = ([point[key] for point in line] for key in ("min", "max"))
         axis.fill_between(sizes, low, high, color=color, alpha=0.18, linewidth=0)
-        axis.plot(sizes, low, color=color, marker="o", markersize=3.5, linewidth=1.4, label=label)
+        axis.plot(sizes, low, color=color, marker="o", markersize=3.5, linewidth=1.4, label=name)
         cost = dict(zip(sizes, low, strict=True))
         ends = sorted(
             {k["size_to"] for k in record["knees"] if over_threads or k["threads"] == threads}
         )
         style = {"facecolors": "none", "edgecolors": color, "linewidths": 1.2, "zorder": 3}
         axis.scatter(ends, [cost[size] for size in ends], s=70, **style)
-    sizes = [point["size"] for line in lines.values() for point in line]
+    sizes = [point["x"] for line in lines.values() for point in line]
     costs = [point[key] for line in lines.values() for point in line for key in ("min", "max")]
     if over_threads:
         axis.set_ylim(0, 1.15 * max(costs))

@@ -85,7 +85,7 @@ def is_ours(entry: str) -> bool:
 
 def _is_curve(record: dict[str, Any]) -> bool:
     """Whether a record is cost against size."""
-    return "lines" in record
+    return record["name"].startswith("curve_")
 
 
 def chosen_operators(names: Sequence[str]) -> list[str]:
@@ -279,7 +279,7 @@ def _measure_curves(settings: Settings, outcome: Outcome, screen: Screen) -> Non
         curves = importlib.import_module(f"{__package__}.curves")
         curves.run(
             list(settings.operators),
-            threads=sorted({1, settings.threads}),
+            threads=settings.threads,
             rounds=settings.rounds,
             full=settings.full,
             say=screen.line,

@@ -56,10 +56,10 @@ def knees(record: dict[str, Any], factor: float = FACTOR) -> list[dict[str, Any]
     Returns:
         dictionaries of threads, size_from, size_to, growth (of the cost of a unit) and kind.
     """
-    lines = {int(t): line for t, line in record["lines"].items()}
+    lines = {int(name.split()[0]): line for name, line in record["curves"].items()}
     found = []
     for threads, line in lines.items():
-        sizes = [point["size"] for point in line]
+        sizes = [point["x"] for point in line]
         costs = [point["min"] for point in line]
         calls = [point["min"] * point["units"] for point in line]
         spans = [("rise", *span) for span in _rises(costs, factor)]
@@ -78,7 +78,7 @@ def knees(record: dict[str, Any], factor: float = FACTOR) -> list[dict[str, Any]
         for a, b in zip(lines[fewer], lines[more], strict=True):
             if b["min"] > factor * a["min"]:
                 growth = round(b["min"] / a["min"], 2)
-                here = {"size_from": b["size"], "size_to": b["size"], "growth": growth}
+                here = {"size_from": b["x"], "size_to": b["x"], "growth": growth}
                 found.append({"kind": "slower", "threads": more, **here})
     return found
 
@@ -170,18 +170,24 @@ def measure(
     return samples
 
 
+def thread_count(number: int) -> str:
+    """ "1 thread", "2 threads"."""
+    return f"{number} thread{'s' if number > 1 else ''}"
+
+
 def _lines(
     works: dict[tuple[int, int], Work], samples: dict[tuple[int, int], list[float]], axis: str
 ) -> dict[str, list[dict[str, Any]]]:
-    """Threads -> points of size, units, samples (ns per unit) and their spread."""
+    """Threads -> points of size (x), units, samples (ns per unit) and their spread."""
     lines: dict[str, list[dict[str, Any]]] = {}
     for (threads, size), values in samples.items():
         units = works[threads, size].units
         costs = [seconds / units * 1e9 for seconds in values]
         if axis == "threads":
             size, costs = threads, [cost * threads for cost in costs]
-        line = lines.setdefault("1" if axis == "threads" else str(threads), [])
-        line.append({"size": size, "units": units, **spread(costs), "samples": costs})
+        name = "1 thread or more" if axis == "threads" else thread_count(threads)
+        line = lines.setdefault(name, [])
+        line.append({"x": size, "units": units, **spread(costs), "samples": costs})
     return lines
 
 
@@ -228,7 +234,7 @@ def draw(
     }
 
     def look(samples: dict[tuple[int, int], list[float]]) -> bool:
-        return bool(knees({**record, "lines": _lines(works, samples, curve.axis)}))
+        return bool(knees({**record, "curves": _lines(works, samples, curve.axis)}))
 
     number = torch.get_num_threads()
     try:
@@ -236,7 +242,7 @@ def draw(
     finally:
         torch.set_num_threads(number)
     record["rounds"] = len(next(iter(samples.values())))
-    record["lines"] = _lines(works, samples, curve.axis)
+    record["curves"] = _lines(works, samples, curve.axis)
     record["knees"] = knees(record)
     return record
 
@@ -252,34 +258,35 @@ def curves_of(op: str, threads: Sequence[int]) -> list[Curve]:
 
 def describe(record: dict[str, Any]) -> str:
     """A record as lines of text: the cost of a unit at each size, and the knees."""
-    sizes = [point["size"] for line in record["lines"].values() for point in line]
     lines = [f"{record['title']} ({record['unit']})"]
-    for threads, line in record["lines"].items():
-        name = "each" if record["axis"] == "threads" else f"{threads} thr."
-        cells = " ".join(f"{point['min']:>9.4g}" for point in line)
+    for name, line in record["curves"].items():
         if not lines[1:]:
-            lines.append(" " * 8 + " ".join(f"{size:>9,}" for size in sizes[: len(line)]))
-        lines.append(f"{name:>7} {cells}")
+            lines.append(" " * 18 + " ".join(f"{point['x']:>9,}" for point in line))
+        cells = " ".join(f"{point['min']:>9.4g}" for point in line)
+        lines.append(f"{name:>17} {cells}")
     for k in record["knees"]:
-        where = f"{k['size_from']:,} .. {k['size_to']:,}"
-        lines.append(f"        {k['kind']}, {k['threads']} threads, {where}: {k['growth']:g}x")
+        where = f"{k['size_from']:,} .. {k['size_to']:,}: {k['growth']:g}x"
+        lines.append(f"{'':>17} {k['kind']}, {thread_count(k['threads'])}, {where}")
     return "\n".join(lines)
 
 
 def run(
     ops: Sequence[str] | None = None,
-    threads: Sequence[int] = (1, 2),
+    threads: int | Sequence[int] = (1, 2),
     rounds: int = 3,
     full: bool = False,
-    say: Callable[[str], Any] = print,
+    say: Callable[[str], Any] = lambda text: None,
     keep: Callable[[dict[str, Any]], Any] = lambda record: None,
 ) -> list[dict[str, Any]]:
     """Measures the curves of operators (None: of all), and returns their records; each goes to
     ``keep`` as soon as it is there.
 
+    threads: the numbers of threads, ascending; a number n stands for 1 and n. say: gets each record
+    as lines of text (``print``).
+
     Raises: ValueError for an unknown operator, no or a bad number of threads, or no rounds.
     """
-    threads = list(threads)
+    threads = sorted({1, threads}) if isinstance(threads, int) else list(threads)
     if not threads or sorted(set(threads)) != threads or threads[0] < 1:
         raise ValueError(f"expected threads ascending and >= 1; got {threads}")
     if rounds < 1:
@@ -306,7 +313,7 @@ def main(arguments: list[str] | None = None) -> int:
     made.add_argument("--no-write", action="store_true", help="do not write bench/results")
     given = made.parse_args(arguments)
     try:
-        records = run(given.ops or None, given.threads, given.rounds, given.full)
+        records = run(given.ops or None, given.threads, given.rounds, given.full, say=print)
     except ValueError as error:
         made.error(str(error))
     if given.plot:

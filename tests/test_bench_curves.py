@@ -2,6 +2,7 @@
 curve can be measured, and the operators' pages say why each committed knee is there."""
 
 import importlib
+import importlib.util
 import itertools
 import json
 import re
@@ -46,13 +47,13 @@ def record_of(cost, sizes=SIZES, axis="rows"):
             value = cost(threads, size)
             points.append(
                 {
-                    "size": size,
+                    "x": size,
                     "units": size,
                     "samples": [value],
                     **dict.fromkeys(("median", "q1", "q3", "min", "max"), value),
                 }
             )
-        lines[str(threads)] = points
+        lines[f"{threads} thread{'s' * (threads > 1)}"] = points
     return {
         "name": "curve_op_rows",
         "op": "op",
@@ -60,7 +61,7 @@ def record_of(cost, sizes=SIZES, axis="rows"):
         "grows": "rows",
         "unit": "ns",
         "title": "op: rows",
-        "lines": lines,
+        "curves": lines,
         "knees": [],
     }
 
@@ -132,7 +133,7 @@ def test_more_threads_that_lose_are_slower(curves):
 
 def test_threads_that_do_not_help_are_a_rise_over_threads(curves):
     record = record_of(lambda t, n: 5.0 * n, (1, 2, 4), axis="threads")
-    del record["lines"]["2"]
+    del record["curves"]["2 threads"]
     [found] = curves.knees(record)
     assert (found["kind"], found["threads"], found["size_to"]) == ("rise", 4, 4)
 
@@ -169,11 +170,11 @@ def test_a_measured_curve_is_its_cost(curves):
     clock = Clock()
     curve = synthetic(curves, clock, lambda t, n: 1e-3 * n)
     record = curves.draw(curve, [1, 2], 3, clock=clock)
-    assert list(record["lines"]) == ["1", "2"]
+    assert list(record["curves"]) == ["1 thread", "2 threads"]
     assert record["rounds"] == 3
     assert record["knees"] == []
-    for line in record["lines"].values():
-        assert [point["size"] for point in line] == list(SIZES)
+    for line in record["curves"].values():
+        assert [point["x"] for point in line] == list(SIZES)
         assert all(len(point["samples"]) == 3 for point in line)
         assert all(point["min"] == pytest.approx(1e6) for point in line)
 
@@ -229,6 +230,7 @@ def test_the_number_of_threads_is_as_it_was(curves):
         ({"threads": []}, "expected threads ascending"),
         ({"threads": [2, 1]}, "expected threads ascending"),
         ({"threads": [0]}, "expected threads ascending"),
+        ({"threads": 0}, "expected threads ascending"),
         ({"rounds": 0}, "expected rounds >= 1"),
     ],
 )
@@ -245,10 +247,10 @@ def test_run_returns_records_and_says_them(curves, monkeypatch, tmp_path):
     unit, _ = curves.SHARED["hals_sweep"]
     monkeypatch.setitem(curves.SHARED, "hals_sweep", (unit, lambda: small.make(3)))
     monkeypatch.setattr(curves, "LEAST", 1e-4)
-    records = curves.run(["hals_sweep"], threads=[1, 2], rounds=1, full=True, say=said.append)
+    records = curves.run(["hals_sweep"], threads=2, rounds=1, full=True, say=said.append)
     assert [record["axis"] for record in records] == ["rows", "threads"]
-    assert [p["size"] for p in records[0]["lines"]["2"]] == [1, 3, 10]
-    assert [p["size"] for p in records[1]["lines"]["1"]] == [1, 2]
+    assert [p["x"] for p in records[0]["curves"]["2 threads"]] == [1, 3, 10]
+    assert [p["x"] for p in records[1]["curves"]["1 thread or more"]] == [1, 2]
     text = "\n".join(said)
     assert "agrees: hals_sweep" in text
     assert "hals_sweep: rows (ns)" in text
@@ -319,6 +321,35 @@ def test_a_sheet_holds_all_curves(plots, tmp_path):
         plots.sheet([], path)
 
 
+@pytest.fixture
+def tool(monkeypatch):
+    path = ROOT / "tools" / "make_benchmark_page.py"
+    specification = importlib.util.spec_from_file_location("make_benchmark_page", path)
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    monkeypatch.syspath_prepend(str(ROOT))
+    return module
+
+
+def test_the_benchmark_page_shows_curves(tool, tmp_path):
+    pytest.importorskip("matplotlib")
+    over = {**record_of(lambda t, n: 5.0 * n, (1, 2), axis="threads"), "name": "curve_op_threads"}
+    del over["curves"]["2 threads"]
+    records = [over, record_of(lambda t, n: 4000.0 / n)]
+    machine = {"processor": "P", "cpus": 2, "isa": "base", "isa_levels": ["base"], "python": "3"}
+    folder = tmp_path / "results" / "some-machine"
+    folder.mkdir(parents=True)
+    for record in records:
+        record["machine"] = {**machine, "versions": {}}
+        (folder / f"{record['name']}.json").write_text(json.dumps(record))
+    page = tool.page(tmp_path / "results")
+    assert page.count("![op: cost against size](pictures/curves/some-machine/op.svg)") == 1
+    assert "| rows | 1 .. 1,000 | ns | 2 threads | 4,000 | 133 | 4 |" in page
+    assert "| rows | 1 .. 2 | ns | 1 thread | 5 | 10 | 10 |" in page
+    tool.draw_curves(tmp_path / "results", tmp_path / "pictures")
+    assert [path.name for path in tmp_path.glob("pictures/some-machine/*")] == ["op.svg"]
+
+
 # --- what is committed ----------------------------------------------------------------------------
 
 
@@ -327,7 +358,7 @@ def valid(curves, record):
     assert record["name"] == f"curve_{record['op']}_{record['axis']}"
     assert all(check["passed"] for check in record["agreement"])
     assert record["machine"]["isa"]
-    for line in record["lines"].values():
+    for line in record["curves"].values():
         for point in line:
             assert len(point["samples"]) == record["rounds"]
             assert 0 < point["min"] == min(point["samples"]) <= point["median"] <= point["max"]
@@ -363,6 +394,14 @@ def test_the_page_of_the_operator_says_why_every_knee_is_there(curves, path):
             and knee["size_to"] <= high
         ]
         assert reasons, f"{PAGES[record['op']]} has no reason for {record['axis']}: {knee}"
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in RECORDS}), ids=lambda p: p.name)
+def test_the_pictures_are_those_of_the_records(tool, plots, folder):
+    records = [json.loads(path.read_text()) for path in sorted(folder.glob("curve_*.json"))]
+    for op, curves in tool.by_operator(records).items():
+        picture = ROOT / "docs" / "pictures" / "curves" / folder.name / f"{op}.svg"
+        assert plots.digest(curves) in picture.read_text(), f"tools/make_benchmark_page.py: {op}"
 
 
 def test_a_table_of_reasons_is_read():

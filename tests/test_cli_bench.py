@@ -226,7 +226,7 @@ def test_pictures(vecsmith, groups, tmp_path, monkeypatch):
 
     def run(operators, *, say, keep, **options):
         asked.append((operators, options))
-        keep({"name": "curve_spmm_rows", "lines": {"1": []}, "agreement": [{"passed": passed}]})
+        keep({"name": "curve_spmm_rows", "agreement": [{"passed": passed}]})
         say("rows: 1 2 3")
 
     curves.run = run
@@ -236,7 +236,7 @@ def test_pictures(vecsmith, groups, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     groups(spmm=[ours_and])
     result = vecsmith("bench", "spmm", "--rounds", 2, "--threads", 1, "--plot", tmp_path)
-    assert asked == [(["spmm"], {"threads": [1], "rounds": 2, "full": False})]
+    assert asked == [(["spmm"], {"threads": 1, "rounds": 2, "full": False})]
     assert result.code == 0
     assert drawn == [("curve_spmm_rows", tmp_path / "curve_spmm_rows.png")]
     assert (tmp_path / "ratios.png").read_bytes().startswith(b"\x89PNG")

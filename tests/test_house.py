@@ -391,8 +391,9 @@ def test_records_of_curves_and_of_gpus_find_their_page(tmp_path):
         "versions": {"torch": "2"},
     }
     common = {"title": "T", "unit": "ns", "rounds": 3, "date": "2026-01-01", "agreement": []}
-    point = {"size": 10, "min": 1.5}
-    curve = {"op": "rnn", "axis": "hidden", "grows": "units", "lines": {"1": [point, point]}}
+    point = {"x": 10, "min": 1.5}
+    curve = {"op": "rnn", "axis": "hidden", "grows": "units"}
+    curve["curves"] = {"1 thread": [point, point]}
     (tmp_path / "m").mkdir()
     for record in (
         {"name": "curve_rnn_hidden", "machine": machine, **common, **curve},
@@ -401,7 +402,7 @@ def test_records_of_curves_and_of_gpus_find_their_page(tmp_path):
     ):
         (tmp_path / "m" / f"{record['name']}.json").write_text(json.dumps(record))
     made = {path.name: text for path, text in page.pages(tmp_path).items()}
-    assert "| units | 10 .. 10 | ns | 1 | 1.5 | 1.5 | 1.5 |" in made["curves.md"]
+    assert "| units | 10 .. 10 | ns | 1 thread | 1.5 | 1.5 | 1.5 |" in made["curves.md"]
     assert "bench/gpu.py" in made["recurrent.md"]
     assert "### T" in made["others.md"]
     assert "curve" not in made["others.md"]

@@ -134,17 +134,13 @@ def curve_sections(records: list[dict], folder: str) -> list[str]:
     the largest size."""
     lines = []
     for op, curves in by_operator(records).items():
-        rows = [
-            ["grows", "sizes", "", "threads", "at the least", "in the middle", "at the largest"]
-        ]
+        rows = [["grows", "sizes", "", "", "at the least", "in the middle", "at the largest"]]
         for record in curves:
-            for threads, line in record["lines"].items():
-                sizes = f"{line[0]['size']:,} .. {line[-1]['size']:,}"
-                over = record["axis"] == "threads"
+            for name, line in record["curves"].items():
+                sizes = f"{line[0]['x']:,} .. {line[-1]['x']:,}"
                 costs = [line[n]["min"] for n in (0, len(line) // 2, len(line) - 1)]
                 cells = [f"{cost:.3g}" if cost < 1000 else f"{cost:,.0f}" for cost in costs]
-                unit = [record["unit"], "each" if over else threads]
-                rows.append([record["grows"], sizes, *unit, *cells])
+                rows.append([record["grows"], sizes, record["unit"], name, *cells])
         picture = f"![{op}: cost against size](../pictures/curves/{folder}/{op}.svg)"
         lines += [f"### {op}", "", picture, "", *markdown(rows)]
     return lines
