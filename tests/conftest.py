@@ -61,6 +61,17 @@ class OperatorCase:
         return "-".join(part for part in parts if part)
 
 
+def placed(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """A tensor on a device with the strides that it has, and with what lies between its numbers:
+    ``to`` would leave that out."""
+    if tensor.device.type == torch.device(device).type:
+        return tensor
+    storage = tensor.untyped_storage()
+    count = storage.nbytes() // tensor.element_size()
+    whole = torch.tensor([], dtype=tensor.dtype).set_(storage, 0, (count,), (1,)).to(device)
+    return whole.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+
 def interpreted() -> bool:
     """Whether Triton kernels run in its interpreter in this process."""
     return os.environ.get("TRITON_INTERPRET") == "1"

@@ -280,3 +280,17 @@ def test_gpu_takes_sparse_tensors_in_any_order():
         check_invariants=False,
     )
     assert error(ops.als_solve(tensor, factors).cpu(), wanted.double()) < 1e-5
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
+def test_gpu_names_a_value_that_is_not_finite():
+    matrix, factors = matrix_of([3, 0, 9], columns=20), factors_of(20, 6).cuda()
+    matrix.data[5] = np.inf
+    tensor = torch.sparse_csr_tensor(
+        *(torch.from_numpy(a).cuda() for a in (matrix.indptr, matrix.indices, matrix.data)),
+        matrix.shape,
+        check_invariants=False,
+    )
+    with pytest.raises(ValueError, match="got inf in row 2"):
+        ops.als_solve(tensor, factors)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import interpreted
+from conftest import interpreted, placed
 from vecsmith import ops
 from vecsmith.ops import _cosine_topk as registered
 from vecsmith.reference import cosine_topk as reference
@@ -39,6 +39,21 @@ SIZES = [
 # Nothing but the native module has levels; the reference is there to be compared with itself.
 native = pytest.mark.cases(backend="native", dtype=torch.float32)
 each_backend = pytest.mark.cases(dtype=torch.float32)
+
+
+def nearest(case, queries, vocabulary, k, **how):
+    """By the backend of a case, where its tensors live; the answer is on the CPU."""
+
+    def there(value):
+        if not isinstance(value, torch.Tensor):
+            return value
+        return value.to(case.device) if value.requires_grad else placed(value, case.device)
+
+    how = {name: there(value) for name, value in how.items()}
+    given = (there(queries), there(vocabulary))
+    found = ops.cosine_topk(*given, k, backend=case.backend, **how)
+    assert all(part.device.type == case.device for part in found)
+    return ops.TopK(*(part.cpu() for part in found))
 
 
 def draw(queries, rows, dim, dtype=torch.float32):
@@ -86,7 +101,7 @@ def test_against_the_reference(operator_case, metric):
     case = operator_case
     for queries, rows, dim, k in SIZES:
         q, w = draw(queries, rows, dim, case.dtype)
-        found = ops.cosine_topk(q, w, k, metric=metric, backend=case.backend)
+        found = nearest(case, q, w, k, metric=metric)
         assert_nearest(found, q, w, k, metric)
 
 
@@ -122,7 +137,7 @@ def test_dtypes_may_differ(operator_case):
 def test_no_queries(operator_case):
     w = torch.randn(5, 3)
     for shape in ((0, 3), (2, 0, 3)):
-        found = ops.cosine_topk(torch.randn(shape), w, 2, backend=operator_case.backend)
+        found = nearest(operator_case, torch.randn(shape), w, 2)
         assert found.values.shape == found.indices.shape == (*shape[:-1], 2)
         assert found.indices.dtype == torch.int64
 
@@ -130,12 +145,12 @@ def test_no_queries(operator_case):
 @each_backend
 def test_leading_dimensions(operator_case):
     q, w = draw(24, 60, 9)
-    flat = ops.cosine_topk(q, w, 3, backend=operator_case.backend)
+    flat = nearest(operator_case, q, w, 3)
     for shape in ((2, 3, 4), (24, 1), (1, 1, 24)):
-        found = ops.cosine_topk(q.view(*shape, 9), w, 3, backend=operator_case.backend)
+        found = nearest(operator_case, q.view(*shape, 9), w, 3)
         assert torch.equal(found.values, flat.values.view(*shape, 3))
         assert torch.equal(found.indices, flat.indices.view(*shape, 3))
-    one = ops.cosine_topk(q[0], w, 3, backend=operator_case.backend)
+    one = nearest(operator_case, q[0], w, 3)
     assert one.values.shape == (3,)
     assert torch.equal(one.indices, flat.indices[0])
 
@@ -151,9 +166,9 @@ def test_strided_inputs(operator_case, metric):
         outer[::rows, columns : columns + x.shape[1]] = x
         return outer[::rows, columns : columns + x.shape[1]]
 
-    how = {"metric": metric, "backend": operator_case.backend}
+    how = {"metric": metric}
     q, w = draw(11, 130, 37)
-    right = ops.cosine_topk(q, w, 4, **how)
+    right = nearest(operator_case, q, w, 4, **how)
     given = [
         (q.t().contiguous().t(), w),
         (q, w.t().contiguous().t()),
@@ -162,7 +177,7 @@ def test_strided_inputs(operator_case, metric):
         (q[:1].expand(11, -1), w),
     ]
     for queries, vocabulary in given:
-        found = ops.cosine_topk(queries, vocabulary, 4, **how)
+        found = nearest(operator_case, queries, vocabulary, 4, **how)
         last = queries.stride(0) == 0
         for ours, theirs in zip(found, right, strict=True):
             assert torch.equal(ours, theirs[:1].expand(11, -1) if last else theirs)
@@ -178,7 +193,7 @@ def test_equal_rows_go_to_the_lowest_index(operator_case, metric):
         q, few = draw(40, 6, dim, operator_case.dtype)
         which = torch.randint(6, (rows,))
         w = few[which]
-        values, indices = ops.cosine_topk(q, w, k, metric=metric, backend=operator_case.backend)
+        values, indices = nearest(operator_case, q, w, k, metric=metric)
         _, kinds = reference.cosine_topk(q.double(), few.double(), 6, metric=metric)
         for i in range(len(q)):
             right = torch.cat([(which == kind).nonzero().squeeze(1) for kind in kinds[i]])[:k]
@@ -191,7 +206,7 @@ def test_equal_rows_go_to_the_lowest_index(operator_case, metric):
 def test_all_rows_are_equal(operator_case, metric):
     """More candidates than a query has room for."""
     w = torch.randn(1, 9).repeat(1700, 1)
-    found = ops.cosine_topk(torch.randn(8, 9), w, 3, metric=metric, backend=operator_case.backend)
+    found = nearest(operator_case, torch.randn(8, 9), w, 3, metric=metric)
     assert (found.indices == torch.arange(3)).all()
 
 
@@ -203,15 +218,15 @@ def test_zero_rows_and_zero_queries(operator_case, metric):
         q, w = draw(12, rows, 18, case.dtype)
         w[::7] = 0
         q[::3] = 0
-        found = ops.cosine_topk(q, w, 5, metric=metric, backend=case.backend)
+        found = nearest(case, q, w, 5, metric=metric)
         assert_nearest(found, q, w, 5, metric)
         if metric != "l2":
             assert torch.equal(found.indices[::3], torch.arange(5).expand(4, -1))
             assert not found.values[::3].any()
         # Of rows that all point away, a zero row is the nearest.
-        near = ops.cosine_topk(-w[1:2].abs(), w.abs(), 1, metric=metric, backend=case.backend)
+        near = nearest(case, -w[1:2].abs(), w.abs(), 1, metric=metric)
         assert near.indices.item() == 0
-        nothing = ops.cosine_topk(q, w * 0, 3, metric=metric, backend=case.backend)
+        nothing = nearest(case, q, w * 0, 3, metric=metric)
         assert torch.equal(nothing.indices, torch.arange(3).expand(12, -1))
 
 
@@ -227,8 +242,8 @@ def test_banned_rows_may_hold_anything(operator_case, metric):
         w[banned] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e30])[
             torch.randint(4, (int(banned.sum()), 23))
         ]
-        how = {"metric": metric, "banned": banned, "backend": operator_case.backend}
-        found = ops.cosine_topk(q, w, k, **how)
+        how = {"metric": metric, "banned": banned}
+        found = nearest(operator_case, q, w, k, **how)
         clean = torch.where(banned[:, None], 0.0, w)
         assert_nearest(found, q, clean, k, metric, banned=banned)
         assert not banned[found.indices[found.indices >= 0]].any()
@@ -237,24 +252,23 @@ def test_banned_rows_may_hold_anything(operator_case, metric):
 @each_backend
 @pytest.mark.parametrize("metric", METRICS)
 def test_excluded_rows(operator_case, metric):
-    backend = operator_case.backend
     for queries, rows, k in ((2, 40, 5), (45, 700, 9), (40, 12, 12)):
         q, w = draw(queries, rows, 23)
-        best = ops.cosine_topk(q, w, k, metric=metric, backend=backend).indices
+        best = nearest(operator_case, q, w, k, metric=metric).indices
         # The best ones, in any order, some twice, some not at all.
         exclude = torch.cat([best[:, [2, 0]], best[:, :1], torch.full((queries, 2), -1)], 1)
         exclude[::2, 1] = -1
         exclude = exclude[:, torch.randperm(exclude.shape[1])]
         banned = torch.rand(rows) < 0.2
         for mask in (None, banned):
-            how = {"metric": metric, "banned": mask, "backend": backend}
-            found = ops.cosine_topk(q, w, k, exclude=exclude, **how)
+            how = {"metric": metric, "banned": mask}
+            found = nearest(operator_case, q, w, k, exclude=exclude, **how)
             assert_nearest(found, q, w, k, metric, banned=mask, **offsets_of(exclude))
             assert not (found.indices[:, :, None] == exclude[:, None].clamp(min=0)).any() or (
                 (exclude < 0).any()
             )
             lists = [[row for row in one if row >= 0] for one in exclude.tolist()]
-            again = ops.cosine_topk(q, w, k, exclude=lists, **how)
+            again = nearest(operator_case, q, w, k, exclude=lists, **how)
             assert torch.equal(found.indices, again.indices)
             assert torch.equal(found.values, again.values)
 
@@ -262,14 +276,14 @@ def test_excluded_rows(operator_case, metric):
 @each_backend
 def test_exclusions_of_leading_dimensions(operator_case):
     q, w = torch.randn(3, 4, 6), torch.randn(50, 6)
-    best = ops.cosine_topk(q, w, 3, backend=operator_case.backend).indices
-    found = ops.cosine_topk(q, w, 1, exclude=best[..., :2], backend=operator_case.backend)
+    best = nearest(operator_case, q, w, 3).indices
+    found = nearest(operator_case, q, w, 1, exclude=best[..., :2])
     assert torch.equal(found.indices, best[..., 2:])
     lists = best[..., :2].reshape(12, 2).tolist()
-    again = ops.cosine_topk(q, w, 1, exclude=lists, backend=operator_case.backend)
+    again = nearest(operator_case, q, w, 1, exclude=lists)
     assert torch.equal(again.indices, best[..., 2:])
     for none in ([[]] * 12, torch.empty(3, 4, 0, dtype=torch.int64)):
-        all_of_them = ops.cosine_topk(q, w, 3, exclude=none, backend=operator_case.backend)
+        all_of_them = nearest(operator_case, q, w, 3, exclude=none)
         assert torch.equal(all_of_them.indices, best)
 
 
@@ -284,11 +298,11 @@ def test_fewer_rows_than_k_are_allowed(operator_case, metric):
         banned[[4, 50, 89]] = False
         exclude = torch.full((queries, 1), -1)
         exclude[::2] = 50
-        how = {"metric": metric, "backend": operator_case.backend}
-        found = ops.cosine_topk(q, w, 6, banned=banned, exclude=exclude, **how)
+        how = {"metric": metric}
+        found = nearest(operator_case, q, w, 6, banned=banned, exclude=exclude, **how)
         assert_nearest(found, q, w, 6, metric, banned=banned, **offsets_of(exclude))
         assert ((found.indices >= 0).sum(1) == torch.where(exclude[:, 0] < 0, 3, 2)).all()
-        none = ops.cosine_topk(q, w, 2, banned=torch.ones_like(banned), **how)
+        none = nearest(operator_case, q, w, 2, banned=torch.ones_like(banned), **how)
         assert (none.indices == -1).all()
         assert (none.values == worst).all()
 
@@ -327,7 +341,7 @@ def test_derivatives(operator_case, metric, gathered, monkeypatch):
     q, w = leaves_of(5, 9, 4)
 
     def values(q, w):
-        return ops.cosine_topk(q, w, 3, metric=metric, backend=operator_case.backend).values
+        return nearest(operator_case, q, w, 3, metric=metric).values
 
     assert torch.autograd.gradcheck(values, (q, w))
     assert torch.autograd.gradgradcheck(values, (q, w))
@@ -431,10 +445,13 @@ def test_compiles_without_a_graph_break():
 
 @each_backend
 def test_linear_topk(operator_case):
+    case = operator_case
     x, weight = leaves_of(20, 90, 11)
     bias = torch.randn(90, dtype=torch.float64, requires_grad=True)
     for b in (None, bias):
-        found = ops.linear_topk(x.view(4, 5, 11), weight, b, 8, backend=operator_case.backend)
+        given = [t if t is None else t.to(case.device) for t in (x.view(4, 5, 11), weight, b)]
+        found = ops.linear_topk(*given, 8, backend=case.backend)
+        found = ops.TopK(*(part.cpu() for part in found))
         right = torch.nn.functional.linear(x, weight, b).topk(8)
         assert torch.equal(found.indices.view(20, 8), right.indices)
         torch.testing.assert_close(found.values.view(20, 8), right.values, rtol=1e-12, atol=1e-12)
@@ -450,10 +467,10 @@ def test_linear_topk(operator_case):
 
 @each_backend
 def test_match_mask_and_accuracy(operator_case):
-    backend = operator_case.backend
-    embeddings = torch.randn(50, 12)
+    backend, device = operator_case.backend, operator_case.device
+    embeddings = torch.randn(50, 12).to(device)
     embeddings[31] = embeddings[7]
-    targets = torch.randint(50, (6, 9))
+    targets = torch.randint(50, (6, 9)).to(device)
     targets[0, :3] = torch.tensor([7, 31, 7])
     outputs = (2 * embeddings[targets]).requires_grad_()
     mask = ops.match_mask(outputs, embeddings, targets, backend=backend)
@@ -476,10 +493,10 @@ def test_match_mask_and_accuracy(operator_case):
         outputs, embeddings, targets, ignore_index=7, backend=backend
     )
     assert other.item() == 1
-    nothing = torch.full((6, 9), -100)
+    nothing = torch.full((6, 9), -100, device=device)
     assert ops.nearest_token_accuracy(outputs, embeddings, nothing, backend=backend).isnan()
     with pytest.raises(IndexError, match=r"targets below V=50; got 50"):
-        ops.match_mask(outputs, embeddings, torch.full((6, 9), 50), backend=backend)
+        ops.match_mask(outputs, embeddings, torch.full_like(nothing, 50), backend=backend)
     with pytest.raises(ValueError, match="targets of shape"):
         ops.match_mask(outputs, embeddings, targets[0], backend=backend)
     with pytest.raises(TypeError, match=r"targets to be torch.int64"):

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from conftest import interpreted, placed
 from vecsmith import ops
 from vecsmith.reference import hals_sweep as reference
 
@@ -45,11 +46,12 @@ def expected(w, n, g, l1=0.0):
 def check(case, w, n, g, l1=0.0, **options):
     """Of one sweep, from the same start."""
     exact, moved, allowed, moved_allowed = expected(w, n, g, l1)
-    found = w.clone(memory_format=torch.preserve_format)
+    found = placed(w.clone(memory_format=torch.preserve_format), case.device)
     parts = (t.to(case.device) for t in (n, g))
     violation = ops.hals_sweep(found, *parts, l1, backend=case.backend, **options)
     assert violation.dtype == torch.float64
     assert violation.shape == ()
+    found, violation = found.cpu(), violation.cpu()
     assert float((found.double() - exact).abs().max()) <= allowed
     assert abs(float(violation - moved)) <= moved_allowed
     return found
@@ -58,14 +60,14 @@ def check(case, w, n, g, l1=0.0, **options):
 @pytest.mark.parametrize("k", DIMS)
 @pytest.mark.parametrize("l1", [0.0, 0.7])
 def test_components(operator_case, k, l1):
-    if operator_case.backend == "triton" and k not in (1, 5, 16, 33):
+    if operator_case.backend == "triton" and interpreted() and k not in (1, 5, 16, 33):
         pytest.skip("the interpreter is slow")
     check(operator_case, *problem(45, k, operator_case.dtype), l1)
 
 
 @pytest.mark.parametrize("m", [1, 2, 7, 8, 15, 16, 17, 31, 32, 33, 63, 64, 65, 200])
 def test_rows(operator_case, m):
-    if operator_case.backend == "triton" and m not in (1, 17, 65):
+    if operator_case.backend == "triton" and interpreted() and m not in (1, 17, 65):
         pytest.skip("the interpreter is slow")
     check(operator_case, *problem(m, 10, operator_case.dtype))
 
@@ -73,10 +75,10 @@ def test_rows(operator_case, m):
 @pytest.mark.parametrize("of_factor", ["rows", "components", "apart"])
 @pytest.mark.parametrize("of_numerator", ["rows", "components", "apart", "every second"])
 def test_strides(operator_case, of_factor, of_numerator):
-    w, n, g = problem(37, 6, operator_case.dtype)
+    w, n, g = (t.to(operator_case.device) for t in problem(37, 6, operator_case.dtype))
 
     def laid_out(t, kind):
-        big = torch.full((2 * 37, 2 * 6 + 1), torch.nan, dtype=t.dtype)
+        big = torch.full((2 * 37, 2 * 6 + 1), torch.nan, dtype=t.dtype, device=t.device)
         view = {
             "rows": big.new_empty(37, 6),
             "components": big.new_empty(6, 37).T,
@@ -100,7 +102,8 @@ def test_strides(operator_case, of_factor, of_numerator):
 
 @pytest.mark.parametrize(("m", "k"), [(0, 3), (3, 0), (0, 0)])
 def test_nothing(operator_case, m, k):
-    w, g = (torch.zeros(*shape, dtype=operator_case.dtype) for shape in ((m, k), (k, k)))
+    place = {"dtype": operator_case.dtype, "device": operator_case.device}
+    w, g = (torch.zeros(*shape, **place) for shape in ((m, k), (k, k)))
     assert float(ops.hals_sweep(w, w.clone(), g, backend=operator_case.backend)) == 0
 
 
@@ -113,7 +116,7 @@ def test_a_component_of_zeros_stays(operator_case):
 
 
 def test_nan_stays_nan(operator_case):
-    w, n, g = problem(20, 6, operator_case.dtype)
+    w, n, g = (t.to(operator_case.device) for t in problem(20, 6, operator_case.dtype))
     n[4, 1] = torch.nan
     violation = ops.hals_sweep(w, n, g, backend=operator_case.backend)
     assert violation.isnan()

@@ -44,7 +44,7 @@ def run(function, values, sizes, dtype, **options):
     results = function(batch_sizes=torch.tensor(sizes), **given, **options)
     kept = [r for r in results if r is not None]
     torch.manual_seed(5)
-    grads = [torch.randn(r.shape, dtype=torch.float64).to(dtype) for r in kept]
+    grads = [torch.randn(r.shape, dtype=torch.float64).to(r.device, dtype) for r in kept]
     leaves = [v for v in given.values() if v is not None]
     return [k.detach() for k in kept], torch.autograd.grad(kept, leaves, grads)
 

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from conftest import interpreted, placed
 from vecsmith import ops
 from vecsmith.ops._cells import cells_of
 from vecsmith.reference import spmm as reference
@@ -46,9 +47,15 @@ def expected(matrix, dense):
     return plain, torch.from_numpy(exact)
 
 
-def check(case, matrix, dense, compare, **options):
-    found = ops.spmm(matrix, dense.to(case.device), backend=case.backend, **options)
-    compare(found, *expected(matrix, dense))
+def product(case, matrix, dense, **options):
+    """By the backend of a case: scipy's matrices are on the CPU, and those of a GPU are cells."""
+    if case.device != "cpu":
+        matrix = cells_of("test", matrix).to(torch.device(case.device))
+    return ops.spmm(matrix, placed(dense, case.device), backend=case.backend, **options)
+
+
+def check(case, matrix, dense, compare):
+    compare(product(case, matrix, dense), *expected(matrix, dense))
 
 
 def test_the_reference_is_the_product():
@@ -59,7 +66,7 @@ def test_the_reference_is_the_product():
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_widths(operator_case, assert_close_to_reference, width):
-    if operator_case.backend == "triton" and width not in (1, 3, 17, 74, 129):
+    if operator_case.backend == "triton" and interpreted() and width not in (1, 3, 17, 74, 129):
         pytest.skip("the interpreter is slow")
     dense = dense_of(53, width, operator_case.dtype)
     check(operator_case, matrix_of(), dense, assert_close_to_reference)
@@ -68,7 +75,7 @@ def test_widths(operator_case, assert_close_to_reference, width):
 @pytest.mark.parametrize("index", [np.int32, np.int64])
 @pytest.mark.parametrize("value", [np.float32, np.float64, np.int8, np.int64, np.bool_])
 def test_types_of_a_matrix(operator_case, assert_close_to_reference, index, value):
-    if operator_case.backend == "triton" and value != np.int8:
+    if operator_case.backend == "triton" and interpreted() and value != np.int8:
         pytest.skip("the interpreter is slow")
     matrix = (3 * matrix_of(index=np.int64)).astype(value)
     matrix.indptr, matrix.indices = matrix.indptr.astype(index), matrix.indices.astype(index)
@@ -77,7 +84,7 @@ def test_types_of_a_matrix(operator_case, assert_close_to_reference, index, valu
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 40), (40, 1), (5, 1000), (1000, 5)])
 def test_shapes(operator_case, assert_close_to_reference, shape):
-    if operator_case.backend == "triton" and shape == (1000, 5):
+    if operator_case.backend == "triton" and interpreted() and shape == (1000, 5):
         pytest.skip("the interpreter is slow")
     dense = dense_of(shape[1], 18, operator_case.dtype)
     check(operator_case, matrix_of(*shape), dense, assert_close_to_reference)
@@ -85,7 +92,7 @@ def test_shapes(operator_case, assert_close_to_reference, shape):
 
 @pytest.mark.parametrize("width", [3, 16, 40])
 def test_strides(operator_case, assert_close_to_reference, width):
-    if operator_case.backend == "triton" and width != 16:
+    if operator_case.backend == "triton" and interpreted() and width != 16:
         pytest.skip("the interpreter is slow")
     wide = dense_of(106, 2 * width, operator_case.dtype).fill_(torch.nan)
     given_dense = dense_of(53, width, operator_case.dtype)
@@ -104,10 +111,11 @@ def test_strides(operator_case, assert_close_to_reference, width):
 
 @pytest.mark.parametrize(("rows", "columns", "width"), [(0, 4, 3), (4, 0, 3), (4, 5, 0), (0, 0, 0)])
 def test_nothing(operator_case, rows, columns, width):
-    dense = torch.zeros(columns, width, dtype=operator_case.dtype, device=operator_case.device)
+    dense = torch.zeros(columns, width, dtype=operator_case.dtype)
     matrix = sparse.csr_matrix((rows, columns), dtype=np.float32)
-    found = ops.spmm(matrix, dense, backend=operator_case.backend)
-    assert torch.equal(found, dense.new_zeros(rows, width))
+    found = product(operator_case, matrix, dense)
+    assert found.device.type == operator_case.device
+    assert torch.equal(found.cpu(), dense.new_zeros(rows, width))
 
 
 def long_rows() -> sparse.csr_matrix:
@@ -195,7 +203,7 @@ def test_what_no_cell_names_may_hold_anything(operator_case):
     unnamed = np.setdiff1d(np.arange(53), matrix.indices)
     assert len(unnamed) > 3
     dense[unnamed] = torch.nan
-    found = ops.spmm(matrix, dense.to(operator_case.device), backend=operator_case.backend)
+    found = product(operator_case, matrix, dense)
     assert found.isfinite().all()
 
 

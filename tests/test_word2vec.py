@@ -68,15 +68,6 @@ def test_finds_planted_topics(text, mode, workers):
     assert purity(untrained.wv) < 0.5  # the measure can fail
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
-def test_cuda_finds_planted_topics(text, mode):
-    model = Word2Vec(text, vector_size=24, epochs=12, alpha=0.05, sample=0, device="cuda", **mode)
-    assert model.wv.weight.device.type == "cpu"
-    assert purity(model.wv) > 0.9
-
-
 def test_learns_as_well_as_gensim(text):
     options = {"vector_size": 24, "epochs": 12, "alpha": 0.05, "sg": 1, "workers": 1}
     assert purity(Word2Vec(text, **options).wv) >= (

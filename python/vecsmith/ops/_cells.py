@@ -249,7 +249,8 @@ def _checked(
         values = values.float()
     if values.is_floating_point() and not check.all_finite(values):
         at = int((~values.isfinite()).nonzero()[0])
-        row = int(torch.searchsorted(indptr, torch.tensor(at, dtype=indptr.dtype), right=True)) - 1
+        place = torch.tensor(at, dtype=indptr.dtype, device=indptr.device)
+        row = int(torch.searchsorted(indptr, place, right=True)) - 1
         raise ValueError(
             f"{op}: expected values to be finite; got {float(values[at])} in row {row}, column "
             f"{int(indices[at])}"
