@@ -343,6 +343,7 @@ def embedding_bag_gradient(
     include_last_offset: bool = False,
     padding_idx: int = -1,
     dense: bool = False,
+    fixed: bool = False,
     dtype: torch.dtype | None = None,
     chunk: int = _CHUNK,
     programs: int | None = None,
@@ -354,7 +355,8 @@ def embedding_bag_gradient(
     chunk: entries in a block of a long segment, a multiple of 4.
 
     Returns (rows [U] int64, distinct and ascending; values [U, D]), which waits for the device to
-    know U; with ``dense`` (an empty tensor, the dense gradient [V, D]), which does not wait.
+    know U; with ``dense`` (an empty tensor, the dense gradient [V, D]), which does not wait; nor
+    does ``fixed``, which gives N of both, past the U-th row num_rows, which there is not, and 0.
     """
     dim = grad.shape[-1]
     dtype = dtype or grad.dtype
@@ -372,7 +374,12 @@ def embedding_bag_gradient(
             bags, grad, num_rows, _flat(per_sample_weights), _flat(positions),
             mode=mode, padding_idx=padding_idx, chunk=chunk,
         )  # fmt: skip
-        if not dense:
+        if fixed:
+            entries = segments.rows.numel()
+            there = torch.arange(entries, device=grad.device) < segments.count
+            rows = torch.where(there, segments.rows, num_rows)
+            values = torch.zeros(entries, dim, dtype=dtype, device=grad.device)
+        elif not dense:
             count = int(segments.count)
             rows = segments.rows[:count].clone()
             values = torch.empty(count, dim, dtype=dtype, device=grad.device)

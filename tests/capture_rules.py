@@ -105,7 +105,7 @@ class CaptureRules(TorchFunctionMode):
 @contextlib.contextmanager
 def capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
     """As if a CUDA graph were captured: the rules are active, and vecsmith is told so. Yields the
-    launches of Triton kernels: (name, grid, constants, shapes of tensors)."""
+    launches of Triton kernels: (name, grid, constants, shapes of tensors and other arguments)."""
     from triton.runtime import interpreter
 
     from vecsmith.ops import _checks, _embedding_bag
@@ -126,7 +126,7 @@ def capturing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list]:
     launch = interpreter.GridExecutor.__call__
 
     def recorded(self, *arguments, **named):
-        sizes = [tuple(a.shape) if isinstance(a, Tensor) else a is None for a in arguments]
+        sizes = [tuple(a.shape) if isinstance(a, Tensor) else a for a in arguments]
         constants = {k: v for k, v in named.items() if not isinstance(v, Tensor)}
         launches.append((self.fn.__name__, self.grid, constants, sizes))
         before, rules.asleep = rules.asleep, True

@@ -329,6 +329,34 @@ def _gradient_impl(
     return reference.embedding_bag_gradient(*arguments, **how)
 
 
+def gradient_of_fixed_size(
+    grad: Tensor,
+    indices: Tensor,
+    offsets: Tensor | None,
+    per_sample_weights: Tensor | None,
+    positions: Tensor | None,
+    mode: str,
+    include_last_offset: bool,
+    padding_idx: int,
+    num_rows: int,
+) -> tuple[Tensor, Tensor]:
+    """embedding_bag_gradient for a CUDA graph, as long as ``indices``: what there is too much of
+    names row num_rows, which :func:`update` with ``padding_idx=num_rows`` leaves out."""
+    from vecsmith.kernels import embedding_bag as kernels
+
+    name = "embedding_bag_gradient"
+    if _choose(grad, "") != "triton":
+        check.refuse_capture(name, grad, "the triton backend")
+    check_contents(name, indices, offsets, include_last_offset, num_rows)
+    return kernels.embedding_bag_gradient(
+        *(grad, indices, num_rows, offsets, per_sample_weights, positions),
+        mode=mode,
+        include_last_offset=include_last_offset,
+        padding_idx=padding_idx,
+        fixed=True,
+    )
+
+
 def _allocate(grad: Tensor, count: int) -> tuple[tuple[Tensor, Tensor], int, int]:
     """Room for the gradients of ``count`` rows: the tensors and their addresses."""
     rows = torch.empty(count, dtype=torch.int64)
@@ -508,7 +536,9 @@ def update(
         name = "embedding_bag_update"
         if chosen == "reference":
             check.refuse_capture(name, weight, "the triton backend")
-        check_contents(name, indices, offsets, include_last_offset, weight.shape[0])
+        rows = weight.shape[0]
+        rows += padding_idx == rows  # a row of padding that there is not
+        check_contents(name, indices, offsets, include_last_offset, rows)
         if check.is_capturing(weight):
             finite = torch.isfinite(grad).all()
             if per_sample_weights is not None:

@@ -5,14 +5,12 @@ What it computes, and every random draw, is written down in :mod:`vecsmith.refer
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from vecsmith.ops import _checks as check
 from vecsmith.ops._registry import Backend, Operator, choose, native, register, run
+from vecsmith.ops._skipgram_place import place_of, settled
 from vecsmith.reference import skipgram as reference
 
 OPERATOR = register(
@@ -149,15 +147,14 @@ def skipgram(
         raise ValueError(
             f"{name}: expected shared_negatives to be 'window' or 'pair'; got {shared_negatives!r}"
         )
-    place, rates, numbers = _place(
+    place, rates, numbers = place_of(
         *(name, input_table),
-        {
-            "seed": seed,
-            "epoch": epoch,
-            "first_position": first_position,
-            "words_before": words_before,
-        },
-        {"alpha": alpha, "min_alpha": min_alpha},
+        seed=seed,
+        epoch=epoch,
+        first_position=first_position,
+        words_before=words_before,
+        alpha=alpha,
+        min_alpha=min_alpha,
     )
     check.tensor(name, "tokens", tokens, torch.int32, (None,), input_table)
     check.tensor(name, "offsets", offsets, torch.int64, (None,), input_table)
@@ -285,7 +282,7 @@ def skipgram_pairs(
     pairs = centers.numel()
     check.tensor(name, "contexts", contexts, torch.int64, (pairs,), input_table)
     check.tensor(name, "negatives", negatives, torch.int64, (pairs, None), input_table)
-    _, rates, numbers = _place(name, input_table, {}, {"alpha": alpha})
+    _, rates, numbers = place_of(name, input_table, alpha=alpha)
     sync_every = _sync_every(name, sync_every)
     check.distinct(name, input_table=input_table, output_table=output_table)
     return torch.ops.vecsmith.skipgram_pairs(
@@ -301,54 +298,6 @@ def skipgram_pairs(
         backend or "",
         rates,
     )
-
-
-# What keys the draws of a chunk.
-_DRAWN_BY = ("seed", "epoch", "first_position")
-
-
-def _place(
-    name: str, table: Tensor, counts: dict[str, int | Tensor], rates: dict[str, float | Tensor]
-) -> tuple[Tensor | None, Tensor | None, dict[str, Any]]:
-    """The place in a training: (None, None, the checked numbers), or, where one of them is a
-    tensor, all of them in two tensors of the device, int64 and float64, and zeros for numbers."""
-    given = {**counts, **rates}
-    on_device = any(isinstance(value, Tensor) for value in given.values())
-    numbers: dict[str, Any] = {}
-    for label, value in given.items():
-        if isinstance(value, Tensor):
-            kinds = (torch.int64,) if label in counts else (torch.float64, torch.float32)
-            check.numbers(name, label, value, kinds, table)
-        elif label in rates:
-            check.rate(name, label, value)
-            numbers[label] = float(value)
-        elif label == "seed":
-            numbers[label] = check.seed(name, value)
-        else:
-            check.integer(name, label, value, low=0)
-            numbers[label] = value
-    if counts and not any(isinstance(counts[label], Tensor) for label in _DRAWN_BY):
-        check.refuse_capture(
-            name, table, "seed, epoch or first_position to be a tensor, since a replay would draw "
-            "the same negatives again,"
-        )  # fmt: skip
-    if not on_device:
-        return None, None, numbers
-
-    def together(labels: Iterable[str], dtype: torch.dtype) -> Tensor:
-        parts = []
-        for label in labels:
-            value = given[label]
-            if isinstance(value, Tensor):
-                parts.append(value.detach().reshape(()).to(dtype))
-            else:
-                parts.append(torch.full((), numbers[label], dtype=dtype, device=table.device))
-        return torch.stack(parts)
-
-    # In the order of kernels/_survivors.py's Place and of csrc/cuda/skipgram.h.
-    place = together(counts, torch.int64) if counts else None
-    zeros = {label: 0 if label in counts else 0.0 for label in given}
-    return place, together(rates, torch.float64), zeros
 
 
 def _sync_every(name: str, sync_every: int | None) -> int:
@@ -425,10 +374,7 @@ def _skipgram_impl(
     )
     if chosen in ("native", "reference") and place is not None and rates is not None:
         check.refuse_capture("skipgram", input_table, "the cuda or the triton backend")
-        names = ("seed", "epoch", "first_position", "words_before")
-        settings |= zip(names, place.tolist(), strict=True)
-        settings |= zip(("alpha", "min_alpha"), rates.tolist(), strict=True)
-        _check_settled(settings)
+        settings |= settled("skipgram", place, rates)
         place = None
     if chosen == "native":
         result = torch.zeros(2, dtype=torch.float64)
@@ -467,14 +413,6 @@ def _skipgram_impl(
         if changed is not None:
             torch.autograd.graph.increment_version(changed)
     return result
-
-
-def _check_settled(settings: dict[str, Any]) -> None:
-    """What is known of numbers from tensors once they have been read."""
-    for name in ("alpha", "min_alpha"):
-        check.rate("skipgram", name, settings[name])
-    for name in ("epoch", "first_position", "words_before"):
-        check.integer("skipgram", name, settings[name], low=0)
 
 
 def _check_ids(tensors: tuple[Tensor | None, ...], vocabulary: int) -> None:

@@ -20,7 +20,7 @@ from vecsmith import ops
 from vecsmith.ops import _checks as check
 from vecsmith.ops._bag_checks import check_bags, check_weight
 from vecsmith.ops._embedding_bag import forward as look_up_rows
-from vecsmith.ops._embedding_bag import forward_many, refuse_tangents
+from vecsmith.ops._embedding_bag import forward_many, gradient_of_fixed_size, refuse_tangents
 from vecsmith.optim.sparse import RowOptimizer, RowStep, take_steps
 
 _HANDLES: Any = WeakTensorKeyDictionary()  # of the hooks
@@ -229,13 +229,7 @@ def _one(steps: list[RowStep]) -> RowStep:
     if len(steps) == 1:
         return steps[0]
     first = steps[0]
-    if not all(step.bags["mode"] == "none" for step in steps) or any(
-        step.bags.get("padding_idx") is not None for step in steps
-    ):
-        check.refuse_capture(
-            "apply_optimizer_in_backward", first.grad, "one look-up of a table in a backward pass, "
-            "or several that are not pooled and have no padding,"
-        )  # fmt: skip
+    capturing, spare = check.is_capturing(first.grad), False
     rows, values = [], []
     for step in steps:
         if step.bags["mode"] == "none" and step.bags.get("padding_idx") is None:
@@ -244,13 +238,28 @@ def _one(steps: list[RowStep]) -> RowStep:
         else:
             # Half-precision sums would be rounded before they are added to each other.
             grad = step.grad.float() if step.grad.element_size() < 4 else step.grad
-            touched, grad = ops.embedding_bag_gradient(
-                grad.contiguous(),
-                step.indices,
-                step.param.shape[0],
-                backend="reference" if grad.dtype == torch.float64 else None,
-                **{**step.bags, "per_sample_weights": _like(step, grad)},
-            )
+            grad, weights = grad.contiguous(), _like(step, grad)
+            if capturing:
+                spare = True
+                bags = [step.bags.get(key) for key in ("offsets", "positions", "padding_idx")]
+                touched, grad = gradient_of_fixed_size(
+                    *(
+                        grad,
+                        step.indices.reshape(-1) if step.bags["mode"] == "none" else step.indices,
+                    ),
+                    *(bags[0], weights, bags[1], step.bags["mode"]),
+                    bool(step.bags.get("include_last_offset")),
+                    -1 if bags[2] is None else bags[2],
+                    step.param.shape[0],
+                )
+            else:
+                touched, grad = ops.embedding_bag_gradient(
+                    grad,
+                    step.indices,
+                    step.param.shape[0],
+                    backend="reference" if grad.dtype == torch.float64 else None,
+                    **{**step.bags, "per_sample_weights": weights},
+                )
             rows.append(touched)
             values.append(grad)
     dtypes = {tensor.dtype for tensor in values}
@@ -258,7 +267,9 @@ def _one(steps: list[RowStep]) -> RowStep:
         values = [tensor.float() for tensor in values]
     looked_up = all(step.looked_up for step in steps)
     grad, touched = torch.cat(values), torch.cat(rows)
-    return RowStep(first.optimizer, first.param, grad, touched, looked_up=looked_up)
+    one = RowStep(first.optimizer, first.param, grad, touched, looked_up=looked_up)
+    one.has_spare_rows = spare
+    return one
 
 
 def _like(step: RowStep, grad: Tensor) -> Tensor | None:

@@ -28,6 +28,7 @@ from torch.optim import Optimizer
 
 from vecsmith import ops
 from vecsmith.ops import _checks as check
+from vecsmith.ops._embedding_bag import update
 from vecsmith.ops._pages import empty_aligned_pages
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -161,7 +162,7 @@ class RowOptimizer(Optimizer):
     def _rule_of(self, param: Tensor, group: dict[str, Any]) -> ops.UpdateRule:
         """The rule of the next step, which is not counted by this."""
         lr = group["lr"]
-        if isinstance(lr, Tensor) and (not group["capturable"] or lr.device != param.device):
+        if isinstance(lr, Tensor) and (not group.get("capturable") or lr.device != param.device):
             if lr.device.type != "cpu":
                 check.refuse_capture(
                     type(self).__name__, param, "capturable=True, and a learning rate beside the "
@@ -172,10 +173,11 @@ class RowOptimizer(Optimizer):
             return self._make_rule(group, 1)
         state = self.state[param]
         done = state.get("step", 0)
-        if not group["capturable"]:
+        if not group.get("capturable"):
             check.refuse_capture(type(self).__name__, param, "capturable=True")
             return self._make_rule(group, int(done) + 1)
-        if not isinstance(done, Tensor) or done.device != param.device:
+        on_device = isinstance(done, Tensor) and done.device == param.device
+        if not (on_device and done.is_floating_point()):
             check.refuse_capture(type(self).__name__, param, "a step to have been taken before")
             done = torch.tensor(float(done), dtype=torch.float32, device=param.device)
             state["step"] = done
@@ -306,6 +308,7 @@ class RowStep:
         self.stream: Any = None  # the one that the gradient was computed on
         if grad.is_cuda:
             self.stream = torch.cuda.current_stream(grad.device)
+        self.has_spare_rows = False  # gradients of a row that there is not: no gradients
         self.ready: tuple[Tensor, tuple[Tensor, ...], ops.UpdateRule] | None = None
 
     def follow(self) -> None:
@@ -368,6 +371,9 @@ class RowStep:
         if not self.grad.numel():  # it is counted alone, as by torch.optim
             if isinstance(rule.step, Tensor):
                 rule.step.add_(1)
+        elif self.has_spare_rows:
+            bags = (self.indices, None, None, None, "none", False, weight.shape[0])
+            update(weight, list(state), self.grad, *bags, rule, 0, "")
         else:
             ops.embedding_bag_update(
                 weight,
@@ -402,7 +408,7 @@ def _refuse_differentiable(name: str, differentiable: Any) -> None:
 def _rate(group: dict[str, Any]) -> float | Tensor:
     """The learning rate: a tensor stays one where steps are capturable."""
     value = group["lr"]
-    if group["capturable"] and isinstance(value, Tensor) and value.numel() == 1:
+    if group.get("capturable") and isinstance(value, Tensor) and value.numel() == 1:
         return value
     return _number(value)
 
