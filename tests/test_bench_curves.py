@@ -6,6 +6,7 @@ import importlib.util
 import itertools
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -326,12 +327,14 @@ def tool(monkeypatch):
     path = ROOT / "tools" / "make_benchmark_page.py"
     specification = importlib.util.spec_from_file_location("make_benchmark_page", path)
     module = importlib.util.module_from_spec(specification)
+    monkeypatch.syspath_prepend(str(path.parent))
+    monkeypatch.setitem(sys.modules, path.stem, module)
     specification.loader.exec_module(module)
     monkeypatch.syspath_prepend(str(ROOT))
     return module
 
 
-def test_the_benchmark_page_shows_curves(tool, tmp_path):
+def test_the_benchmark_page_shows_curves(tool, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     over = {**record_of(lambda t, n: 5.0 * n, (1, 2), axis="threads"), "name": "curve_op_threads"}
     del over["curves"]["2 threads"]
@@ -340,13 +343,14 @@ def test_the_benchmark_page_shows_curves(tool, tmp_path):
     folder = tmp_path / "results" / "some-machine"
     folder.mkdir(parents=True)
     for record in records:
-        record["machine"] = {**machine, "versions": {}}
+        record["machine"], record["date"] = {**machine, "versions": {}}, "2026-01-01"
         (folder / f"{record['name']}.json").write_text(json.dumps(record))
-    page = tool.page(tmp_path / "results")
-    assert page.count("![op: cost against size](pictures/curves/some-machine/op.svg)") == 1
+    page = tool.pages(tmp_path / "results")[tool.PAGE.parent / "benchmarks" / "curves.md"]
+    assert page.count("![op: cost against size](../pictures/curves/some-machine/op.svg)") == 1
     assert "| rows | 1 .. 1,000 | ns | 2 threads | 4,000 | 133 | 4 |" in page
     assert "| rows | 1 .. 2 | ns | 1 thread | 5 | 10 | 10 |" in page
-    tool.draw_curves(tmp_path / "results", tmp_path / "pictures")
+    monkeypatch.setattr(tool, "CURVES", tmp_path / "pictures")
+    tool.draw_curves(tool.read(tmp_path / "results"))
     assert [path.name for path in tmp_path.glob("pictures/some-machine/*")] == ["op.svg"]
 
 
