@@ -68,7 +68,9 @@ class Outcome:
         peer failed."""
         if self.interrupted:
             return INTERRUPTED
-        whole = all("ratios" in record for record in self.records)
+        whole = all("ratios" in r or "curves" in r for r in self.records)
+        checks = (check for record in self.records for check in record.get("agreement", ()))
+        whole = whole and all(check["passed"] for check in checks)
         ours = any(is_ours(name) for r in self.records for name in r.get("failed", ()))
         return 1 if self.failed or ours or not whole else 0
 
@@ -260,26 +262,39 @@ def _record(operator: str, job: Job, settings: Settings) -> dict[str, Any]:
     record = _runner.run(
         group, settings.rounds, warmup=not fresh, quiet=True, device=settings.device
     )
+    if settings.device == "cuda":
+        _floors_of_device(group, record)
     return {"operator": operator, "label": job.label, **record}
 
 
+def _floors_of_device(group: Group, record: dict[str, Any]) -> None:
+    """What the groups of a GPU say of their floor, where they say it themselves."""
+    describe = getattr(importlib.import_module(f"{__package__}.gpu"), "describe", None)
+    if describe is not None:
+        describe(record, group, "cuda", False)
+        for name, fraction in record["settings"].get("of_floor", {}).items():
+            record["entries"][name]["of_roofline"] = fraction
+
+
 def _measure_curves(settings: Settings, outcome: Outcome, screen: Screen) -> None:
-    try:
-        curves = importlib.import_module(f"{__package__}.curves")
-        with screen.busy("curves of cost against size"):
-            records = curves.run(
-                list(settings.operators),
-                threads=settings.threads,
-                rounds=settings.rounds,
-                full=settings.full,
-            )
-    except Exception as error:
-        outcome.failed["curves"] = reason(error)
-        screen.line(f"FAILED: curves: {reason(error)}")
-        return
-    for record in records:
-        _keep(record, settings, outcome)
-        screen.curve(record)
+    for n, operator in enumerate(settings.operators, 1):
+        what = f"curves of {operator}"
+        try:
+            curves = importlib.import_module(f"{__package__}.curves")
+            with screen.busy(f"[{n}/{len(settings.operators)}] {what}"):
+                records = curves.run(
+                    [operator],
+                    threads=settings.threads,
+                    rounds=settings.rounds,
+                    full=settings.full,
+                )
+        except Exception as error:
+            outcome.failed[what] = reason(error)
+            screen.line(f"FAILED: {what}: {reason(error)}")
+            continue
+        for record in records:
+            _keep({"operator": operator, **record}, settings, outcome)
+            screen.curve(record)
 
 
 def _keep(record: dict[str, Any], settings: Settings, outcome: Outcome) -> None:

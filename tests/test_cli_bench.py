@@ -209,7 +209,8 @@ def test_the_groups_of_a_device(vecsmith, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "A device")
     gpu = types.ModuleType("vecsmith.bench.gpu")
-    gpu.groups = lambda operators: [ours_and(name=f"{operators[0]}_small")]
+    gpu.groups = lambda operators: [ours_and(name=f"{operators[0]}_small", work={})]
+    gpu.describe = lambda record, *_: record["settings"].update(of_floor={"vecsmith": 0.25})
     monkeypatch.setitem(sys.modules, gpu.__name__, gpu)
     monkeypatch.setattr(roofline, "measure", lambda *_: Roofline("cuda", 1, 1e12, ROOF.rates))
     result = vecsmith("bench", "spmm", "--device", "cuda", "--rounds", 1, "--json")
@@ -217,6 +218,7 @@ def test_the_groups_of_a_device(vecsmith, monkeypatch):
     (record,) = json.loads(result.out)
     assert (record["operator"], record["label"]) == ("spmm", "small")
     assert "A device" in result.err
+    assert cells(result.err, "vecsmith")[-1] == "25%"
 
 
 def test_pictures(vecsmith, groups, tmp_path, monkeypatch):
@@ -236,6 +238,7 @@ def test_pictures(vecsmith, groups, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     groups(spmm=[ours_and])
     result = vecsmith("bench", "spmm", "--rounds", 2, "--threads", 1, "--plot", tmp_path)
+    assert result.code == 0, result.err
     assert asked == [(["spmm"], {"threads": 1, "rounds": 2, "full": False})]
     assert drawn == [("spmm_rows", tmp_path / "spmm_rows.png")]
     assert (tmp_path / "ratios.png").read_bytes().startswith(b"\x89PNG")
@@ -248,7 +251,7 @@ def test_pictures(vecsmith, groups, tmp_path, monkeypatch):
     result = vecsmith("bench", "spmm", "--rounds", 1, "--curves", "--json")
     assert result.code == 1
     assert len(json.loads(result.out)) == 1
-    assert "failed: curves: RuntimeError: no such kernel" in result.err
+    assert "failed: curves of spmm: RuntimeError: no such kernel" in result.err
 
 
 def test_no_pictures_without_matplotlib(vecsmith, groups, tmp_path, monkeypatch):
