@@ -162,7 +162,8 @@ def jobs_of(operator: str, settings: Settings, scratch: Path) -> list[Job]:
 
 def _as_job(made: Group | Callable[[], Group], operator: str) -> Job:
     if isinstance(made, Group):
-        return Job(made.name.removeprefix(f"{operator}_"), lambda: made)
+        label = made.name.removeprefix("gpu_").removeprefix(f"{operator}_")
+        return Job(label, lambda: made)
     return Job(getattr(made, "__name__", operator), made)
 
 
