@@ -119,7 +119,7 @@ def _groups(records: list[dict[str, Any]]) -> dict[str, list[tuple[str, dict[str
         for ratio in ratios:
             operator = record.get("operator", "")
             label = record.get("label", record["name"])
-            ours = f" ({ratio['ours'].removeprefix('vecsmith').strip(', ')})" if several else ""
+            ours = f" ({ratio['ours'].removeprefix('vecsmith').strip(' ,.')})" if several else ""
             bars = groups.setdefault(operator, [])
             bars.append((f"{label}{ours.replace(' ()', '')}  vs  {ratio['other']}", ratio))
     return {

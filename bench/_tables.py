@@ -12,6 +12,7 @@ from . import _peers
 from .roofline import Roofline
 
 _PLAIN_WIDTH = 140  # of a file or a pipe: no line is broken to fit a terminal
+_WIDE = 110  # columns of a terminal that show the quartiles of the times, too
 
 LEGEND = (
     "ratio: how many times as fast vecsmith is (as little, where the unit is MB), the median over "
@@ -104,30 +105,49 @@ class Screen:
     def _table(self, record: dict[str, Any]) -> None:
         from rich.table import Table
 
-        table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
-        table.add_column("", min_width=32, overflow="fold")
-        columns = [record["unit"], "quartiles", "ratio", "quartiles", "roofline"]
-        for heading in columns:
-            table.add_column(heading, justify="right", no_wrap=True, min_width=max(len(heading), 7))
+        narrow = self.console.width < _WIDE
         ratios = record.get("ratios", [])
         several = len({ratio["ours"] for ratio in ratios}) > 1
-        if several:
-            table.add_column("", overflow="fold")
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+        table.add_column("", min_width=28 if narrow else 36, overflow="fold")
+        headings = [record["unit"], "ratio", "quartiles", "roofline"]
+        if not narrow:
+            headings.insert(1, "quartiles")
+        for heading in headings:
+            table.add_column(heading, justify="right", no_wrap=True, min_width=max(len(heading), 7))
+        if several and not narrow:
+            table.add_column("", no_wrap=True)
+
+        def add(name: str, values: list[str], ratio: dict[str, Any] | None, part: str) -> None:
+            cells = [*values, *(times(ratio) if ratio else ("", "")), part]
+            of = f"of {ratio['ours']}" if several and ratio else ""
+            if narrow:
+                table.add_row(f"  {name} {of}".rstrip(), *cells)
+            else:
+                table.add_row(f"  {name}", *cells, *([of] if several else []))
+
         for name, entry in record["entries"].items():
             part = f"{entry['of_roofline']:.0%}" if "of_roofline" in entry else ""
-            first = [f"  {name}", number(entry["median"])]
-            first.append(f"{number(entry['q1'])} .. {number(entry['q3'])}")
+            values = [number(entry["median"])]
+            if not narrow:
+                values.append(f"{number(entry['q1'])} .. {number(entry['q3'])}")
             against = [ratio for ratio in ratios if ratio["other"] == name]
-            if not against:
-                table.add_row(*first, "", "", part)
-            for n, ratio in enumerate(against):
-                head = [*first, *times(ratio), part] if n == 0 else ["", "", "", *times(ratio), ""]
-                table.add_row(*head, *([f"of {ratio['ours']}"] if several else []))
+            add(name, values, against[0] if against else None, part)
+            for ratio in against[1:]:
+                add("", [""] * len(values), ratio, "")
         with self.console.capture() as captured:
             self.console.print(table)
         for line in captured.get().splitlines():
             print(line.rstrip(), file=self.console.file)
         self.console.file.flush()
+
+    def curve(self, record: dict[str, Any]) -> None:
+        """A record of curves, in a line or two; the picture says more."""
+        self.line(f"{record['title']}", style="bold")
+        for name, points in record.get("curves", {}).items():
+            ends = ", ".join(f"{p['x']:,}: {number(p['median'])}" for p in points)
+            self.line(f"  {name}: {ends} {record.get('unit', '')}")
+        self.line()
 
     def end(
         self,

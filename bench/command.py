@@ -68,12 +68,9 @@ class Outcome:
         peer failed."""
         if self.interrupted:
             return INTERRUPTED
-        whole = all(
-            all(check["passed"] for check in record["agreement"])
-            if _is_curve(record)
-            else "ratios" in record
-            for record in self.records
-        )
+        whole = all("ratios" in r or "curves" in r for r in self.records)
+        checks = (check for record in self.records for check in record.get("agreement", ()))
+        whole = whole and all(check["passed"] for check in checks)
         ours = any(is_ours(name) for r in self.records for name in r.get("failed", ()))
         return 1 if self.failed or ours or not whole else 0
 
@@ -81,11 +78,6 @@ class Outcome:
 def is_ours(entry: str) -> bool:
     """Whether an entry is of vecsmith, by its name."""
     return entry.startswith(("vecsmith", "native", "cuda", "triton", "reference"))
-
-
-def _is_curve(record: dict[str, Any]) -> bool:
-    """Whether a record is cost against size."""
-    return record["name"].startswith("curve_")
 
 
 def chosen_operators(names: Sequence[str]) -> list[str]:
@@ -170,7 +162,8 @@ def jobs_of(operator: str, settings: Settings, scratch: Path) -> list[Job]:
 
 def _as_job(made: Group | Callable[[], Group], operator: str) -> Job:
     if isinstance(made, Group):
-        return Job(made.name.removeprefix(f"{operator}_"), lambda: made)
+        label = made.name.removeprefix("gpu_").removeprefix(f"{operator}_")
+        return Job(label, lambda: made)
     return Job(getattr(made, "__name__", operator), made)
 
 
@@ -270,24 +263,39 @@ def _record(operator: str, job: Job, settings: Settings) -> dict[str, Any]:
     record = _runner.run(
         group, settings.rounds, warmup=not fresh, quiet=True, device=settings.device
     )
+    if settings.device == "cuda":
+        _floors_of_device(group, record)
     return {"operator": operator, "label": job.label, **record}
 
 
+def _floors_of_device(group: Group, record: dict[str, Any]) -> None:
+    """What the groups of a GPU say of their floor, where they say it themselves."""
+    describe = getattr(importlib.import_module(f"{__package__}.gpu"), "describe", None)
+    if describe is not None:
+        describe(record, group, "cuda", False)
+        for name, fraction in record["settings"].get("of_floor", {}).items():
+            record["entries"][name]["of_roofline"] = fraction
+
+
 def _measure_curves(settings: Settings, outcome: Outcome, screen: Screen) -> None:
-    assert settings.threads is not None
-    try:
-        curves = importlib.import_module(f"{__package__}.curves")
-        curves.run(
-            list(settings.operators),
-            threads=settings.threads,
-            rounds=settings.rounds,
-            full=settings.full,
-            say=screen.line,
-            keep=lambda record: _keep(record, settings, outcome),
-        )
-    except Exception as error:
-        outcome.failed["curves"] = reason(error)
-        screen.line(f"FAILED: curves: {reason(error)}")
+    for n, operator in enumerate(settings.operators, 1):
+        what = f"curves of {operator}"
+        try:
+            curves = importlib.import_module(f"{__package__}.curves")
+            with screen.busy(f"[{n}/{len(settings.operators)}] {what}"):
+                records = curves.run(
+                    [operator],
+                    threads=settings.threads,
+                    rounds=settings.rounds,
+                    full=settings.full,
+                )
+        except Exception as error:
+            outcome.failed[what] = reason(error)
+            screen.line(f"FAILED: {what}: {reason(error)}")
+            continue
+        for record in records:
+            _keep({"operator": operator, **record}, settings, outcome)
+            screen.curve(record)
 
 
 def _keep(record: dict[str, Any], settings: Settings, outcome: Outcome) -> None:
@@ -306,7 +314,7 @@ def _write(settings: Settings, outcome: Outcome, screen: Screen) -> None:
         if any(record.get("ratios") for record in outcome.records):
             ratio_bars(outcome.records, settings.plot / "ratios.png")
             screen.note(f"written: {settings.plot / 'ratios.png'}")
-        curves = [record for record in outcome.records if _is_curve(record)]
+        curves = [record for record in outcome.records if "curves" in record]
         if curves:
             draw = importlib.import_module(f"{__package__}._curve_plots").curve_plot
             for record in curves:

@@ -276,10 +276,8 @@ def run(
     rounds: int = 3,
     full: bool = False,
     say: Callable[[str], Any] = lambda text: None,
-    keep: Callable[[dict[str, Any]], Any] = lambda record: None,
 ) -> list[dict[str, Any]]:
-    """Measures the curves of operators (None: of all), and returns their records; each goes to
-    ``keep`` as soon as it is there.
+    """Measures the curves of operators (None: of all), and returns their records.
 
     threads: the numbers of threads, ascending; a number n stands for 1 and n. say: gets each record
     as lines of text (``print``).
@@ -298,7 +296,6 @@ def run(
     records = []
     for curve in wanted:
         records.append(draw(curve, threads, rounds, full=full, checks=[checks[curve.op]]))
-        keep(records[-1])
         say(describe(records[-1]))
     return records
 

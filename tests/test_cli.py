@@ -89,7 +89,7 @@ def start(*arguments: object, **options) -> subprocess.Popen:
 
 # --- help -----------------------------------------------------------------------------------------
 
-COMMANDS = ("word2vec", "neighbors", "evaluate", "plot", "info")
+COMMANDS = ("word2vec", "neighbors", "evaluate", "plot", "bench", "info")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from vecsmith.bench import _peers, command, roofline
 from vecsmith.bench._runner import Check, Group, Job, Ratio, Skipped
 from vecsmith.bench.roofline import Roofline, Work
-
 from vecsmith.cli import main
 
 ROOF = Roofline("cpu", 1, 1e9, {"float32": 1e10, "float64": 5e9})
@@ -209,7 +209,8 @@ def test_the_groups_of_a_device(vecsmith, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "A device")
     gpu = types.ModuleType("vecsmith.bench.gpu")
-    gpu.groups = lambda operators: [ours_and(name=f"{operators[0]}_small")]
+    gpu.groups = lambda operators: [ours_and(name=f"{operators[0]}_small", work={})]
+    gpu.describe = lambda record, *_: record["settings"].update(of_floor={"vecsmith": 0.25})
     monkeypatch.setitem(sys.modules, gpu.__name__, gpu)
     monkeypatch.setattr(roofline, "measure", lambda *_: Roofline("cuda", 1, 1e12, ROOF.rates))
     result = vecsmith("bench", "spmm", "--device", "cuda", "--rounds", 1, "--json")
@@ -217,17 +218,18 @@ def test_the_groups_of_a_device(vecsmith, monkeypatch):
     (record,) = json.loads(result.out)
     assert (record["operator"], record["label"]) == ("spmm", "small")
     assert "A device" in result.err
+    assert cells(result.err, "vecsmith")[-1] == "25%"
 
 
 def test_pictures(vecsmith, groups, tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
-    asked, drawn, passed = [], [], True
+    asked, drawn = [], []
     curves = types.ModuleType("vecsmith.bench.curves")
 
-    def run(operators, *, say, keep, **options):
+    def run(operators, **options):
         asked.append((operators, options))
-        keep({"name": "curve_spmm_rows", "agreement": [{"passed": passed}]})
-        say("rows: 1 2 3")
+        points = [{"x": x, "median": 1.0} for x in (10, 100)]
+        return [{"name": "spmm_rows", "title": "rows", "unit": "s", "curves": {"rows": points}}]
 
     curves.run = run
     plots = types.ModuleType("vecsmith.bench._curve_plots")
@@ -236,22 +238,20 @@ def test_pictures(vecsmith, groups, tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, module.__name__, module)
     groups(spmm=[ours_and])
     result = vecsmith("bench", "spmm", "--rounds", 2, "--threads", 1, "--plot", tmp_path)
+    assert result.code == 0, result.err
     assert asked == [(["spmm"], {"threads": 1, "rounds": 2, "full": False})]
-    assert result.code == 0
-    assert drawn == [("curve_spmm_rows", tmp_path / "curve_spmm_rows.png")]
+    assert drawn == [("spmm_rows", tmp_path / "spmm_rows.png")]
     assert (tmp_path / "ratios.png").read_bytes().startswith(b"\x89PNG")
-    assert "rows: 1 2 3" in result.out
+    assert "rows: 10: 1, 100: 1 s" in result.out
     asked.clear()
     assert vecsmith("bench", "spmm", "--rounds", 1, "--plot", tmp_path, "--no-curves").code == 0
     assert asked == []
-    passed = False
-    assert vecsmith("bench", "spmm", "--rounds", 1, "--curves").code == 1
     # Their failure costs no record.
     curves.run = fails
     result = vecsmith("bench", "spmm", "--rounds", 1, "--curves", "--json")
     assert result.code == 1
     assert len(json.loads(result.out)) == 1
-    assert "failed: curves: RuntimeError: no such kernel" in result.err
+    assert "failed: curves of spmm: RuntimeError: no such kernel" in result.err
 
 
 def test_no_pictures_without_matplotlib(vecsmith, groups, tmp_path, monkeypatch):

@@ -32,7 +32,7 @@ def bench(
     operators: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[OPERATOR]...",
+            metavar="OPERATOR",
             help="skipgram, embedding_bag, rnn, cosine_topk, als_solve, factor_sgd, spmm, "
             "hals_sweep; none: all of them.",
             show_default=False,
