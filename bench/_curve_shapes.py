@@ -7,6 +7,7 @@ to be flat: a curve that is not has something to explain.
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -208,15 +209,17 @@ def cosine_topk(
 
     draw = torch.Generator().manual_seed(0)
     table = torch.randn(rows, dim, generator=draw)
-    asked = torch.randn(queries, dim, generator=draw)
+    # Always the same few queries would be learned by the processor's prediction of branches.
+    asked = torch.randn(16, queries, dim, generator=draw)
+    turns = itertools.cycle(asked)
     packed = ops.PackedRows(table)
 
     def answer(backend: str) -> Tensor:
         if backend == "native":
-            return packed.search(asked, k).values
-        return ops.cosine_topk(asked, table, k, backend=backend).values
+            return packed.search(asked[0], k).values
+        return ops.cosine_topk(asked[0], table, k, backend=backend).values
 
-    return Work(lambda: packed.search(asked, k), queries * rows * unit, answer)
+    return Work(lambda: packed.search(next(turns), k), queries * rows * unit, answer)
 
 
 # --- sparse matrices ------------------------------------------------------------------------------

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from vecsmith.bench import _peers, command, roofline
 from vecsmith.bench._runner import Check, Group, Job, Ratio, Skipped
 from vecsmith.bench.roofline import Roofline, Work
+
 from vecsmith.cli import main
 
 ROOF = Roofline("cpu", 1, 1e9, {"float32": 1e10, "float64": 5e9})
