@@ -39,6 +39,19 @@ def number(pattern, printed):
     return float(found.group(1).replace(",", ""))
 
 
+def heads(text):
+    """The beginnings of lines, without their numbers and names: what a script prints in any run."""
+    lines = [re.sub(r"\(.*?\)|[\d,.%]+", " ", line).split() for line in text.splitlines() if line]
+    return [words[:3] if ":" not in words[0] else words[:1] for words in lines]
+
+
+def as_in_the_readme(name, printed):
+    """Whether the output that the README shows is one of this script."""
+    section = (EXAMPLES / "README.md").read_text(encoding="utf-8").partition(f"## {name}.py")[2]
+    shown = re.findall(r"\n\n((?: {4}.*\n)+)", section.partition("\n## ")[0])[-1]
+    return heads(shown) == heads(printed)
+
+
 def write(path, lines):
     path.write_text("\n".join(lines), encoding="utf-8")
     return path
@@ -55,6 +68,7 @@ def test_word_vectors_help_a_classifier(tmp_path):
     sizes = ["--labels", 4, "--test", 200, "--epochs", 5]
     printed = run("word_vectors_classifier", *files, *sizes, folder=tmp_path)
     assert "2,600 texts without labels" in printed
+    assert as_in_the_readme("word_vectors_classifier", printed)
     guess = number(r"a guess +([\d.]+)%", printed)
     drawn = number(r"random numbers +([\d.]+)%", printed)
     vectors = number(r"word vectors +([\d.]+)%", printed)
@@ -69,6 +83,7 @@ def test_a_swapped_layer_has_the_same_losses(tmp_path, cell):
     sizes = ["--hidden", 40, "--steps", 20, "--cell", cell]
     printed = run("swap_lstm", text, *sizes, folder=tmp_path)
     assert "vecsmith.accelerate: embedding: Embedding" in printed
+    assert as_in_the_readme("swap_lstm", printed) == (cell == "LSTM")
     assert ("accelerate: rnn: GRU" in printed) == (cell == "GRU")
     assert "torch.nn: torch.nn.modules.rnn; ours: vecsmith.nn" in printed
     rows = re.findall(r"^(torch.nn|vecsmith) +([\d.]+) +([\d.]+) +([\d,]+)$", printed, re.MULTILINE)
@@ -83,6 +98,7 @@ def test_a_swapped_layer_has_the_same_losses(tmp_path, cell):
 def test_recommendations_beat_what_is_popular(tmp_path):
     printed = run("recommender", folder=tmp_path)
     assert "recommender/ratings.csv: 36," in printed
+    assert as_in_the_readme("recommender", printed)
     popular = number(r"most popular +recall@10 +([\d.]+)%", printed)
     als = number(r"ALS +recall@10 +([\d.]+)%", printed)
     assert als > 1.4 * popular
@@ -115,6 +131,10 @@ def test_sentences_come_back(tmp_path):
     text = write(tmp_path / "text.txt", texts(800))
     printed = run("sentences_there_and_back", text, "--test", 40, folder=tmp_path)
     assert printed.count("as it was") >= 2
+    figures = printed.partition("vectors  ")[2].partition("another:")[0]
+    assert len(heads(figures)) == 7
+    for line in figures.splitlines():
+        assert re.sub(r"[\d.]+%.*", "", line).strip() in (EXAMPLES / "README.md").read_text()
     assert number(r"of other sentences +([\d.]+)%", printed) < 10
     assert number(r"as they are +([\d.]+)%", printed) > 95
     assert number(r"in bfloat16 +([\d.]+)%", printed) > 95
@@ -128,6 +148,7 @@ def test_a_table_larger_than_its_memory_learns(tmp_path):
     sizes = ["--rows", 3e5, "--cache", 1e4, "--memory", 64, "--steps", 40, "--folder", tmp_path]
     printed = run("larger_than_memory", *sizes, folder=tmp_path)
     assert "73 MB of rows do not fit into 64 MB" in printed
+    assert as_in_the_readme("larger_than_memory", printed)
     assert number(r"memory of its own: ([\d,]+) MB", printed) < 40
     assert number(r"batch     0: +([\d.]+)%", printed) == pytest.approx(50, abs=5)
     assert number(r"batch    39: +([\d.]+)%", printed) > 60
