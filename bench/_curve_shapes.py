@@ -130,7 +130,8 @@ def embedding_bag(
     """Sums over bags of ten ids, or a step of row-wise Adagrad with a given gradient.
 
     Every call takes other ids, drawn uniformly, a million of them before the first come again, so
-    that the rows of small batches are not those of the call before. rows: the first so many of a table of ``of`` rows. units: ids times ``unit``.
+    that the rows of small batches are not those of the call before. rows: the first so many of a
+    table of ``of`` rows. units: ids times ``unit``.
     """
     from vecsmith import ops
 
