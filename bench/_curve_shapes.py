@@ -130,14 +130,15 @@ def embedding_bag(
 ) -> Work:
     """Sums over bags of ten ids, or a step of row-wise Adagrad with a given gradient.
 
-    Every call takes other ids, drawn uniformly, so that the rows of small batches are not those of
-    the call before. rows: the first so many of a table of ``of`` rows. units: ids times ``unit``.
+    Every call takes other ids, drawn uniformly, a million of them before the first come again, so
+    that the rows of small batches are not those of the call before. rows: the first so many of a
+    table of ``of`` rows. units: ids times ``unit``.
     """
     from vecsmith import ops
 
     table = _table(of or rows, dim)[:rows]
     draw = torch.Generator().manual_seed(0)
-    pool = torch.randint(0, rows, (max(1 << 18, 8 * ids) // ids, ids), generator=draw)
+    pool = torch.randint(0, rows, (max(1 << 20, 8 * ids) // ids, ids), generator=draw)
     offsets = torch.arange(0, ids, _BAG)
     gradient = torch.randn(len(offsets), dim, generator=draw)
     squares = torch.full((rows,), 0.1)
