@@ -20,6 +20,7 @@ from . import (
     bench_rnn,
     bench_skipgram,
     bench_spmm,
+    curves,
     low_rank_speed,
     word2vec_curves,
     word2vec_job,
@@ -47,6 +48,11 @@ def main(arguments: list[str] | None = None) -> int:
         status |= one.main(common)
     for one in (bench_spmm, bench_hals_sweep, low_rank_speed):
         status |= one.main(common)
+    threads = [str(number) for number in sorted({1, given.threads})]
+    status |= curves.main(
+        ["--rounds", str(given.rounds), "--threads", *threads]
+        + (["--no-write"] if given.no_write else [])
+    )
     status |= word2vec_speed.main([*common, *text])
     status |= word2vec_job.main([*common, *text])
     if Path("/proc/self/status").exists():
