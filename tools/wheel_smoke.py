@@ -306,7 +306,13 @@ def command_line(folder: Path, level: str) -> None:
     vectors = vecsmith("sentence", "encode", folder / "sentences", *lines[:3])
     back = vecsmith("sentence", "decode", folder / "sentences", given=vectors).splitlines()
     expect(back == lines[:3], "the sentences back", back)
-    print(f"  the command line at {level}: info, word2vec, neighbors, als, recommend, sentence")
+    names = vecsmith("bench", "--list")
+    expect("skipgram" in names and "gensim" in names, "operators and peers", names)
+    measured = json.loads(vecsmith("bench", "hals_sweep", "--rounds", 1, "--threads", 1, "--json"))
+    expect(all(record["ratios"] for record in measured), "ratios", measured)
+    print(
+        f"  the command line at {level}: info, word2vec, neighbors, als, recommend, sentence, bench"
+    )
 
 
 def surroundings() -> None:
@@ -360,7 +366,6 @@ def main() -> None:
         if waiting is not None:
             compare(torch.load(emulation, weights_only=True), saved["avx2"], "both processors")
             print("  a processor with AVX2 alone, emulated: the same from every operator")
-    run(sys.executable, "-I", "-c", "import vecsmith.bench._runner")
     print(f"vecsmith {vecsmith.__version__} works from its wheel, at {', '.join(levels)}")
     return None
 
