@@ -359,7 +359,7 @@ with torch.no_grad():
         layer(indices, offsets)
     graph.replay()
     torch.cuda.synchronize()
-    print("so far so good")
+    print("so far so good", flush=True)
     indices[3] = 10
     graph.replay()
     torch.cuda.synchronize()

@@ -252,11 +252,14 @@ class Machine:
         twins = [*python, "bench.gpu", "--tiny", "--check", "--ops", *INTERPRETED_TWINS]
         # Blocks that torch keeps for later would hide an access behind the end of a tensor.
         memory = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        check = [tool, "--error-exitcode", "9", "--tool"]
+        # The process is not there for the tool until it has imported torch. Calls by which torch and
+        # Triton ask what a driver has are answered with errors: no access, and not ours.
+        check = [tool, "--launch-timeout", "300", "--error-exitcode", "9"]
+        memcheck = [*check, "--report-api-errors", "no", "--tool", "memcheck"]
         jobs: dict[str, tuple[list[str], dict[str, str]]] = {
-            "memcheck, CUDA": ([*check, "memcheck", *tests], memory),
-            "racecheck, CUDA": ([*check, "racecheck", *tests], {}),
-            "memcheck, Triton": ([*check, "memcheck", *twins], memory),
+            "memcheck, CUDA": ([*memcheck, *tests], memory),
+            "racecheck, CUDA": ([*check, "--tool", "racecheck", *tests], {}),
+            "memcheck, Triton": ([*memcheck, *twins], memory),
         }
         if importlib.util.find_spec("pytest") is None:
             print("  the CUDA kernels' tests are not looked at: there is no pytest")
@@ -366,7 +369,8 @@ def lay_out(site: Path) -> None:
     # Modules of other Pythons may lie between the sources.
     ignored = shutil.ignore_patterns("*.so", "__pycache__", "results")
     for name, source in settings["tool"]["scikit-build"]["wheel"]["packages"].items():
-        shutil.copytree(ROOT / source, site / name, ignore=ignored)
+        # Where they are linked in the sources, they are there already.
+        shutil.copytree(ROOT / source, site / name, ignore=ignored, dirs_exist_ok=True)
 
 
 def table(outcomes: list[Outcome], budgets: dict[str, float]) -> str:
@@ -399,7 +403,7 @@ def main(arguments: list[str] | None = None) -> int:
     scale = 1.0 if given.seconds is None else given.seconds / sum(known[part] for part in chosen)
     budgets = {part: known[part] * scale for part in chosen}
     cpus = os.cpu_count() or 1
-    jobs = given.jobs or (cpus if given.rehearse else max(1, min(10, cpus)))
+    jobs = given.jobs or (cpus if given.rehearse else max(1, min(16, cpus)))
     WORK.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     clock = Clock(budgets)
