@@ -174,6 +174,10 @@ FAILURES = {
     "fails": ({"FAKE_TESTS": "fails"}, "test", "test_two: AssertionError: two is not one"),
     "dies": ({"FAKE_TESTS": "dies"}, "test", "test_three: its process ended with status -11"),
     "loses": ({"FAKE_TESTS": "loses"}, "test", "test_four: RuntimeError: CUDA error: an illegal"),
+    "stuck": (
+        {"FAKE_TESTS": "hangs", "VECSMITH_TEST_SECONDS": "3"},
+        *("test", "test_six: it took more than 3 s"),
+    ),
     # As destructors do that find no device.
     "aborts": ({"FAKE_TESTS": "aborts"}, "test", "test_four: RuntimeError: CUDA error: an illegal"),
     "memcheck": ({"FAKE_SANITIZER": "memcheck"}, "sanitize", "CUDA: SUMMARY: 3 errors"),

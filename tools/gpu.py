@@ -216,7 +216,13 @@ class Machine:
         return self.run_tests("test", files, "gpu and not soak", self.jobs, self.env)
 
     def run_tests(
-        self, name: str, files: list[Path], marks: str, jobs: int, env: dict[str, str]
+        self,
+        name: str,
+        files: list[Path],
+        marks: str,
+        jobs: int,
+        env: dict[str, str],
+        **limit: str,
     ) -> tuple[str, str]:
         if importlib.util.find_spec("pytest") is None:
             return "not run", f"{sys.executable} has no pytest"
@@ -225,7 +231,7 @@ class Machine:
             return run(command, log, seconds=self.clock.left, env=own, append=True)
 
         found = gpu_tests.run_tests(
-            files, marks, jobs=jobs, folder=WORK / name, env=env, run=by_clock
+            files, marks, jobs=jobs, folder=WORK / name, env=env, run=by_clock, **limit
         )
         for file, why in found.left_out.items():
             print(f"  left out: {file}: {why}")
@@ -252,8 +258,8 @@ class Machine:
         twins = [*python, "bench.gpu", "--tiny", "--check", "--ops", *INTERPRETED_TWINS]
         # Blocks that torch keeps for later would hide an access behind the end of a tensor.
         memory = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        # The process is not there for the tool until it has imported torch. Calls by which torch and
-        # Triton ask what a driver has are answered with errors: no access, and not ours.
+        # The process is not there for the tool until it has imported torch. Errors with which the
+        # driver answers torch and Triton, who ask what it has, are no accesses, and not ours.
         check = [tool, "--launch-timeout", "300", "--error-exitcode", "9"]
         memcheck = [*check, "--report-api-errors", "no", "--tool", "memcheck"]
         jobs: dict[str, tuple[list[str], dict[str, str]]] = {
@@ -345,10 +351,10 @@ class Rehearsal(Machine):
         interpreted = {**self.env, "TRITON_INTERPRET": "1"}
         files = gpu_tests.files_with(folder, "mark.triton", "operator_case")
         marks = "triton and not soak"
-        first = self.run_tests("interpreted", files, marks, self.jobs, interpreted)
+        first = self.run_tests("interpreted", files, marks, self.jobs, interpreted, seconds="0")
         files = sorted({*folder.glob("test_*_compiled.py"), *folder.glob("test_*_cuda.py")})
         marks = "not triton and not gpu and not soak"
-        second = self.run_tests("compiled", files, marks, self.jobs, self.env)
+        second = self.run_tests("compiled", files, marks, self.jobs, self.env, seconds="0")
         states = {first[0], second[0]}
         words = f"interpreted: {first[1]}; compiled and emulated: {second[1]}"
         return next(s for s in ("failed", "not run", "passed") if s in states), words

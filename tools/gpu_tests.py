@@ -7,6 +7,7 @@ import ast
 import importlib.util
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from pathlib import Path
 # How often a process that a test has ended is started again.
 _RESTARTS = 20
 _LOST = 70  # gpu_shards.LOST
+# Of one test: the longest compile for many of them, beside others.
+_SECONDS = os.environ.get("VECSMITH_TEST_SECONDS", "60")
 # Versions of others are not ours to choose there: their warnings are printed, and fail nothing.
 # Neither do plugins take part that happen to be installed, nor options that need one.
 PYTEST = ("-q", "-rf", "-p", "gpu_shards", "-p", "no:cacheprovider", "--strict-markers")
@@ -138,8 +141,12 @@ def run_tests(
     folder: Path,
     env: dict[str, str],
     run: Run,
+    seconds: str = _SECONDS,
 ) -> Found:
-    """Runs the tests of the files with these marks, dealt to so many processes at once."""
+    """Runs the tests of the files with these marks, dealt to so many processes at once.
+
+    seconds: that one test may take; "0" for any.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
@@ -154,6 +161,7 @@ def run_tests(
             **env,
             "VECSMITH_SHARD": f"{number}/{jobs}",
             "VECSMITH_SHARD_LOG": str(log),
+            "VECSMITH_TEST_SECONDS": seconds,
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "OMP_NUM_THREADS": str(threads),
             "PYTHONHASHSEED": "0",  # all of them count the same tests in the same order
@@ -167,6 +175,8 @@ def run_tests(
             ended = _begun_alone(log)
             if ended is not None:
                 why = f"its process ended with status {status}"
+                if status == -signal.SIGALRM:
+                    why = f"it took more than {seconds} s"
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"test": ended, "outcome": "failed", "why": why}) + "\n")
             elif status in (0, 1, 5):
