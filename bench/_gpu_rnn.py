@@ -84,6 +84,10 @@ class Layers:
         self.packed = packed._replace(data=self.data)
         self.grad = moved(torch.randn(len(packed.data), width, generator=generator))
 
+    @functools.cached_property
+    def in_float16(self) -> Layers:
+        return Layers(replace(self.shape, dtype=torch.float16), self.device)
+
     def torch(self) -> Tensor:
         if self.shape.uneven:
             return self.layer(self.packed)[0].data
@@ -183,7 +187,7 @@ def group(shape: Shape, device: str) -> GpuGroup:
         half = "torch, float16"
 
         def halves() -> float:
-            made = Layers(replace(shape, dtype=torch.float16), device)
+            made = problem().in_float16
             return timed(lambda: made.step(made.torch), device, repeats=3, cold=False)()
 
         entries[half] = halves

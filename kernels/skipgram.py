@@ -472,6 +472,8 @@ _LONGEST: Any = WeakTensorKeyDictionary()
 
 
 def _longest_path(path_offsets: Tensor) -> int:
+    if path_offsets.is_inference():  # which have no versions
+        return int((path_offsets[1:] - path_offsets[:-1]).max())
     known = _LONGEST.get(path_offsets)
     if known is None or known[0] != path_offsets._version:
         if path_offsets.is_cuda and torch.cuda.is_current_stream_capturing():

@@ -80,6 +80,9 @@ def test_all_names_are_different_and_bars_are_those_of_the_house():
         for kind in ("lstm", "gru"):
             assert bars[f"{kind}_h{hidden}_b64_t512: vecsmith / torch"] == 2
     assert whats.count("lengths: vecsmith / torch, packed") == 2
+    # Whose systems torch would solve sixteen at a time, for minutes.
+    (large,) = (group for group in made if group.name.endswith("_f1024"))
+    assert list(large.entries) == ["vecsmith, cholesky", "vecsmith, conjugate gradients"]
     with pytest.raises(ValueError, match=r"expected operators of roofline, .*; got word2vec"):
         gpu.groups(["rnn", "word2vec"])
 

@@ -39,7 +39,7 @@ exit 0
 """
 SANITIZER = """#!/bin/sh
 echo "compute-sanitizer $*" >> "$FAKE_LOG"
-tool=$4
+tool=${*#*--tool }; tool=${tool%% *}
 [ "$FAKE_SANITIZER" = refused ] && { echo "========= Device not supported"; exit 0; }
 [ "$FAKE_SANITIZER" = "$tool" ] && { echo "========= ERROR SUMMARY: 3 errors"; exit 9; }
 echo "========= ERROR SUMMARY: 0 errors"
@@ -52,7 +52,7 @@ print("3 groups in 1 s")
 sys.exit(int(os.environ.get("FAKE_BENCH", "0")))
 """
 TESTS = """
-import os, signal
+import atexit, os, signal
 import pytest
 import torch
 pytestmark = pytest.mark.gpu
@@ -62,8 +62,10 @@ def test_two(): assert FAKE != "fails", "two is not one"
 def test_three():
     if FAKE == "dies": os.kill(os.getpid(), signal.SIGSEGV)
 def test_four():
-    if FAKE == "loses":
+    if FAKE in ("loses", "aborts"):
         torch.cuda.lost.append(1)
+        if FAKE == "aborts":
+            atexit.register(os.abort)
         raise RuntimeError("CUDA error: an illegal memory access was encountered")
 def test_five(): pass
 def test_six():
@@ -151,7 +153,11 @@ def test_all_parts_pass(tree):
     calls = (tree / "calls.log").read_text()
     assert "-DCMAKE_CUDA_ARCHITECTURES=90-real" in calls
     for tool in ("memcheck", "racecheck"):
-        assert f"--error-exitcode 9 --tool {tool} {sys.executable} -m pytest" in calls
+        assert f"--tool {tool} {sys.executable} -m pytest" in calls
+    for call in re.findall("compute-sanitizer.*", calls):
+        assert " --launch-timeout 300 --error-exitcode 9 " in call
+        # An option of memcheck alone.
+        assert ("--report-api-errors no" in call) == ("--tool memcheck" in call)
     assert f"--tool memcheck {sys.executable} -m bench.gpu --tiny --check" in calls
     assert not (tree / "build/gpu/site/vecsmith/old.so").exists()
 
@@ -168,6 +174,12 @@ FAILURES = {
     "fails": ({"FAKE_TESTS": "fails"}, "test", "test_two: AssertionError: two is not one"),
     "dies": ({"FAKE_TESTS": "dies"}, "test", "test_three: its process ended with status -11"),
     "loses": ({"FAKE_TESTS": "loses"}, "test", "test_four: RuntimeError: CUDA error: an illegal"),
+    "stuck": (
+        {"FAKE_TESTS": "hangs", "VECSMITH_TEST_SECONDS": "3"},
+        *("test", "test_six: it took more than 3 s"),
+    ),
+    # As destructors do that find no device.
+    "aborts": ({"FAKE_TESTS": "aborts"}, "test", "test_four: RuntimeError: CUDA error: an illegal"),
     "memcheck": ({"FAKE_SANITIZER": "memcheck"}, "sanitize", "CUDA: SUMMARY: 3 errors"),
     "racecheck": ({"FAKE_SANITIZER": "racecheck"}, "sanitize", "racecheck, CUDA: SUMMARY: 3"),
     "refused": ({"FAKE_SANITIZER": "refused"}, "sanitize", "it ended without a summary"),

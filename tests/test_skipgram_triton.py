@@ -58,6 +58,12 @@ def check_text(device="cpu", operator=None, **settings) -> None:
     torch.testing.assert_close(result.cpu(), expected, rtol=2e-6, atol=1e-5)
 
 
+@torch.inference_mode()
+def check_inference(**settings) -> None:
+    """Tensors of inference mode, which have no versions."""
+    check_text(**settings)
+
+
 def check_pairs(device="cpu", operator=None, call=None, **settings) -> None:
     tables, rest = pairs_problem(**settings)
     exact = copies(tables, torch.float64)
@@ -239,6 +245,7 @@ CASES = {
         lengths=(14,),
         sample=False,
     ),
+    "inference-hs": partial(check_inference, dim=4, hs=True, lengths=(5,)),
     "three-programs": partial(check_text, dim=7, call={"programs": 3}),
     "pairs-d7": partial(check_pairs, dim=7, strided=True),
     "pairs-d130-k0": partial(check_pairs, dim=130, negative=0),

@@ -216,7 +216,13 @@ class Machine:
         return self.run_tests("test", files, "gpu and not soak", self.jobs, self.env)
 
     def run_tests(
-        self, name: str, files: list[Path], marks: str, jobs: int, env: dict[str, str]
+        self,
+        name: str,
+        files: list[Path],
+        marks: str,
+        jobs: int,
+        env: dict[str, str],
+        **limit: str,
     ) -> tuple[str, str]:
         if importlib.util.find_spec("pytest") is None:
             return "not run", f"{sys.executable} has no pytest"
@@ -225,7 +231,7 @@ class Machine:
             return run(command, log, seconds=self.clock.left, env=own, append=True)
 
         found = gpu_tests.run_tests(
-            files, marks, jobs=jobs, folder=WORK / name, env=env, run=by_clock
+            files, marks, jobs=jobs, folder=WORK / name, env=env, run=by_clock, **limit
         )
         for file, why in found.left_out.items():
             print(f"  left out: {file}: {why}")
@@ -252,11 +258,14 @@ class Machine:
         twins = [*python, "bench.gpu", "--tiny", "--check", "--ops", *INTERPRETED_TWINS]
         # Blocks that torch keeps for later would hide an access behind the end of a tensor.
         memory = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        check = [tool, "--error-exitcode", "9", "--tool"]
+        # The process is not there for the tool until it has imported torch. Errors with which the
+        # driver answers torch and Triton, who ask what it has, are no accesses, and not ours.
+        check = [tool, "--launch-timeout", "300", "--error-exitcode", "9"]
+        memcheck = [*check, "--report-api-errors", "no", "--tool", "memcheck"]
         jobs: dict[str, tuple[list[str], dict[str, str]]] = {
-            "memcheck, CUDA": ([*check, "memcheck", *tests], memory),
-            "racecheck, CUDA": ([*check, "racecheck", *tests], {}),
-            "memcheck, Triton": ([*check, "memcheck", *twins], memory),
+            "memcheck, CUDA": ([*memcheck, *tests], memory),
+            "racecheck, CUDA": ([*check, "--tool", "racecheck", *tests], {}),
+            "memcheck, Triton": ([*memcheck, *twins], memory),
         }
         if importlib.util.find_spec("pytest") is None:
             print("  the CUDA kernels' tests are not looked at: there is no pytest")
@@ -342,10 +351,10 @@ class Rehearsal(Machine):
         interpreted = {**self.env, "TRITON_INTERPRET": "1"}
         files = gpu_tests.files_with(folder, "mark.triton", "operator_case")
         marks = "triton and not soak"
-        first = self.run_tests("interpreted", files, marks, self.jobs, interpreted)
+        first = self.run_tests("interpreted", files, marks, self.jobs, interpreted, seconds="0")
         files = sorted({*folder.glob("test_*_compiled.py"), *folder.glob("test_*_cuda.py")})
         marks = "not triton and not gpu and not soak"
-        second = self.run_tests("compiled", files, marks, self.jobs, self.env)
+        second = self.run_tests("compiled", files, marks, self.jobs, self.env, seconds="0")
         states = {first[0], second[0]}
         words = f"interpreted: {first[1]}; compiled and emulated: {second[1]}"
         return next(s for s in ("failed", "not run", "passed") if s in states), words
@@ -366,7 +375,8 @@ def lay_out(site: Path) -> None:
     # Modules of other Pythons may lie between the sources.
     ignored = shutil.ignore_patterns("*.so", "__pycache__", "results")
     for name, source in settings["tool"]["scikit-build"]["wheel"]["packages"].items():
-        shutil.copytree(ROOT / source, site / name, ignore=ignored)
+        # Where they are linked in the sources, they are there already.
+        shutil.copytree(ROOT / source, site / name, ignore=ignored, dirs_exist_ok=True)
 
 
 def table(outcomes: list[Outcome], budgets: dict[str, float]) -> str:
@@ -399,7 +409,7 @@ def main(arguments: list[str] | None = None) -> int:
     scale = 1.0 if given.seconds is None else given.seconds / sum(known[part] for part in chosen)
     budgets = {part: known[part] * scale for part in chosen}
     cpus = os.cpu_count() or 1
-    jobs = given.jobs or (cpus if given.rehearse else max(1, min(10, cpus)))
+    jobs = given.jobs or (cpus if given.rehearse else max(1, min(16, cpus)))
     WORK.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     clock = Clock(budgets)

@@ -3,12 +3,16 @@ became of it, so that a test that ends the process or loses the CUDA context cos
 
 VECSMITH_SHARD="k/n" and VECSMITH_SHARD_LOG=FILE in the environment. Tests that the file says have
 begun are not run again: whoever starts the process a second time goes on behind them.
+
+A test that takes longer than VECSMITH_TEST_SECONDS ends its process, by SIGALRM: no Python code
+runs while a thread waits for a kernel that does not end.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 
 import pytest
@@ -34,7 +38,8 @@ def _begun() -> set[str]:
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     number, count = (int(part) for part in os.environ["VECSMITH_SHARD"].split("/"))
-    own = items[number::count]
+    # Kernels in CUDA come last: blocks of theirs wait for each other, and may do so for ever.
+    own = sorted(items[number::count], key=lambda item: "_cuda" in item.path.name)
     before = _begun()
     items[:] = [item for item in own if item.nodeid not in before]
     _write(chosen=len(own))
@@ -51,6 +56,11 @@ def pytest_collectreport(report: pytest.CollectReport) -> None:
 
 def pytest_runtest_logstart(nodeid: str) -> None:
     _write(test=nodeid, outcome="began")
+    signal.alarm(int(os.environ.get("VECSMITH_TEST_SECONDS", "0")))
+
+
+def pytest_runtest_logfinish() -> None:
+    signal.alarm(0)
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

@@ -7,6 +7,7 @@ import ast
 import importlib.util
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,8 @@ from pathlib import Path
 # How often a process that a test has ended is started again.
 _RESTARTS = 20
 _LOST = 70  # gpu_shards.LOST
+# Of one test: the longest compile for many of them, beside others.
+_SECONDS = os.environ.get("VECSMITH_TEST_SECONDS", "60")
 # Versions of others are not ours to choose there: their warnings are printed, and fail nothing.
 # Neither do plugins take part that happen to be installed, nor options that need one.
 PYTEST = ("-q", "-rf", "-p", "gpu_shards", "-p", "no:cacheprovider", "--strict-markers")
@@ -37,8 +40,12 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
     @property
+    def ended(self) -> int:
+        return self.passed + len(self.skipped) + len(self.failed)
+
+    @property
     def unfinished(self) -> int:
-        return max(0, self.chosen - self.passed - len(self.skipped) - len(self.failed))
+        return max(0, self.chosen - self.ended)
 
     @property
     def words(self) -> str:
@@ -134,8 +141,12 @@ def run_tests(
     folder: Path,
     env: dict[str, str],
     run: Run,
+    seconds: str = _SECONDS,
 ) -> Found:
-    """Runs the tests of the files with these marks, dealt to so many processes at once."""
+    """Runs the tests of the files with these marks, dealt to so many processes at once.
+
+    seconds: that one test may take; "0" for any.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.iterdir():
         old.unlink()
@@ -150,24 +161,34 @@ def run_tests(
             **env,
             "VECSMITH_SHARD": f"{number}/{jobs}",
             "VECSMITH_SHARD_LOG": str(log),
+            "VECSMITH_TEST_SECONDS": seconds,
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "OMP_NUM_THREADS": str(threads),
+            "PYTHONHASHSEED": "0",  # all of them count the same tests in the same order
         }
         command = [sys.executable, "-m", "pytest", *PYTEST, "-m", marks, *map(str, able)]
         for _ in range(_RESTARTS):
+            before = read_logs([log])
             status = run(command, output, own)
             if status is None:
                 return log
             ended = _begun_alone(log)
             if ended is not None:
                 why = f"its process ended with status {status}"
+                if status == -signal.SIGALRM:
+                    why = f"it took more than {seconds} s"
                 with log.open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"test": ended, "outcome": "failed", "why": why}) + "\n")
             elif status in (0, 1, 5):
                 return log
             elif status != _LOST:
-                notes.append(f"pytest ended with status {status}: see {output}")
-                return log
+                now = read_logs([log])
+                if not now.ended - before.ended:
+                    notes.append(f"pytest ended with status {status}: see {output}")
+                    return log
+                # It ended by itself behind its tests: as a lost context makes it, or for nothing.
+                if len(now.failed) == len(before.failed):
+                    notes.append(f"a process ended with status {status}: see {output}")
         notes.append(f"process {number} was started {_RESTARTS} times: see {output}")
         return log
 
