@@ -25,6 +25,7 @@ import torch
 from ._curve_shapes import CURVES as _DECLARED
 from ._curve_shapes import SHARED, SMALL, Curve, Work
 from ._runner import Check, machine, spread, write
+from ._tables import thread_count
 
 CURVES: dict[str, list[Curve]] = {op: [c for c in _DECLARED if c.op == op] for op in SHARED}
 # How many times as much as expected is a knee.
@@ -168,11 +169,6 @@ def measure(
                 work.call()
             samples[key].append(_sample(work, repeats[key], clock))
     return samples
-
-
-def thread_count(number: int) -> str:
-    """ "1 thread", "2 threads"."""
-    return f"{number} thread{'s' if number > 1 else ''}"
 
 
 def _lines(
