@@ -382,6 +382,14 @@ def explained(page):
     return [(c, number(a), number(b or a), kind, why) for c, a, b, kind, why in rows]
 
 
+@pytest.mark.parametrize("op", PAGES)
+def test_the_page_of_the_operator_leads_to_its_curves(op):
+    page = ROOT / "docs" / PAGES[op]
+    assert "\n## How cost grows\n" in page.read_text()
+    own = ROOT / "docs" / "operators" / f"{op}.md"
+    assert page.stem == op or f"(../{PAGES[op]}#how-cost-grows)" in own.read_text()
+
+
 @pytest.mark.parametrize("path", RECORDS, ids=lambda p: f"{p.parent.name}-{p.stem}")
 def test_the_page_of_the_operator_says_why_every_knee_is_there(curves, path):
     record = json.loads(path.read_text())
