@@ -309,13 +309,13 @@ def main(arguments: list[str] | None = None) -> int:
         records = run(given.ops or None, given.threads, given.rounds, given.full, say=print)
     except ValueError as error:
         made.error(str(error))
+    if not given.no_write:
+        for record in records:
+            print(f"written: {write(record)}", file=sys.stderr)
     if given.plot:
         from ._curve_plots import sheet
 
         sheet(records, given.plot)
-    if not given.no_write:
-        for record in records:
-            print(f"written: {write(record)}", file=sys.stderr)
     return 0 if all(c["passed"] for record in records for c in record["agreement"]) else 1
 
 
