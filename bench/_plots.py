@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ._tables import thread_count
+
 _BAR, _SLOWER, _LINE, _PAPER = "#3b5b8c", "#b5523b", "#222222", "#ffffff"
 _ROW, _HEAD = 0.27, 1.5  # inches: of a bar, of title and axis
 
@@ -132,4 +134,4 @@ def _title(records: list[dict[str, Any]]) -> str:
     machine = next(r["machine"] for r in records if r.get("ratios"))
     versions = machine.get("versions", {})
     title = f"vecsmith {versions.get('vecsmith', '')} on {machine['processor']}".replace("  ", " ")
-    return f"{title}, {machine['threads']} threads, ISA level {machine['isa']}"
+    return f"{title}, {thread_count(machine['threads'])}, ISA level {machine['isa']}"

@@ -32,6 +32,11 @@ def number(value: float) -> str:
     return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
+def thread_count(count: object) -> str:
+    """ "1 thread", "2 threads"."""
+    return f"{count} thread{'' if count == 1 else 's'}"
+
+
 def times(ratio: dict[str, Any]) -> tuple[str, str]:
     """A ratio and its quartiles."""
     median, low, high = (
@@ -74,7 +79,7 @@ class Screen:
     def machine(self, described: dict[str, Any], found: Roofline) -> None:
         where = described.get("gpu") if found.device == "cuda" else described["processor"]
         self.line(
-            f"{where}, {described['cpus']} processors, {found.threads} threads, "
+            f"{where}, {described['cpus']} processors, {thread_count(found.threads)}, "
             f"ISA level {described['isa']}"
         )
         self.line(f"roofline: {found.words}")

@@ -5,6 +5,7 @@ roofline. Nothing is installed, and nothing is written but what is asked for."""
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import importlib
 import json
@@ -193,16 +194,21 @@ def main(settings: Settings) -> int:
     settings = checked(settings)
     screen = Screen(sys.stderr if settings.as_json else sys.stdout)
     outcome = Outcome()
-    with _prepared(settings), tempfile.TemporaryDirectory() as scratch:
-        try:
+    try:
+        with _prepared(settings), tempfile.TemporaryDirectory() as scratch:
             _measure(settings, Path(scratch), outcome, screen)
             if settings.curves and settings.device == "cpu":
                 _measure_curves(settings, outcome, screen)
-        except KeyboardInterrupt:
-            outcome.interrupted = True
+    except KeyboardInterrupt:
+        outcome.interrupted = True
+    except OSError:  # a full disk: what was measured before is not lost with it
+        with contextlib.suppress(OSError):
+            _write_json(settings, outcome, screen)
+        raise
     absent = [] if settings.device == "cuda" else _absent(settings, outcome)
     screen.end(outcome.records, outcome.skipped, outcome.failed, absent, outcome.interrupted)
-    _write(settings, outcome, screen)
+    _write_json(settings, outcome, screen)
+    _draw(settings, outcome, screen)
     return outcome.status
 
 
@@ -304,23 +310,9 @@ def _keep(record: dict[str, Any], settings: Settings, outcome: Outcome) -> None:
         _runner.write(record, settings.save)
 
 
-def _write(settings: Settings, outcome: Outcome, screen: Screen) -> None:
-    """Pictures and JSON of all records."""
+def _write_json(settings: Settings, outcome: Outcome, screen: Screen) -> None:
     from vecsmith.io._atomic import atomic_file
 
-    if settings.plot is not None:
-        from ._plots import ratio_bars
-
-        if any(record.get("ratios") for record in outcome.records):
-            ratio_bars(outcome.records, settings.plot / "ratios.png")
-            screen.note(f"written: {settings.plot / 'ratios.png'}")
-        curves = [record for record in outcome.records if "curves" in record]
-        if curves:
-            draw = importlib.import_module(f"{__package__}._curve_plots").curve_plot
-            for record in curves:
-                path = settings.plot / f"{record['name']}.png"
-                draw(record, path)
-                screen.note(f"written: {path}")
     text = json.dumps(outcome.records, indent=1)
     if settings.json_file is not None:
         with atomic_file(settings.json_file, "w") as file:
@@ -328,3 +320,25 @@ def _write(settings: Settings, outcome: Outcome, screen: Screen) -> None:
         screen.note(f"written: {settings.json_file}")
     if settings.as_json:
         print(text, flush=True)
+
+
+def _draw(settings: Settings, outcome: Outcome, screen: Screen) -> None:
+    """The pictures, after the numbers: they can be measured only once."""
+    if settings.plot is None:
+        return
+    from ._plots import ratio_bars
+
+    curve_plot = importlib.import_module(f"{__package__}._curve_plots").curve_plot
+    pictures: dict[Path, Callable[[Path], object]] = {}
+    if any(record.get("ratios") for record in outcome.records):
+        pictures[settings.plot / "ratios.png"] = lambda path: ratio_bars(outcome.records, path)
+    for record in outcome.records:
+        if "curves" in record:
+            path = settings.plot / f"{record['name']}.png"
+            pictures[path] = functools.partial(curve_plot, record)
+    for path, draw in pictures.items():
+        try:
+            draw(path)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        screen.note(f"written: {path}")

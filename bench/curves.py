@@ -25,6 +25,7 @@ import torch
 from ._curve_shapes import CURVES as _DECLARED
 from ._curve_shapes import SHARED, SMALL, Curve, Work
 from ._runner import Check, machine, spread, write
+from ._tables import thread_count
 
 CURVES: dict[str, list[Curve]] = {op: [c for c in _DECLARED if c.op == op] for op in SHARED}
 # How many times as much as expected is a knee.
@@ -170,11 +171,6 @@ def measure(
     return samples
 
 
-def thread_count(number: int) -> str:
-    """ "1 thread", "2 threads"."""
-    return f"{number} thread{'s' if number > 1 else ''}"
-
-
 def _lines(
     works: dict[tuple[int, int], Work], samples: dict[tuple[int, int], list[float]], axis: str
 ) -> dict[str, list[dict[str, Any]]]:
@@ -313,13 +309,13 @@ def main(arguments: list[str] | None = None) -> int:
         records = run(given.ops or None, given.threads, given.rounds, given.full, say=print)
     except ValueError as error:
         made.error(str(error))
+    if not given.no_write:
+        for record in records:
+            print(f"written: {write(record)}", file=sys.stderr)
     if given.plot:
         from ._curve_plots import sheet
 
         sheet(records, given.plot)
-    if not given.no_write:
-        for record in records:
-            print(f"written: {write(record)}", file=sys.stderr)
     return 0 if all(c["passed"] for record in records for c in record["agreement"]) else 1
 
 

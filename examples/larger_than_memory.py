@@ -25,6 +25,8 @@ parser.add_argument("--memory", type=float, default=256, help="MB that may be ta
 parser.add_argument("--steps", type=int, default=1000, help="batches of 4096 ids [1000]")
 parser.add_argument("--folder", type=Path, default=Path(), help="for the file; not in memory [.]")
 options = parser.parse_args()
+if not all(0 < n < 1e12 for n in (options.rows, options.cache, options.memory)):
+    parser.error("expected numbers for --rows, --cache and --memory")
 rows, cache, batch = int(options.rows), int(options.cache), 4096
 if not (rows >= cache >= batch and options.dim >= 1 and options.steps >= 10):
     parser.error("expected --rows >= --cache >= 4096, --dim of at least 1, --steps of at least 10")

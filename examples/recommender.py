@@ -16,9 +16,7 @@ from vecsmith.data import Interactions
 from vecsmith.eval import evaluate_ranking
 
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-parser.add_argument(
-    "ratings", nargs="?", type=Path, help="users, items, ratings: CSV, Parquet, ..."
-)
+parser.add_argument("ratings", nargs="?", type=Path, help="users, items, ratings: CSV, ...")
 parser.add_argument("--titles", type=Path, help="CSV with a header: an item and its title")
 parser.add_argument("--folder", type=Path, default=Path("recommender"), help="for made-up files")
 parser.add_argument("--liked", type=float, default=4, help="a rating from here on is a like [4]")
@@ -73,9 +71,9 @@ class Popular:
 
 
 # 1. The file. The columns are found by their names; keys may be numbers or words.
-if options.ratings is None:
-    options.ratings, options.titles = make_up(options.folder)
 try:
+    if options.ratings is None:
+        options.ratings, options.titles = make_up(options.folder)
     ratings = Interactions.read(options.ratings)
     with open(options.titles or os.devnull, newline="", encoding="utf-8") as file:
         titles = {row[0]: row[1] for row in csv.reader(file) if len(row) > 1}
@@ -83,6 +81,9 @@ try:
     number = likes.users.dtype.kind == "i" and options.user is not None
     key = likes.users[0] if options.user is None else int(options.user) if number else options.user
     user = likes.user_index(key)
+    train, test = likes.split_ratio(0.2, seed=0)
+    if options.factors < 1 or not len(test):
+        raise ValueError("expected --factors of at least 1, and somebody with several likes")
 except KeyError as error:
     parser.error(error.args[0])
 except (OSError, ValueError) as error:
@@ -90,7 +91,6 @@ except (OSError, ValueError) as error:
 print(f"{options.ratings}: {len(ratings):,} ratings, {len(likes):,} of them likes")
 
 # 2. A fifth of everybody's likes is held out: how many of them are among ten recommendations?
-train, test = likes.split_ratio(0.2, seed=0)
 model = vecsmith.ALS(options.factors, alpha=10, regularization=1, random_state=0, progress=False)
 for name, each in (("most popular", Popular(train)), ("ALS", model.fit(train))):
     found = evaluate_ranking(each, train, test, k=10)

@@ -20,15 +20,15 @@ parser.add_argument("--size", type=int, default=512, help="numbers in a vector [
 parser.add_argument("--length", type=int, default=24, help="words in a sentence, at most [24]")
 parser.add_argument("--test", type=int, default=500, help="sentences that are not trained on [500]")
 options = parser.parse_args()
-if min(options.length, options.test) < 1 or options.size < 8:
-    parser.error("expected --length and --test of at least 1 and --size of at least 8")
+if options.length < 3 or options.test < 2 or options.size < 8:
+    parser.error("expected --length of at least 3, --test of 2 and --size of 8")
 
 # 1. Sentences; some are held out.
 if options.text is None:
     library = Path(json.__file__).parent.parent
     sentences = [" ".join(words) + "." for words in docstring_sentences([library])]
 elif options.text.is_file():
-    sentences = options.text.read_text(encoding="utf-8").splitlines()
+    sentences = options.text.read_text(encoding="utf-8", errors="replace").splitlines()
 else:
     parser.error(f"expected a text file; got {options.text}")
 sentences = list(dict.fromkeys(s for s in sentences if 3 <= len(s.split()) <= options.length))

@@ -37,7 +37,7 @@ if options.text is None:
     email = Path(json.__file__).parent.parent / "email"  # a package of the standard library
     lines = [" ".join(words) for words in docstring_sentences([email])]
 elif options.text.is_file():
-    lines = options.text.read_text(encoding="utf-8").splitlines()
+    lines = options.text.read_text(encoding="utf-8", errors="replace").splitlines()
 else:
     parser.error(f"expected a text file; got {options.text}")
 lines = [line for line in lines if len(line) > 1]

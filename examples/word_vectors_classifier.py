@@ -25,7 +25,8 @@ parser.add_argument("--labels", type=int, default=50, help="texts of a class wit
 parser.add_argument("--test", type=int, default=1000, help="texts of a class to test on [1000]")
 parser.add_argument("--epochs", type=int, default=5, help="of the word vectors [5]")
 options = parser.parse_args()
-if min(options.texts, options.labels, options.test, options.epochs) < 1 or len(options.files) == 1:
+few = options.files and not 2 <= len(options.files) == len(set(options.files))
+if few or min(options.texts, options.labels, options.test, options.epochs) < 1:
     parser.error("expected numbers of at least 1, and a file for each of two classes or more")
 
 # 1. The texts of each class, as lists of words. Without files: which package has this docstring?
@@ -34,7 +35,7 @@ if options.files:
     for file in options.files:
         if not file.is_file():
             parser.error(f"expected a file of texts; got {file}")
-        lines = file.read_text(encoding="utf-8").lower().splitlines()
+        lines = file.read_text(encoding="utf-8", errors="replace").lower().splitlines()
         texts[str(file)] = [words for line in lines if (words := line.split())]
 else:
     folders = {p.__name__: Path(p.__file__).parent for p in (numpy, scipy, sklearn)}

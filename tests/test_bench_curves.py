@@ -259,6 +259,19 @@ def test_run_returns_records_and_says_them(curves, monkeypatch, tmp_path):
     valid(curves, json.loads(folder.read_text()))
 
 
+def test_a_picture_that_cannot_be_drawn_costs_no_numbers(curves, plots, monkeypatch, tmp_path):
+    def full(*given):
+        raise OSError("No space left on device")
+
+    written = []
+    monkeypatch.setattr(curves, "run", lambda *_, **given: [{"name": "curve", "agreement": []}])
+    monkeypatch.setattr(curves, "write", written.append)
+    monkeypatch.setattr(plots, "sheet", full)
+    with pytest.raises(OSError, match="No space left"):
+        curves.main(["spmm", "--plot", str(tmp_path / "all.png")])
+    assert [record["name"] for record in written] == ["curve"]
+
+
 def test_a_wrong_answer_is_not_agreement(curves, monkeypatch):
     shapes = importlib.import_module("bench._curve_shapes")
     answers = {"native": torch.ones(3) * 1.01, "reference": torch.ones(3)}
@@ -380,6 +393,14 @@ def explained(page):
     )
     number = lambda text: int(text.replace(",", ""))  # noqa: E731
     return [(c, number(a), number(b or a), kind, why) for c, a, b, kind, why in rows]
+
+
+@pytest.mark.parametrize("op", PAGES)
+def test_the_page_of_the_operator_leads_to_its_curves(op):
+    page = ROOT / "docs" / PAGES[op]
+    assert "\n## How cost grows\n" in page.read_text()
+    own = ROOT / "docs" / "operators" / f"{op}.md"
+    assert page.stem == op or f"(../{PAGES[op]}#how-cost-grows)" in own.read_text()
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda p: f"{p.parent.name}-{p.stem}")

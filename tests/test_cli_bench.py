@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from vecsmith.bench import _peers, command, roofline
+from vecsmith.bench import _peers, _runner, command, roofline
 from vecsmith.bench._runner import Check, Group, Job, Ratio, Skipped
 from vecsmith.bench.roofline import Roofline, Work
 
@@ -364,6 +364,30 @@ def test_a_full_disk(vecsmith, groups, tmp_path, monkeypatch):
     assert "o space left" in result.err
     assert [p.name for p in tmp_path.iterdir()] == ["all.json"]
     assert file.read_text() == "old"
+
+
+@pytest.mark.parametrize("option", ["--save", "--plot"])
+def test_what_cannot_be_written_costs_no_numbers(vecsmith, groups, tmp_path, monkeypatch, option):
+    """A record's own file, or a picture: what was measured before is in the JSON of all."""
+
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    plots = pytest.importorskip("vecsmith.bench._plots")
+    module, name = (_runner, "write") if option == "--save" else (plots, "ratio_bars")
+    monkeypatch.setattr(module, name, full)
+    groups(spmm=[ours_and])
+    file = tmp_path / "all.json"
+    files = [option, tmp_path / "folder", "--json-file", file, "--json", "--no-curves"]
+    result = vecsmith("bench", "spmm", "--rounds", 1, *files)
+    assert result.code == 2
+    assert "2.00x" in result.err or option == "--save"
+    (record,) = json.loads(file.read_text())
+    assert json.loads(result.out) == [record]
+    last = result.err.splitlines()[-1]
+    assert last.startswith("error: ")
+    assert last.endswith("o space left on device")
+    assert "ratios.png" in last or option == "--save"
 
 
 # The real operator, small, and so often that a reader who leaves is noticed; a roofline of little.

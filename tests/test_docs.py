@@ -3,6 +3,9 @@ the pages name; and its links lead somewhere."""
 
 from __future__ import annotations
 
+import ast
+import functools
+import inspect
 import re
 import textwrap
 from pathlib import Path
@@ -11,12 +14,13 @@ import numpy as np
 import pytest
 import torch
 
+import vecsmith
 from test_house import tool
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-# Its sentences are the reader's, and its word vectors take a real text.
-SKIPPED = {"sentences.md"}
+# Sentences are the reader's, and word vectors take a real text; graphs need a GPU.
+SKIPPED = {"sentences.md", "cuda-graphs.md"}
 
 
 def python_blocks(text: str) -> list[tuple[int, str]]:
@@ -99,6 +103,21 @@ def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch, settings):
     for line, code in python_blocks(page.read_text(encoding="utf-8")):
         # Lines of a failure are those of the page.
         exec(compile("\n" * (line - 1) + code, str(page), "exec"), names)
+
+
+def test_what_the_page_of_graphs_calls_is_there():
+    """Its code runs on a GPU alone: here every function of ours has the arguments it is given."""
+    called = []
+    for _, code in python_blocks((DOCS / "cuda-graphs.md").read_text(encoding="utf-8")):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("vecsmith."):
+                named = {word.arg: None for word in node.keywords}
+                path = ast.unparse(node.func).split(".")[1:]
+                inspect.signature(functools.reduce(getattr, path, vecsmith)).bind(
+                    *node.args, **named
+                )
+                called.append(path[-1])
+    assert called == ["skipgram", "EmbeddingBag", "apply_optimizer_in_backward"]
 
 
 def broken_links(page: Path) -> list[str]:

@@ -159,11 +159,19 @@ def test_a_table_larger_than_its_memory_learns(tmp_path):
 BAD = [
     ("word_vectors_classifier", ["one.txt"], "a file for each of two classes"),
     ("word_vectors_classifier", ["a.txt", "b.txt"], "expected a file of texts; got a.txt"),
+    ("word_vectors_classifier", ["a.txt", "a.txt"], "a file for each of two classes"),
     ("swap_lstm", ["nothing.txt"], "expected a text file; got nothing.txt"),
     ("swap_lstm", ["--steps", "0"], "--steps of at least 1"),
     ("recommender", ["nothing.csv"], "nothing.csv"),
     ("sentences_there_and_back", ["nothing.txt"], "expected a text file; got nothing.txt"),
+    ("sentences_there_and_back", ["--test", "1"], "--test of 2"),
     ("larger_than_memory", ["--cache", "1e9"], "--rows >= --cache"),
+    ("larger_than_memory", ["--rows", "nan"], "expected numbers for --rows"),
+    (
+        "larger_than_memory",
+        ["--memory", "inf"],
+        "expected numbers for --rows, --cache and --memory",
+    ),
     (
         "larger_than_memory",
         ["--folder", "nowhere"],
@@ -182,6 +190,20 @@ def test_a_script_says_what_is_wrong(tmp_path, monkeypatch, capsys, name, argume
     assert ended.value.code == 2
     assert complaint in " ".join(capsys.readouterr().err.split())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ratings_that_say_nothing(tmp_path):
+    dislikes = write(tmp_path / "ratings.csv", ["user,item,rating", "1,2,1", "2,3,2"])
+    assert "somebody with several likes" in run("recommender", dislikes, folder=tmp_path, status=2)
+    few = ["--folder", tmp_path / "made", "--factors", 0]
+    assert "--factors of at least 1" in run("recommender", *few, folder=tmp_path, status=2)
+    assert "ratings.csv" in run("recommender", "--folder", dislikes, folder=tmp_path, status=2)
+
+
+@pytest.mark.parametrize("name", ["swap_lstm", "sentences_there_and_back"])
+def test_a_text_that_is_not_utf8(tmp_path, name):
+    (tmp_path / "latin.txt").write_bytes("caf\xe9 au lait\n".encode("latin-1") * 3)
+    assert "expected at least" in run(name, "latin.txt", folder=tmp_path, status=2)
 
 
 def test_the_short_scripts_are_short_and_come_first():

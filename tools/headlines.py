@@ -147,7 +147,10 @@ FIGURES = {
         *("als_likes_gowalla_f128", "als_likes_ml-1m_f128"),
         *("als_ratings_ml-1m_cmfrec", "als_ratings_ml-1m_lenskit"),
     ),
-    "factor_sgd": (),
+    "factor_sgd": (
+        *("factor_sgd_ml-1m_f32_t2", "factor_sgd_ml-1m_f128_t2"),
+        *("factor_sgd_bpr_ml-1m_f32_t2", "factor_sgd_bpr_ml-1m_f128_t2"),
+    ),
     "spmm": (
         *("low_rank_truncatedsvd_ml-1m_float32", "low_rank_truncatedsvd_text_float32"),
         *("low_rank_pca_ml-1m_float32", "low_rank_pca_text_float32"),
