@@ -364,6 +364,19 @@ class Rehearsal(Machine):
         return self.run_bench([sys.executable, "-m", "bench.gpu", "--rehearse"], env)
 
 
+# Python runs it at its start, and by it another of that name that it hides.
+_FIRST = '''"""What lies beside this file comes before an editable install of vecsmith."""
+import importlib.machinery, importlib.util, os, sys
+editable = lambda finder: "vecsmith" in getattr(finder, "known_source_files", ())
+sys.meta_path[:] = [finder for finder in sys.meta_path if not editable(finder)]
+here = os.path.dirname(os.path.abspath(__file__))
+others = [path for path in sys.path if os.path.abspath(path) != here]
+hidden = importlib.machinery.PathFinder.find_spec("sitecustomize", others)
+if hidden is not None and hidden.loader is not None:
+    hidden.loader.exec_module(importlib.util.module_from_spec(hidden))
+'''
+
+
 def lay_out(site: Path) -> None:
     """The Python sources as the wheel has them, into a new folder."""
     try:
@@ -377,6 +390,7 @@ def lay_out(site: Path) -> None:
     for name, source in settings["tool"]["scikit-build"]["wheel"]["packages"].items():
         # Where they are linked in the sources, they are there already.
         shutil.copytree(ROOT / source, site / name, ignore=ignored, dirs_exist_ok=True)
+    (site / "sitecustomize.py").write_text(_FIRST, encoding="utf-8")
 
 
 def table(outcomes: list[Outcome], budgets: dict[str, float]) -> str:
