@@ -64,7 +64,8 @@ __host__ __device__ inline std::uint64_t mix(std::uint64_t z) {
   return z ^ (z >> 31);
 }
 
-__host__ __device__ inline std::uint64_t stream_key(std::uint64_t seed, std::uint64_t epoch, std::uint64_t stream) {
+__host__ __device__ inline std::uint64_t stream_key(std::uint64_t seed, std::uint64_t epoch,
+                                                    std::uint64_t stream) {
   return mix(mix(mix(seed + kGolden) + epoch + kGolden) + stream + kGolden);
 }
 

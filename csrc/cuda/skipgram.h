@@ -42,9 +42,9 @@ struct TextArguments {
   float* scratch = nullptr;
   std::int64_t scratch_floats = 0;
   std::int64_t blocks = 0;  // 0: fill the device; 1: one group after another
-  // What a CUDA graph reads anew in every replay, or null. The first `live` survivors count; `place`
-  // stands for seed, epoch, the first position (of mark_survivors) and words_before; `rates` for
-  // alpha and min_alpha.
+  // What a CUDA graph reads anew in every replay, or null. The first `live` survivors count;
+  // `place` stands for seed, epoch, the first position (of mark_survivors) and words_before;
+  // `rates` for alpha and min_alpha.
   const std::int64_t* live = nullptr;   // [1]
   const std::int64_t* place = nullptr;  // [4]
   const double* rates = nullptr;        // [2]
