@@ -27,7 +27,9 @@ import pytest
 import torch
 
 # Helpers that assert: a failure in one shows its values, as in a test.
-pytest.register_assert_rewrite("plain_corpus")
+pytest.register_assert_rewrite("plain_corpus", "command_result")
+
+from command_result import Result  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 # Of kernels that a test compiles by itself.
@@ -387,3 +389,20 @@ def emulated_tiles(tmp_path_factory):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+# --- the command line -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def vecsmith(capsys) -> Callable[..., Result]:
+    """Runs the command in this process."""
+    from vecsmith.cli import main
+
+    def run(*arguments: object) -> Result:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        return Result(end.value.code, *capsys.readouterr())
+
+    return run

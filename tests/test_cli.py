@@ -22,6 +22,7 @@ import pytest
 import torch
 import typer
 
+from command_result import Result
 from vecsmith import KeyedVectors, Word2Vec
 from vecsmith.cli import main
 from vecsmith.models._checkpoint import NAME, Checkpoint
@@ -55,26 +56,6 @@ def vectors(text) -> Path:
     model.wv.save_word2vec_format(text.parent / "vectors.txt", binary=False)
     model.wv.save_word2vec_format(text.parent / "vectors.bin", binary=True)
     return folder
-
-
-class Result:
-    """What a command has printed, and its exit code."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def vecsmith(capsys):
-    """Runs the command in this process."""
-
-    def run(*arguments: object) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(a) for a in arguments])
-        return Result(end.value.code, *capsys.readouterr())
-
-    return run
 
 
 def start(*arguments: object, **options) -> subprocess.Popen:

@@ -14,40 +14,11 @@ import pytest
 
 from planted_ratings import groups, random_cells
 from vecsmith import ALS, BPR, ExplicitALS, MatrixFactorizationSGD
-from vecsmith.cli import main
 from vecsmith.data import Interactions
 from vecsmith.models._checkpoint import NAME
 from vecsmith.models._factor_training import FactorCheckpoint
 
 FIRST = 2**33
-
-
-class Result:
-    """What a command has printed, and its exit code."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    def error(self) -> str:
-        """The one line of a command that failed."""
-        assert self.code == 2
-        assert self.out == ""
-        (line,) = self.err.splitlines()
-        assert line.startswith("error: ")
-        return line
-
-
-@pytest.fixture
-def vecsmith(capsys):
-    """Runs a command in this process."""
-
-    def run(*arguments: object) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        return Result(end.value.code, *capsys.readouterr())
-
-    return run
 
 
 def write(path: Path, matrix, users, items, header="user,item,rating") -> Path:

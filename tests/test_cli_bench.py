@@ -19,29 +19,7 @@ from vecsmith.bench import _peers, _runner, command, roofline
 from vecsmith.bench._runner import Check, Group, Job, Ratio, Skipped
 from vecsmith.bench.roofline import Roofline, Work
 
-from vecsmith.cli import main
-
 ROOF = Roofline("cpu", 1, 1e9, {"float32": 1e10, "float64": 5e9})
-
-
-class Result:
-    """What a command has printed, and its exit code."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
-@pytest.fixture
-def vecsmith(capsys):
-    """Runs the command in this process."""
-
-    def run(*arguments: object) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main([str(a) for a in arguments])
-        return Result(end.value.code, *capsys.readouterr())
-
-    return run
 
 
 def ours_and(other: float = 4.0, **more) -> Group:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import io
 import re
@@ -16,7 +17,6 @@ import pytest
 import torch
 
 from vecsmith import SentenceAutoencoder
-from vecsmith.cli import main
 from vecsmith.cli._sentence import _line
 from vecsmith.models._checkpoint import NAME
 from vecsmith.models._sentence_training import SentenceCheckpoint
@@ -60,24 +60,10 @@ def model(text) -> Path:
     return folder
 
 
-class Result:
-    """What a command has printed, and its exit code."""
-
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-
 @pytest.fixture
-def sentence(capsys):
-    """Runs the command in this process."""
-
-    def run(*arguments: object) -> Result:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as end:
-            main(["sentence", *map(str, arguments)])
-        return Result(end.value.code, *capsys.readouterr())
-
-    return run
+def sentence(vecsmith):
+    """Runs `vecsmith sentence` in this process."""
+    return functools.partial(vecsmith, "sentence")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
